@@ -1,0 +1,1 @@
+"""Corpora, audio decoding and calibration batches."""

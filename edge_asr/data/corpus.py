@@ -1,0 +1,75 @@
+"""What a corpus is: a named stream of utterances, damaged clips among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from edge_asr.models.architecture import SAMPLE_RATE
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """One decoded clip and its reference.
+
+    Attributes:
+        id: Unique within the corpus.
+        samples: float32 mono 16 kHz, shape [samples], at least one.
+        text: Reference transcript; empty where a calibration corpus has none.
+        seconds: Length of `samples`.
+        source: Where the clip came from, as its corpus names it (a path, a row of a data set).
+        metadata: Whatever else the corpus says about the clip.
+    """
+
+    id: str
+    samples: np.ndarray
+    text: str
+    seconds: float
+    source: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 1 or self.samples.dtype != np.float32 or not len(self.samples):
+            raise ValueError(
+                f"utterance {self.id!r}: samples must be float32 of shape [samples], got "
+                f"{self.samples.dtype} {self.samples.shape}"
+            )
+        if abs(self.seconds * SAMPLE_RATE - len(self.samples)) > 1:
+            raise ValueError(f"utterance {self.id!r}: seconds={self.seconds} is not its length")
+
+
+@dataclass(frozen=True)
+class DamagedClip:
+    """A clip that cannot be used, and why; it takes its utterance's place in the stream."""
+
+    id: str
+    source: str
+    reason: str
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """A stream of utterances. Iterating decodes one clip at a time and can be repeated."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The values that `metadata["condition"]` takes, in order; empty without conditions."""
+
+    def __len__(self) -> int:
+        """Number of clips, damaged ones included."""
+
+    def __iter__(self) -> Iterator[Utterance | DamagedClip]: ...
+
+
+@runtime_checkable
+class IndexedCorpus(Corpus, Protocol):
+    """A corpus that can decode single clips, so that a sample needs no pass over all of it."""
+
+    def __getitem__(self, index: int) -> Utterance | DamagedClip: ...

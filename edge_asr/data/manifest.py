@@ -1,0 +1,166 @@
+"""A corpus from a JSON-lines manifest, one clip a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_asr.data.audio import DamagedAudio, decode
+from edge_asr.data.corpus import DamagedClip, Utterance
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import SAMPLE_RATE
+
+AUDIO_KEYS = ("audio", "audio_filepath")
+# The leaderboard's order of precedence.
+TEXT_KEYS = ("text", "sentence", "normalized_text", "transcript", "transcription")
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One line of a manifest: the clip's path as written, its transcript, and the other fields."""
+
+    id: str
+    audio: str
+    text: str
+    metadata: Mapping[str, str]
+
+
+class ManifestCorpus:
+    """The clips that a JSON-lines manifest lists.
+
+    Every line is an object with the audio file's path, relative to the manifest, under `audio`
+    or `audio_filepath`; its transcript under the first present of `text`, `sentence`,
+    `normalized_text`, `transcript` and `transcription`; optionally `id` (else the path); and any
+    other fields, kept as strings.
+
+    Args:
+        path: The manifest.
+        name: Name for tables; the file's stem by default.
+        limit: Keep only this many clips from the start, after `where`.
+        where: Keep only rows whose fields equal these.
+        require_text: Reject rows without a transcript. Calibration can do without.
+
+    Raises:
+        UserError: for a missing or empty manifest, a line that is no JSON object, lacks a field
+            or repeats an id, a `where` that matches nothing, or a limit below 1.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        limit: int | None = None,
+        where: Mapping[str, str] | None = None,
+        require_text: bool = True,
+    ) -> None:
+        self._path = Path(path).expanduser()
+        self._name = name or self._path.stem
+        if limit is not None and limit < 1:
+            raise UserError(f"limit={limit} must be at least 1, or null for all clips")
+        rows = _read_rows(self._path, require_text)
+        self._rows = _matching(rows, where or {}, self._path)[:limit]
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def rows(self) -> tuple[ManifestRow, ...]:
+        """The rows kept, none of them decoded."""
+        return tuple(self._rows)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys(
+                row.metadata["condition"] for row in self._rows if "condition" in row.metadata
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Utterance | DamagedClip:
+        """Decode clip number `index`."""
+        row = self._rows[index]
+        try:
+            samples = decode(self._path.parent / row.audio)
+        except DamagedAudio as damage:
+            return DamagedClip(row.id, row.audio, damage.reason)
+        seconds = len(samples) / SAMPLE_RATE
+        return Utterance(row.id, samples, row.text, seconds, row.audio, row.metadata)
+
+    def __iter__(self) -> Iterator[Utterance | DamagedClip]:
+        for index in range(len(self)):
+            yield self[index]
+
+
+def _read_rows(path: Path, require_text: bool) -> list[ManifestRow]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"manifest {str(path)!r} cannot be read ({error}); give the path of a JSON-lines file "
+            'such as {"audio": "clip.wav", "text": "..."}'
+        ) from error
+    rows: list[ManifestRow] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _parse(line, f"manifest {str(path)!r}, line {number}", require_text)
+        if row.id in line_of:
+            raise UserError(
+                f"manifest {str(path)!r}, line {number}: id {row.id!r} was used in line "
+                f"{line_of[row.id]}; give every clip an id of its own"
+            )
+        line_of[row.id] = number
+        rows.append(row)
+    if not rows:
+        raise UserError(f"manifest {str(path)!r} has no rows; write one JSON object a line")
+    return rows
+
+
+def _parse(line: str, place: str, require_text: bool) -> ManifestRow:
+    try:
+        fields: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is no JSON ({error}); write one JSON object a line") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{place} is no JSON object; write one object a line")
+    audio_key = next((key for key in AUDIO_KEYS if isinstance(fields.get(key), str)), None)
+    if audio_key is None:
+        raise UserError(f"{place} names no audio file; give its path under {AUDIO_KEYS[0]!r}")
+    text_key = next((key for key in TEXT_KEYS if isinstance(fields.get(key), str)), None)
+    if text_key is None and require_text:
+        raise UserError(
+            f"{place} has no transcript; give it under one of {', '.join(TEXT_KEYS)} "
+            "(only calibration can do without)"
+        )
+    known = {"id", audio_key, text_key}
+    return ManifestRow(
+        id=str(fields.get("id", fields[audio_key])),
+        audio=fields[audio_key],
+        text=fields[text_key] if text_key else "",
+        metadata={
+            key: str(value)
+            for key, value in fields.items()
+            if key not in known and value is not None
+        },
+    )
+
+
+def _matching(rows: list[ManifestRow], where: Mapping[str, str], path: Path) -> list[ManifestRow]:
+    for key, value in where.items():
+        found = dict.fromkeys(row.metadata[key] for row in rows if key in row.metadata)
+        rows = [row for row in rows if row.metadata.get(key) == str(value)]
+        if not rows:
+            raise UserError(
+                f"where {key}={value!r} matches no row of manifest {str(path)!r}; "
+                f"values of {key!r} there: {', '.join(map(repr, list(found)[:10])) or 'none'}"
+            )
+    return rows

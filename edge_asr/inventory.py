@@ -1,0 +1,186 @@
+"""What a model computes and stores, as plain records: the cost model's only input.
+
+Every weight layer multiplies its whole weight once per output position, so its MACs are
+`weight values x positions`. Attention products have two activation operands and no weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Stack = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much one utterance makes a model do.
+
+    Attributes:
+        seconds: Audio length in seconds.
+        positions: Output positions of each encoder axis for this utterance: `"frame"` (encoder
+            frames) and one axis for every convolution of the stem, named by the
+            architecture map.
+        prompt_tokens: Decoder tokens fed at once before the first generated token.
+        generated_tokens: Tokens generated, the end token included, so at least 1; the decoder
+            runs once a token, the first time over the whole prompt.
+
+    Raises:
+        ValueError: A count is negative, or no token is fed or generated.
+    """
+
+    seconds: float
+    positions: dict[str, int]
+    prompt_tokens: int
+    generated_tokens: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ValueError(f"seconds: {self.seconds} is not a finite length >= 0")
+        for axis, count in self.positions.items():
+            if count < 0:
+                raise ValueError(f"positions[{axis!r}]: {count} is negative")
+        if self.prompt_tokens < 1:
+            raise ValueError(f"prompt_tokens: {self.prompt_tokens}; the start token makes 1")
+        if self.generated_tokens < 1:
+            raise ValueError(f"generated_tokens: {self.generated_tokens}; the end token makes 1")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One weight layer.
+
+    Attributes:
+        name: Module path in the model.
+        stack: `encoder` or `decoder`; the cross-attention key and value layers belong to the
+            decoder although they read encoder frames.
+        role: Place in the block (`qkv`, `out`, `cross_q`, `cross_kv`, `fc1`, `fc2`, `conv`,
+            `head`, `embedding`).
+        weight_shape: Shape of the weight; out_features first (an embedding: rows first).
+        axis: Where it is applied: `token` (once per decoder position), `frame` (once per
+            encoder frame) or a stem axis of `Workload.positions`.
+        weight_bits: Total bits stored for the weight: codes, scales, zero points, outlier
+            values and indices. Of a tied layer the cost model reads the storing layer's.
+        bits_per_weight: Width of one weight operand in the multiplier.
+        bias_bits: Bits stored for the bias, 0 without one.
+        input_bits, output_bits: Width of one activation value read and written.
+        tied_to: Name of the layer that stores the weight, when this one only refers to it.
+        online_macs: Extra MACs per position (a Hadamard, an un-fused divide).
+        stride: Input positions consumed per output position (a strided convolution), else 1.
+
+    Raises:
+        ValueError: A width is negative, or the shape has fewer than two dimensions.
+    """
+
+    name: str
+    stack: Stack
+    role: str
+    weight_shape: tuple[int, ...]
+    axis: str
+    weight_bits: float
+    bits_per_weight: float
+    bias_bits: int = 0
+    input_bits: int = 32
+    output_bits: int = 32
+    tied_to: str | None = None
+    online_macs: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.weight_shape) < 2 or min(self.weight_shape) < 1:
+            raise ValueError(f"{self.name}: weight_shape {self.weight_shape} is no weight matrix")
+        widths = (self.weight_bits, self.bits_per_weight, self.bias_bits, self.input_bits)
+        if min(*widths, self.output_bits, self.online_macs) < 0 or self.stride < 1:
+            raise ValueError(f"{self.name}: a width or online_macs is negative, or stride < 1")
+        if self.stack == "encoder" and self.axis == "token":
+            raise ValueError(f"{self.name}: axis 'token' belongs to the decoder")
+
+    @property
+    def weights(self) -> int:
+        """Number of weight values."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def macs_per_position(self) -> int:
+        """Multiply-accumulates of the weight per output position; an embedding only looks up."""
+        return 0 if self.role == "embedding" else self.weights
+
+    @property
+    def input_values(self) -> int:
+        """Activation values read per output position (ungrouped layers; ids are not counted)."""
+        return 0 if self.role == "embedding" else self.weight_shape[1] * self.stride
+
+    @property
+    def output_values(self) -> int:
+        """Activation values written per output position."""
+        return self.weight_shape[1] if self.role == "embedding" else self.weight_shape[0]
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """One attention: scores (query x key) and mixing (probabilities x value).
+
+    Attributes:
+        name: Module path in the model.
+        stack: `encoder` or `decoder`.
+        kind: `self`, or `cross` (decoder queries on encoder frames).
+        heads, head_dim: Number of heads and values per head.
+        query_bits: Width of a query, a probability and a mixed value.
+        key_value_bits: Width of a key and a value, also as they are cached.
+
+    Raises:
+        ValueError: A cross-attention in the encoder, or a size that is not positive.
+    """
+
+    name: str
+    stack: Stack
+    kind: Literal["self", "cross"]
+    heads: int
+    head_dim: int
+    query_bits: int = 32
+    key_value_bits: int = 32
+
+    def __post_init__(self) -> None:
+        if self.stack == "encoder" and self.kind == "cross":
+            raise ValueError(f"{self.name}: an encoder has no cross-attention")
+        if min(self.heads, self.head_dim, self.query_bits, self.key_value_bits) < 1:
+            raise ValueError(f"{self.name}: heads, head_dim and widths must be positive")
+
+    @property
+    def width(self) -> int:
+        """Values of one query, key or value vector over all heads."""
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All layers and attentions of a model, and the parameters that belong to neither.
+
+    Attributes:
+        layers: Weight layers; names are unique.
+        attentions: Attentions.
+        other_parameters: Number of norm, position-table and similar parameters, never quantized.
+        other_parameter_bits: Bits stored for them.
+        float_bits: Width of an unquantized value.
+        notes: Remarks for the run record, by topic.
+
+    Raises:
+        ValueError: Two layers share a name, or `tied_to` names no layer that stores a weight.
+    """
+
+    layers: tuple[LayerRecord, ...]
+    attentions: tuple[AttentionRecord, ...]
+    other_parameters: int
+    other_parameter_bits: int
+    float_bits: int = 32
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        if len(set(names)) != len(names):
+            raise ValueError("layers: two layers share a name")
+        storing = {layer.name for layer in self.layers if layer.tied_to is None}
+        for layer in self.layers:
+            if layer.tied_to is not None and layer.tied_to not in storing:
+                raise ValueError(f"{layer.name}: tied_to {layer.tied_to!r} stores no weight here")

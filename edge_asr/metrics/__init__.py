@@ -1,0 +1,1 @@
+"""Word error rate, its uncertainty, and what a model costs to run and to store."""

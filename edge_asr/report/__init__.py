@@ -1,0 +1,1 @@
+"""Run records turned into CSV, Markdown and console tables."""

@@ -1,0 +1,68 @@
+"""Turn run records into leaderboards: `python -m edge_asr.report --results results`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_asr.errors import UserError
+from edge_asr.record import Record, find_records, read_record
+from edge_asr.report.console import print_table
+from edge_asr.report.markdown import write_markdown
+from edge_asr.report.tables import tables, write_csv
+
+USAGE_ERROR = 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_asr.report",
+        description="Collect run records into one leaderboard per scoring protocol.",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="Folder searched, with all below it, for record.json files (default: results).",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="Folder that receives leaderboard_<protocol>.csv and .md (default: as --results).",
+    )
+    return parser
+
+
+def _read(results: Path) -> list[Record]:
+    records = [read_record(path) for path in find_records(results)]
+    if not any(record.results for record in records):
+        raise UserError(
+            f"results: {results} holds no record.json with results; finish a run there first"
+        )
+    return records
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write and print the tables; the exit code is 2 when there is nothing sound to tabulate."""
+    options = _parser().parse_args(arguments)
+    try:
+        records = _read(options.results)
+        for protocol, frame in tables(records).items():
+            folder = options.out or options.results
+            written = [write_csv(folder, protocol, frame), write_markdown(folder, protocol, frame)]
+            print_table(protocol, frame)
+            print("wrote " + " and ".join(map(str, written)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    idle = sum(not record.results for record in records)
+    if idle:
+        print(f"{idle} record(s) without results are in no table", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The few columns people read, as text; Markdown and console show the same cells."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+HEADINGS = (
+    "Model",
+    "Method",
+    "Bits",
+    "WER % [95 %]",
+    "Δ WER [95 %]",
+    "Empty/loop",
+    "MB",
+    "b/param",
+    "I/O MB",
+    "GBOPs",
+)
+
+
+def number(value: object, digits: int) -> str:
+    """A number with fixed digits, or a dash where there is none."""
+    if value is None or pd.isna(value):  # type: ignore[call-overload]
+        return "–"
+    return f"{float(value):.{digits}f}"  # type: ignore[arg-type]
+
+
+def with_interval(value: object, low: object, high: object, *, sign: bool = False) -> str:
+    """A percentage with its interval: `26.8 [25.1, 28.6]`; signed for a difference."""
+    shown = [number(one, 1) for one in (value, low, high)]
+    if sign:
+        shown = [one if one.startswith(("-", "–")) else f"+{one}" for one in shown]
+    if shown[1] in ("–", "+–"):
+        return shown[0]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _with_ratio(value: object, ratio: object, digits: int) -> str:
+    times = number(ratio, 1)
+    return number(value, digits) if times == "–" else f"{number(value, digits)} ({times}×)"
+
+
+def _bits(row: pd.Series) -> str:
+    bits = f"{float(row['bits']):g}"
+    return bits if pd.isna(row["group_size"]) else f"{bits} g{int(row['group_size'])}"
+
+
+def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    """One tuple of texts per row of a table, under `HEADINGS`."""
+    return [
+        (
+            str(row["model"]),
+            str(row["method"]),
+            _bits(row),
+            with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
+            with_interval(row["delta_wer"], row["delta_wer_low"], row["delta_wer_high"], sign=True),
+            f"{int(row['empty'])}/{int(row['looping'])}",
+            number(row["size_mb"], 1),
+            number(row["bits_per_parameter"], 2),
+            _with_ratio(row["memory_io_mb"], row["memory_io_ratio"], 0),
+            _with_ratio(row["gbops"], row["gbops_ratio"], 0),
+        )
+        for _, row in frame.iterrows()
+    ]
+
+
+def caption(protocol: str, frame: pd.DataFrame) -> str:
+    """One sentence with what every figure of the table depends on."""
+    widths = "/".join(sorted({str(int(bits)) for bits in frame["float_bits"]}, key=int))
+    sets = sorted({int(count) for count in frame["datasets"]})
+    averaged = "/".join(map(str, sets))
+    return (
+        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); I/O and GBOPs are "
+        f"per utterance, × is how many times less than {widths}-bit float."
+    )

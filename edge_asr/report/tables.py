@@ -1,0 +1,193 @@
+"""Run records as table rows, one table per protocol, and the leaderboard CSV.
+
+Rates in percent, sizes and traffic in MB (10^6 bytes), arithmetic in GBOPs (10^9 bit
+operations); ratios are float over quantized, so higher is cheaper.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from edge_asr.errors import UserError
+from edge_asr.metrics.significance import Interval
+from edge_asr.plain_json import write_text_atomically
+from edge_asr.record import ALL, FLOAT_METHOD, Average, CostSection, Record, Result
+
+MB = 1e6
+GIGA = 1e9
+
+LEADING = ("model", "method", "bits", "group_size", "effective_bits")
+SUMMARY = (
+    "datasets",
+    "utterances",
+    "wer_average",
+    "wer_low",
+    "wer_high",
+    "delta_wer",
+    "delta_wer_low",
+    "delta_wer_high",
+    "empty",
+    "looping",
+    "size_mb",
+    "bits_per_parameter",
+    "memory_io_mb",
+    "memory_io_ratio",
+    "gbops",
+    "gbops_ratio",
+    "float_bits",
+    "protocol",
+    "batch_size",
+    "run_id",
+    "git_commit",
+)
+
+
+def _wer_column(result: Result) -> str:
+    condition = "" if result.condition == ALL else f"_{result.condition}"
+    return f"wer_{result.dataset}{condition}"
+
+
+def _summary(
+    record: Record, whole: Sequence[Result], protocol: str
+) -> tuple[Interval | None, Interval | None]:
+    """Average WER and difference; of a single data set, its own."""
+    average: Average | None = next((a for a in record.averages if a.protocol == protocol), None)
+    if average is not None:
+        return average.interval, average.difference
+    if len(whole) == 1:
+        return whole[0].interval, whole[0].difference
+    return None, None
+
+
+def _interval_cells(prefix: str, name: str, interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {name: None, f"{prefix}_low": None, f"{prefix}_high": None}
+    return {name: interval.estimate, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
+
+
+def _ratio(baseline: float, quantized: float) -> float | None:
+    return baseline / quantized if quantized else None
+
+
+def _cost_cells(cost: CostSection | None) -> dict[str, Any]:
+    if cost is None:
+        return {}
+    quantized, baseline = cost.quantized, cost.baseline
+    traffic, work = quantized.memory_io.total, quantized.bit_operations.total
+    return {
+        "size_mb": quantized.size.bytes / MB,
+        "bits_per_parameter": quantized.size.bits_per_parameter,
+        "memory_io_mb": traffic / MB,
+        "memory_io_ratio": _ratio(baseline.memory_io.total, traffic),
+        "gbops": work / GIGA,
+        "gbops_ratio": _ratio(baseline.bit_operations.total, work),
+    }
+
+
+def _commit(record: Record) -> str | None:
+    commit = record.environment.git_commit
+    return f"{commit}-dirty" if commit and record.environment.git_dirty else commit
+
+
+def row(record: Record, protocol: str) -> dict[str, Any]:
+    """One table row: a record's results under one protocol.
+
+    `wer_average` is the unweighted mean over the data sets of the record, `datasets` their
+    number: rows over different data sets do not compare.
+
+    Raises:
+        UserError: The record has two results for one data set and condition.
+    """
+    results = [result for result in record.results if result.protocol == protocol]
+    whole = [result for result in results if result.condition == ALL]
+    measured = [result.wer for result in whole]
+    known = [wer for wer in measured if wer is not None]
+    interval, difference = _summary(record, whole, protocol)
+    cells: dict[str, Any] = {
+        "model": record.model.name,
+        "method": record.method.name,
+        "bits": record.method.bits,
+        "group_size": record.method.group_size,
+        "effective_bits": record.method.effective_bits,
+        "datasets": len(whole),
+        "utterances": sum(result.utterances for result in whole),
+        **_interval_cells("wer", "wer_average", interval),
+        **_interval_cells("delta_wer", "delta_wer", difference),
+        "empty": sum(result.empty for result in whole),
+        "looping": sum(result.looping for result in whole),
+        **_cost_cells(record.cost),
+        "float_bits": record.model.float_bits,
+        "protocol": protocol,
+        "batch_size": record.batch_size,
+        "run_id": record.run_id,
+        "git_commit": _commit(record),
+    }
+    # A mean over fewer data sets than the row claims would compare with nothing.
+    complete = bool(measured) and len(known) == len(measured)
+    cells["wer_average"] = sum(known) / len(known) if complete else None
+    for result in results:
+        column = _wer_column(result)
+        if column in cells:
+            raise UserError(
+                f"results: run {record.run_id} has {column} twice; "
+                "give every data set and condition its own name"
+            )
+        cells[column] = result.wer
+    return cells
+
+
+def table(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record, sorted by model (the float run first) and average WER.
+
+    Raises:
+        UserError: The records hold results under different protocols, or none.
+    """
+    protocols = sorted({result.protocol for record in records for result in record.results})
+    if len(protocols) != 1:
+        found = ", ".join(protocols) or "none"
+        raise UserError(
+            f"protocol: one table needs results under exactly one, found {found}; "
+            "make one table per protocol"
+        )
+    return _table(records, protocols[0])
+
+
+def _table(records: Sequence[Record], protocol: str) -> pd.DataFrame:
+    rows = [row(record, protocol) for record in records]
+    fixed = {*LEADING, *SUMMARY}
+    measured = sorted({column for cells in rows for column in cells if column not in fixed})
+    frame = pd.DataFrame(rows).reindex(columns=[*LEADING, *measured, *SUMMARY])
+    ranked = frame.assign(quantized=frame["method"] != FLOAT_METHOD)
+    ranked = ranked.sort_values(
+        ["model", "quantized", "wer_average", "run_id"], kind="stable", na_position="last"
+    )
+    return ranked.drop(columns="quantized").reset_index(drop=True)
+
+
+def tables(records: Sequence[Record]) -> dict[str, pd.DataFrame]:
+    """A table for every protocol; a record under several of them has a row in each."""
+    protocols = sorted({result.protocol for record in records for result in record.results})
+    return {
+        protocol: _table(
+            [r for r in records if any(result.protocol == protocol for result in r.results)],
+            protocol,
+        )
+        for protocol in protocols
+    }
+
+
+def table_path(folder: Path, protocol: str, suffix: str) -> Path:
+    """`folder/leaderboard_<protocol><suffix>`; the name cannot leave the folder."""
+    return folder / f"leaderboard_{re.sub(r'[^A-Za-z0-9_-]+', '_', protocol)}{suffix}"
+
+
+def write_csv(folder: Path, protocol: str, frame: pd.DataFrame) -> Path:
+    """Write a table's full columns as CSV, numbers to 6 significant digits; return the path."""
+    path = table_path(folder, protocol, ".csv")
+    write_text_atomically(path, frame.to_csv(index=False, float_format="%.6g"))
+    return path

@@ -1,0 +1,129 @@
+"""Tiny random Whisper and Moonshine checkpoints, saved as real Hugging Face folders.
+
+Every parameter is random, biases and norms too, so that a transform which forgets one of them
+changes the outputs; the weights are large enough for the transcript to depend on the audio.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import torch
+from speech.micro import WHISPER_SPECIALS, _merges, train_byte_bpe
+from transformers import (
+    GenerationConfig,
+    MoonshineConfig,
+    MoonshineForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+from edge_asr.models.architecture import SAMPLE_RATE
+from edge_asr.models.loading import Checkpoint, load_checkpoint
+
+Family = Literal["whisper", "moonshine"]
+WINDOW_S = 2
+MAX_TOKENS = 48
+TEXTS = (
+    "the quick brown fox jumps over the lazy dog",
+    "she sells sea shells by the sea shore",
+    "how much wood would a woodchuck chuck",
+    "Pack my box with five dozen liquor jugs, please.",
+)
+
+
+def tiny_whisper(folder: Path, seed: int = 0) -> Path:
+    """Save a Whisper of 2 + 2 blocks, width 48, 6 heads and a window of 2 seconds."""
+    bpe = train_byte_bpe(TEXTS)
+    tokenizer = WhisperTokenizer(
+        vocab=bpe.get_vocab(), merges=[tuple(pair) for pair in _merges(bpe)]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(WHISPER_SPECIALS)})
+    ids = dict(zip(WHISPER_SPECIALS, tokenizer.convert_tokens_to_ids(list(WHISPER_SPECIALS))))
+    end, start, silent = (
+        ids[token] for token in ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
+    )
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=80, d_model=48, encoder_layers=2,
+        decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6,
+        encoder_ffn_dim=96, decoder_ffn_dim=96, max_source_positions=WINDOW_S * 50,
+        max_target_positions=MAX_TOKENS, dropout=0.0, activation_dropout=0.0,
+        attention_dropout=0.0, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        decoder_start_token_id=start, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = _randomised(lambda: WhisperForConditionalGeneration(config), seed)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        forced_decoder_ids=[[1, silent]], is_multilingual=False, no_timestamps_token_id=silent,
+        return_timestamps=False, max_length=MAX_TOKENS, begin_suppress_tokens=[end],
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    features = WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S)
+    WhisperProcessor(features, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def tiny_moonshine(folder: Path, seed: int = 0) -> Path:
+    """Save a Moonshine of 2 + 2 blocks, width 40 and 4 heads of 10."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_byte_bpe(TEXTS, specials=("<unk>", "<s>", "</s>")),
+        unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    config = MoonshineConfig(
+        vocab_size=len(tokenizer), hidden_size=40, intermediate_size=80,
+        encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
+        encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS, pad_token_id=2,
+    )  # fmt: skip
+    model = _randomised(lambda: MoonshineForConditionalGeneration(config), seed)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        max_length=MAX_TOKENS,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    features = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    Wav2Vec2Processor(features, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def tiny_checkpoint(family: Family, seed: int = 0) -> Checkpoint:
+    """A tiny checkpoint, saved to a temporary folder and loaded from it."""
+    with TemporaryDirectory() as folder:
+        build = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}[family]
+        return load_checkpoint(
+            str(build(Path(folder), seed)),
+            name=f"{family}-tiny",
+            tokens_per_second=6.5 if family == "moonshine" else None,
+        )
+
+
+def tone(seconds: float, pitch: float = 220.0) -> np.ndarray:
+    """A gliding, pulsed tone: float32 mono 16 kHz samples."""
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    glide = np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time))
+    return (0.3 * glide * (1 + np.sin(12 * time)) / 2).astype(np.float32)
+
+
+def _randomised(build: "type[PreTrainedModel] | object", seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
+                else:
+                    fan_in = parameter[0].numel()
+                    parameter.normal_(0.0, 1.5 * fan_in**-0.5 if "embed" not in name else 0.5)
+    return model
