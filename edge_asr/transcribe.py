@@ -133,8 +133,12 @@ def transcribe(
     items = iter(corpus)
     while window := list(islice(items, settings.sort_window)):
         for item in window:
-            if order.setdefault(item.id, len(order)) != len(order) - 1:
-                raise UserError(f"corpus {corpus.name!r} has two clips with the id {item.id!r}")
+            if item.id in order:
+                raise UserError(
+                    f"corpus {corpus.name!r} has two clips with the id {item.id!r}; "
+                    "give every clip an id of its own"
+                )
+            order[item.id] = len(order)
         damaged += [item for item in window if isinstance(item, DamagedClip)]
         for batch in _batches(window, settings.batch_size):
             # A batch is kept or decoded as a whole: its padding can change its hypotheses.
@@ -161,8 +165,9 @@ def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
         UserError: when it is missing or holds anything else.
     """
     try:
-        rows = [_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
+        with path.open(encoding="utf-8") as file:
+            rows = [_from_json(line) for line in file]
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"hypotheses {str(path)!r} cannot be read: {error}") from error
     complete = [row for row in rows if row is not None]
     if len(complete) < len(rows):
@@ -225,11 +230,10 @@ class _Journal:
     def resume(self) -> dict[str, Hypothesis]:
         """Start the partial file, with the rows that a run of the same key left in it."""
         rows: list[Hypothesis] = []
-        if self._partial.exists() and self._key_file.exists():
-            if self._key_file.read_text(encoding="utf-8") == self._key:
-                lines = self._partial.read_text(encoding="utf-8", errors="replace").splitlines()
-                # An interruption can leave a torn last line; its batch is decoded again.
-                rows = [row for row in map(_from_json, lines) if row is not None]
+        if self._same_key() and self._partial.exists():
+            # An interruption can leave a torn last line; its batch is decoded again.
+            with self._partial.open(encoding="utf-8", errors="replace") as file:
+                rows = [row for row in map(_from_json, file) if row is not None]
         self._output.parent.mkdir(parents=True, exist_ok=True)
         # In this order, so that at no moment do rows of one run lie under the key of another.
         if not rows:
@@ -237,6 +241,9 @@ class _Journal:
         self._key_file.write_text(self._key, encoding="utf-8")
         _write(self._partial, rows)
         return {row.id: row for row in rows}
+
+    def _same_key(self) -> bool:
+        return self._key_file.exists() and self._key_file.read_text(encoding="utf-8") == self._key
 
     def append(self, hypotheses: Sequence[Hypothesis]) -> None:
         with self._partial.open("a", encoding="utf-8") as file:

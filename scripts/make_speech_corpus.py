@@ -125,7 +125,6 @@ def write_test(seed: int, assets: Path) -> None:
         rows.append(write_clip(assets, name, samples, draw.text, draw.speaker.name) | row)
     if len(rows) < 2 * TEST_PER_CONDITION:
         raise SystemExit(f"only {len(rows)} test clips fit {SECONDS} s: draw more")
-    rows.sort(key=lambda row: (str(row["condition"]), str(row["audio"])))
     write_manifest(assets / "test.jsonl", rows)
 
 

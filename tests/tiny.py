@@ -6,13 +6,14 @@ changes the outputs; the weights are large enough for the transcript to depend o
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 import torch
-from speech.micro import WHISPER_SPECIALS, _merges, train_byte_bpe
 from transformers import (
     GenerationConfig,
     MoonshineConfig,
@@ -28,12 +29,16 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from edge_asr.data.corpus import DamagedClip, Utterance
 from edge_asr.models.architecture import SAMPLE_RATE
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from speech.micro import WHISPER_SPECIALS, train_byte_bpe
 
 Family = Literal["whisper", "moonshine"]
 WINDOW_S = 2
 MAX_TOKENS = 48
+# Standard deviation of each embedding; of a layer's weight, times the root of its inputs.
+GAINS = {"embed_positions": 0.1, "embed_tokens": 0.3, "v_proj": 4.0, "q_proj": 2.0}
 TEXTS = (
     "the quick brown fox jumps over the lazy dog",
     "she sells sea shells by the sea shore",
@@ -42,14 +47,13 @@ TEXTS = (
 )
 
 
-def tiny_whisper(folder: Path, seed: int = 0) -> Path:
+def tiny_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> Path:
     """Save a Whisper of 2 + 2 blocks, width 48, 6 heads and a window of 2 seconds."""
     bpe = train_byte_bpe(TEXTS)
-    tokenizer = WhisperTokenizer(
-        vocab=bpe.get_vocab(), merges=[tuple(pair) for pair in _merges(bpe)]
-    )
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    tokenizer = WhisperTokenizer(vocab=bpe.get_vocab(), merges=[tuple(pair) for pair in merges])
     tokenizer.add_special_tokens({"additional_special_tokens": list(WHISPER_SPECIALS)})
-    ids = dict(zip(WHISPER_SPECIALS, tokenizer.convert_tokens_to_ids(list(WHISPER_SPECIALS))))
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in WHISPER_SPECIALS}
     end, start, silent = (
         ids[token] for token in ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
     )
@@ -62,10 +66,17 @@ def tiny_whisper(folder: Path, seed: int = 0) -> Path:
         decoder_start_token_id=start, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     model = _randomised(lambda: WhisperForConditionalGeneration(config), seed)
+    languages = {
+        "is_multilingual": True,
+        "forced_decoder_ids": [[1, None], [2, ids["<|transcribe|>"]]],
+        "lang_to_id": {"<|en|>": ids["<|en|>"]},
+        "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")},
+    }
+    english = {"is_multilingual": False, "forced_decoder_ids": [[1, silent]]}
     model.generation_config = GenerationConfig(
         decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end,
-        forced_decoder_ids=[[1, silent]], is_multilingual=False, no_timestamps_token_id=silent,
-        return_timestamps=False, max_length=MAX_TOKENS, begin_suppress_tokens=[end],
+        no_timestamps_token_id=silent, return_timestamps=False, max_length=MAX_TOKENS,
+        begin_suppress_tokens=[end], **(languages if multilingual else english),
     )  # fmt: skip
     model.save_pretrained(folder)
     features = WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S)
@@ -115,7 +126,7 @@ def tone(seconds: float, pitch: float = 220.0) -> np.ndarray:
     return (0.3 * glide * (1 + np.sin(12 * time)) / 2).astype(np.float32)
 
 
-def _randomised(build: "type[PreTrainedModel] | object", seed: int) -> PreTrainedModel:
+def _randomised(build: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build()
@@ -125,5 +136,34 @@ def _randomised(build: "type[PreTrainedModel] | object", seed: int) -> PreTraine
                     parameter.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
                 else:
                     fan_in = parameter[0].numel()
-                    parameter.normal_(0.0, 1.5 * fan_in**-0.5 if "embed" not in name else 0.5)
+                    gain = GAINS.get(name.split(".")[-2], 1.5)
+                    parameter.normal_(0.0, gain if "embed" in name else gain * fan_in**-0.5)
     return model
+
+
+class ListCorpus:
+    """A corpus of clips in memory; a clip is samples and text, or the reason of its damage."""
+
+    def __init__(self, clips: Sequence[tuple[np.ndarray, str] | str], name: str = "list") -> None:
+        self._clips = clips
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return ()
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __iter__(self) -> Iterator[Utterance | DamagedClip]:
+        for index, clip in enumerate(self._clips):
+            if isinstance(clip, str):
+                yield DamagedClip(f"clip-{index}", f"{index}.wav", clip)
+            else:
+                samples, text = clip
+                seconds = len(samples) / SAMPLE_RATE
+                yield Utterance(f"clip-{index}", samples, text, seconds, f"{index}.wav")

@@ -101,7 +101,8 @@ class ManifestCorpus:
 
 def _read_rows(path: Path, require_text: bool) -> list[ManifestRow]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"manifest {str(path)!r} cannot be read ({error}); give the path of a JSON-lines file "

@@ -22,7 +22,7 @@ from edge_asr.errors import UserError
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-LONGEST_LOOP = 4
+LONGEST_LOOP = 16
 """Words in the longest repeated sequence that counts as a loop."""
 LOOP_REPEATS = 4
 """Times in a row from which a repeated sequence is a loop."""

@@ -134,6 +134,10 @@ class Architecture(ABC):
     ) -> dict[str, torch.Tensor]:
         """Batch float32 mono 16 kHz clips into the keyword inputs of the encoder."""
 
+    def memory_mask(self, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Decoder keyword arguments that hide padded frames `frame_mask` [batch, frames]."""
+        return {"encoder_attention_mask": frame_mask.long()}
+
     @abstractmethod
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Decoder tokens that precede the transcript. Raises UserError if they are incomplete."""

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 
+INNER_WARNINGS = ("Passing `generation_config` together", "Both `max_new_tokens` (=")
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -73,7 +75,7 @@ def greedy(
         # A family that always hears its whole window; without a mask the library guesses, aloud.
         features = next(iter(inputs.values()))
         inputs["attention_mask"] = torch.ones(len(features), features.shape[-1], dtype=torch.long)
-    with torch.inference_mode(), _own_limits(model), _without_repeated_arguments_warning():
+    with torch.inference_mode(), _own_limits(model), _without_inner_warnings():
         sequences = model.generate(
             **{name: _placed(value, model) for name, value in inputs.items()},
             **checkpoint.architecture.generation_options(model),
@@ -132,12 +134,16 @@ def _own_limits(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _without_repeated_arguments_warning() -> Iterator[None]:
-    """Drop one warning that transformers' Whisper raises about its own inner call."""
+def _without_inner_warnings() -> Iterator[None]:
+    """Drop two warnings that transformers' Whisper raises, every time, about its own inner call.
+
+    It passes a filled-in generation config together with arguments, and no argument of the
+    outer call can change that.
+    """
     logger = logging.getLogger("transformers.generation.utils")
 
     def wanted(record: logging.LogRecord) -> bool:
-        return "Passing `generation_config` together" not in record.getMessage()
+        return not record.getMessage().startswith(INNER_WARNINGS)
 
     logger.addFilter(wanted)
     try:

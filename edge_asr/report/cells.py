@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 HEADINGS = (
@@ -10,7 +12,7 @@ HEADINGS = (
     "Bits",
     "WER % [95 %]",
     "Δ WER [95 %]",
-    "Empty/loop",
+    "E/L",
     "MB",
     "b/param",
     "I/O MB",
@@ -25,19 +27,27 @@ def number(value: object, digits: int) -> str:
     return f"{float(value):.{digits}f}"  # type: ignore[arg-type]
 
 
+def significant(value: object) -> str:
+    """A positive number with three significant digits and no exponent; else a dash or 0."""
+    if number(value, 0) == "–":
+        return "–"
+    exact = float(value)  # type: ignore[arg-type]
+    return number(exact, max(0, 2 - math.floor(math.log10(exact)))) if exact > 0 else "0"
+
+
 def with_interval(value: object, low: object, high: object, *, sign: bool = False) -> str:
     """A percentage with its interval: `26.8 [25.1, 28.6]`; signed for a difference."""
     shown = [number(one, 1) for one in (value, low, high)]
-    if sign:
-        shown = [one if one.startswith(("-", "–")) else f"+{one}" for one in shown]
-    if shown[1] in ("–", "+–"):
+    if sign and not shown[0].startswith(("-", "–")):
+        shown[0] = f"+{shown[0]}"
+    if shown[1] == "–":
         return shown[0]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _with_ratio(value: object, ratio: object, digits: int) -> str:
+def _with_ratio(value: object, ratio: object) -> str:
     times = number(ratio, 1)
-    return number(value, digits) if times == "–" else f"{number(value, digits)} ({times}×)"
+    return significant(value) if times == "–" else f"{significant(value)} ({times}×)"
 
 
 def _bits(row: pd.Series) -> str:
@@ -55,10 +65,10 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
             with_interval(row["delta_wer"], row["delta_wer_low"], row["delta_wer_high"], sign=True),
             f"{int(row['empty'])}/{int(row['looping'])}",
-            number(row["size_mb"], 1),
+            significant(row["size_mb"]),
             number(row["bits_per_parameter"], 2),
-            _with_ratio(row["memory_io_mb"], row["memory_io_ratio"], 0),
-            _with_ratio(row["gbops"], row["gbops_ratio"], 0),
+            _with_ratio(row["memory_io_mb"], row["memory_io_ratio"]),
+            _with_ratio(row["gbops"], row["gbops_ratio"]),
         )
         for _, row in frame.iterrows()
     ]
@@ -70,6 +80,7 @@ def caption(protocol: str, frame: pd.DataFrame) -> str:
     sets = sorted({int(count) for count in frame["datasets"]})
     averaged = "/".join(map(str, sets))
     return (
-        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); I/O and GBOPs are "
-        f"per utterance, × is how many times less than {widths}-bit float."
+        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); E/L: empty and "
+        "looping outputs; I/O and GBOPs are per utterance, × is how many times less than "
+        f"{widths}-bit float."
     )

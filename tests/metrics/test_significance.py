@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.metrics import significance
@@ -141,6 +141,7 @@ def test_different_utterances_are_refused() -> None:
         mean_wer_interval([])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=12),
     st.integers(0, 99),

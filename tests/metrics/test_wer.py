@@ -3,7 +3,7 @@ import itertools
 import jiwer
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import UserError
@@ -18,8 +18,8 @@ from edge_asr.metrics.wer import (
 
 PLAIN = Protocol("plain", "Words as they are.", str)
 OPEN = PROTOCOLS["open_asr_2024"]
-texts = st.lists(st.sampled_from("a b c d".split()), max_size=9).map(" ".join)
-spoken_texts = st.lists(st.sampled_from("a b c d".split()), min_size=1, max_size=9).map(" ".join)
+texts = st.lists(st.sampled_from("abcd"), max_size=9).map(" ".join)
+spoken_texts = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join)
 
 
 def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
@@ -35,6 +35,7 @@ def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
     return table[len(reference), len(hypothesis)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(spoken_texts, texts), min_size=1, max_size=6))
 def test_counts_agree_with_brute_force(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = zip(*pairs, strict=True)
@@ -105,6 +106,7 @@ def test_output_that_normalizes_to_nothing_is_empty() -> None:
     assert result.empty == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=2, max_size=8), st.data())
 def test_a_selection_equals_scoring_the_subset(
     pairs: list[tuple[str, str]], data: st.DataObject
@@ -130,7 +132,7 @@ def test_selecting_nothing_scored_is_a_user_error() -> None:
         ("go go go go", "go", True),
         ("go go go", "go", False),
         ("so thank you for watching " * 4, "so", True),
-        ("one two three four five " * 9, "one", False),
+        ("and then we went home " * 3, "and", False),
         ("x a b a b a b a b y", "x y", True),
         ("no no no no", "no no no no", False),
         ("no no no no no no", "no no no no", False),
@@ -143,42 +145,41 @@ def test_looping(hypothesis: str, reference: str, looping: bool) -> None:
     assert is_looping(hypothesis.split(), reference.split()) is looping
 
 
-def slow_is_looping(hypothesis: list[str], reference: list[str]) -> bool:
-    def most(words: list[str], unit: list[str]) -> int:
+def slow_is_looping(hypothesis: str, reference: str) -> bool:
+    """Over one-letter words, so that a repetition is a substring."""
+
+    def most(text: str, unit: str) -> int:
         """Repetitions in the longest stretch made of `unit`, entered at any of its words."""
         turns = [unit[shift:] + unit[:shift] for shift in range(len(unit))]
-        return max(
-            count
-            for count in range(len(words) + 1)
-            if count == 0
-            or any(
-                words[start : start + count * len(unit)] == turn * count
-                for turn in turns
-                for start in range(len(words))
-            )
-        )
+        counts = range(len(text) // len(unit) + 1)
+        return max(n for n in counts if any(turn * n in text for turn in turns))
 
-    for length in range(1, 5):
-        for start in range(len(hypothesis) - length + 1):
-            unit = hypothesis[start : start + length]
-            repeats = most(hypothesis, unit)
-            # A unit said once or not at all in the reference is no run there.
-            if repeats >= 4 and repeats - most(reference, unit) >= 3:
-                return True
-    return False
+    units = {
+        hypothesis[start : start + length]
+        for length in range(1, 17)
+        for start in range(len(hypothesis) - length + 1)
+    }
+    return any(
+        most(hypothesis, unit) >= 4 and most(hypothesis, unit) - most(reference, unit) >= 3
+        for unit in units
+    )
 
 
-words = st.lists(st.sampled_from("a b".split()), max_size=14)
+letters = st.text("ab", max_size=16)
 
 
-@given(words, words)
-def test_looping_agrees_with_brute_force(hypothesis: list[str], reference: list[str]) -> None:
+@settings(deadline=None)
+@given(letters, letters)
+@example("babababa", "abababab")
+@example("aabaabaabaab", "")
+def test_looping_agrees_with_brute_force(hypothesis: str, reference: str) -> None:
     assert is_looping(hypothesis, reference) == slow_is_looping(hypothesis, reference)
 
 
+@settings(deadline=None)
 @given(spoken_texts)
 def test_a_perfect_output_has_no_errors_and_never_loops(text: str) -> None:
-    result = score([text * 1], [text], PLAIN)
+    result = score([text], [text], PLAIN)
     assert (result.wer, result.empty, result.looping) == (0, 0, 0)
 
 

@@ -1,0 +1,225 @@
+"""All settings of a run as frozen dataclasses, validated when they are built.
+
+Everything below takes these, never the composed configuration itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from edge_asr.errors import UserError
+from edge_asr.metrics.wer import protocol_named
+from edge_asr.quant.grid import Grid
+
+STRICT = ConfigDict(extra="forbid")
+FLOAT_BITS = (16, 32)
+STAGES = ("transform", "outliers", "range", "rounding", "correction")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelSettings:
+    """Which checkpoint: hub id, folder or embedded name."""
+
+    path: str
+    name: str | None = None
+    tokens_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second is not None and self.tokens_per_second <= 0:
+            raise UserError(
+                f"model.tokens_per_second={self.tokens_per_second}: must be above 0, or null"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
+class MethodSettings:
+    """A recipe: for every stage, the part's name and its settings."""
+
+    name: str
+    transform: dict[str, Any]
+    outliers: dict[str, Any]
+    range: dict[str, Any]
+    rounding: dict[str, Any]
+    correction: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if (self.rounding["name"] == "none") != (self.range["name"] == "none"):
+            raise UserError(
+                f"method/rounding={self.rounding['name']} with method/range={self.range['name']}: "
+                "either both are none (method=float) or neither"
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        return bool(self.rounding["name"] != "none")
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        return {stage: dict(getattr(self, stage)) for stage in STAGES}
+
+
+@dataclass(frozen=True, config=STRICT)
+class ActivationSettings:
+    """How activations are quantized; `none` leaves them in floating point."""
+
+    name: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataSettings:
+    """The clips to transcribe."""
+
+    name: Literal["embedded", "manifest"]
+    path: str | None = None
+    condition: Literal["all", "clean", "noisy"] = "all"
+    limit: int | None = None
+    where: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _needs_path("data", self.name, self.path)
+        _at_least("data.limit", self.limit, 1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CalibrationSettings:
+    """The clips to calibrate on."""
+
+    name: Literal["embedded", "manifest"]
+    path: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    clips: int = 128
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _needs_path("calibration", self.name, self.path)
+        _at_least("calibration.clips", self.clips, 1)
+        _at_least("calibration.batch_size", self.batch_size, 1)
+        _at_least("calibration.seed", self.seed, 0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProtocolSettings:
+    """How hypotheses are scored."""
+
+    name: str
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        protocol_named(self.name)
+        _at_least("protocol.resamples", self.resamples, 100)
+        _at_least("protocol.seed", self.seed, 0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """One run, whole."""
+
+    model: ModelSettings
+    method: MethodSettings
+    activation: ActivationSettings
+    data: DataSettings
+    calibration: CalibrationSettings
+    protocol: ProtocolSettings
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    batch_size: int
+    max_new_tokens: int | None
+    float_bits: int
+    device: str
+    threads: int | None
+    results: str
+    rerun: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("threads", self.threads, 1)
+        _at_least("group_size", self.group_size, 1)
+        if self.float_bits not in FLOAT_BITS:
+            raise UserError(f"float_bits={self.float_bits}: allowed are 16 and 32")
+        if self.method.quantizes:
+            _ = self.grid  # raises on bad bits
+
+    @property
+    def grid(self) -> Grid:
+        """The weight grid."""
+        grouped = self.group_size is not None
+        return Grid(
+            bits=self.bits,
+            symmetric=self.symmetric,
+            granularity="group" if grouped else "channel",
+            group_size=self.group_size,
+        )
+
+    @property
+    def results_folder(self) -> Path:
+        return Path(self.results).expanduser()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that can change a number, as plain JSON."""
+        plain = dataclasses.asdict(self)
+        for name in ("device", "threads", "results", "rerun"):
+            del plain[name]
+        if not self.method.quantizes:
+            for name in ("bits", "group_size", "symmetric", "calibration", "method", "activation"):
+                del plain[name]
+        return plain
+
+
+def settings_from(plain: Mapping[str, Any]) -> Settings:
+    """Build the settings of one run from a resolved configuration.
+
+    Raises:
+        UserError: naming every field that does not fit, its value and what is wanted.
+    """
+    try:
+        return TypeAdapter(Settings).validate_python(dict(plain))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}={item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise UserError("; ".join(lines)) from error
+
+
+def check_choices(overrides: list[str], conf: Path) -> None:
+    """Check every `group=choice` on a command line against the files of `conf`.
+
+    Raises:
+        UserError: for an unknown choice, with the nearest known one.
+    """
+    for override in overrides:
+        group, separator, value = override.lstrip("+~").partition("=")
+        folder = conf / group
+        if not separator or not group or not folder.is_dir() or group.startswith("hydra"):
+            continue
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        for choice in value.split(","):
+            if choice not in (*known, "null", ""):
+                near = difflib.get_close_matches(choice, known, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(f"{group}={choice}: {hint}known are {', '.join(known)}")
+
+
+def _needs_path(group: str, name: str, path: str | None) -> None:
+    if (name == "manifest") != (path is not None):
+        raise UserError(
+            f"{group}.path={path} with {group}={name}: "
+            + (f"give {group}.path=FILE.jsonl" if path is None else f"add {group}=manifest")
+        )
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UserError(f"{name}={value}: must be at least {least}")

@@ -1,0 +1,307 @@
+"""One run from start to record: load, calibrate, quantize, transcribe, score, cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+# Importing the packages of parts fills the registries.
+import edge_asr.quant.correction
+import edge_asr.quant.outliers
+import edge_asr.quant.range
+import edge_asr.quant.rounding
+import edge_asr.quant.transform  # noqa: F401
+from edge_asr import identity
+from edge_asr.config import Settings
+from edge_asr.data.calibration import calibration_batches
+from edge_asr.data.corpus import Corpus
+from edge_asr.data.embedded import embedded_calibration, embedded_test
+from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.errors import UserError
+from edge_asr.inventory import Workload
+from edge_asr.metrics.cost import cost_of
+from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
+from edge_asr.models.stocktaking import StoredWeight, take_inventory
+from edge_asr.quant.stages import Recipe
+from edge_asr.quant.walker import Quantization, peak_memory_bytes, quantize_model
+from edge_asr.record import (
+    RECORD_NAME,
+    CostSection,
+    LayerSection,
+    MethodSection,
+    ModelSection,
+    Record,
+    Stage,
+    current_environment,
+    now,
+    read_record,
+    write_record,
+)
+from edge_asr.scoring import score_run
+from edge_asr.transcribe import (
+    DecodeSettings,
+    Hypothesis,
+    Transcription,
+    read_hypotheses,
+    transcribe,
+)
+
+HYPOTHESES_NAME = "hypotheses.jsonl"
+FLOAT = "float"
+
+# Called with (stage, done, total) as a run goes on.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The record of a run, where it lies, and whether it had been made before."""
+
+    record: Record
+    folder: Path
+    stored: bool
+    baseline: Outcome | None = None
+
+
+@dataclass
+class _Journal:
+    """What a run notes on its way to the record."""
+
+    progress: Progress
+    stages: list[Stage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.progress(name, 0, 0)
+        began = time.perf_counter()
+        yield
+        self.stages.append(Stage(name, time.perf_counter() - began, peak_memory_bytes()))
+
+
+def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> Outcome:
+    """Make one run, or read its record when it was made before.
+
+    A quantized run first makes (or reads) the float run on the same clips, to be compared
+    with pair by pair.
+
+    Raises:
+        UserError: for whatever the user can mend; no record is written then.
+    """
+    baseline = None
+    recipe = None
+    if settings.method.quantizes:
+        recipe = Recipe.build(settings.method.stages)
+    corpus = open_corpus(settings)
+    run = identity.run_identity(settings)
+    folder = settings.results_folder / identity.folder_name(settings, run)
+    if settings.method.quantizes:
+        baseline = run_experiment(identity.float_settings(settings), progress)
+    if (folder / RECORD_NAME).exists() and not settings.rerun:
+        return Outcome(read_record(folder / RECORD_NAME), folder, True, baseline)
+    _make_writable(folder)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    record = _make_record(settings, recipe, corpus, run, folder, baseline, progress)
+    write_record(folder, record)
+    return Outcome(record, folder, False, baseline)
+
+
+def open_corpus(settings: Settings) -> Corpus:
+    """The clips to transcribe. Raises UserError for a missing or unusable manifest."""
+    data = settings.data
+    if data.path is None:
+        return embedded_test(data.condition, limit=data.limit)
+    return ManifestCorpus(data.path, limit=data.limit, where=data.where)
+
+
+def _open_calibration(settings: Settings) -> Corpus:
+    calibration = settings.calibration
+    if calibration.path is None:
+        return embedded_calibration()
+    return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"results={folder.parent.parent}: cannot write there ({error.strerror}); "
+            "give a folder you may write to, results=FOLDER"
+        ) from error
+
+
+def _make_record(
+    settings: Settings,
+    recipe: Recipe | None,
+    corpus: Corpus,
+    run: str,
+    folder: Path,
+    baseline: Outcome | None,
+    progress: Progress,
+) -> Record:
+    journal = _Journal(progress)
+    with journal.stage("load"):
+        model = settings.model
+        checkpoint = load_checkpoint(
+            model.path,
+            name=model.name,
+            device=settings.device,
+            tokens_per_second=model.tokens_per_second,
+        )
+        weights = weights_sha256(checkpoint.model)
+    quantization = Quantization()
+    if recipe is not None:
+        quantization = _quantize(settings, recipe, checkpoint, journal)
+    with journal.stage("transcribe"):
+        transcription = transcribe(
+            checkpoint,
+            corpus,
+            DecodeSettings(settings.batch_size, settings.max_new_tokens),
+            folder / HYPOTHESES_NAME,
+            on_batch=lambda done, total: progress("transcribe", done, total),
+            resume_key=run,
+        )
+    with journal.stage("score"):
+        results, averages = score_run(
+            settings.protocol,
+            corpus.name,
+            transcription,
+            _float_hypotheses(baseline),
+        )
+        cost = _cost(settings, checkpoint, quantization, transcription.hypotheses)
+    journal.warnings += [f"{clip.source}: {clip.reason}" for clip in transcription.damaged]
+    truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
+    if truncated:
+        journal.warnings.append(
+            f"{truncated} clips are longer than the model's window; only its length was heard"
+        )
+    return Record(
+        run_id=run,
+        created=now(),
+        config=settings.identity(),
+        environment=current_environment(settings.device, torch.get_num_threads()),
+        model=_model_section(settings, checkpoint, weights),
+        method=_method_section(settings, checkpoint, quantization),
+        results=results,
+        averages=averages,
+        batch_size=settings.batch_size,
+        cost=cost,
+        stages=tuple(journal.stages),
+        seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
+        warnings=tuple(journal.warnings),
+        hypotheses_file=HYPOTHESES_NAME,
+    )
+
+
+def _quantize(
+    settings: Settings, recipe: Recipe, checkpoint: Checkpoint, journal: _Journal
+) -> Quantization:
+    with journal.stage("calibrate"):
+        batches = calibration_batches(
+            checkpoint,
+            _open_calibration(settings),
+            settings.calibration.clips,
+            settings.calibration.batch_size,
+            settings.calibration.seed,
+            on_warning=journal.warnings.append,
+        )
+    with journal.stage("quantize"):
+        return quantize_model(
+            checkpoint.model,
+            checkpoint.architecture,
+            batches,
+            recipe,
+            settings.grid,
+            progress=lambda block, done, total: journal.progress(
+                f"quantize {block}", done, total
+            ),
+        )
+
+
+def _float_hypotheses(baseline: Outcome | None) -> Sequence[Hypothesis] | None:
+    return None if baseline is None else read_hypotheses(baseline.folder / HYPOTHESES_NAME)
+
+
+def _cost(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    hypotheses: Sequence[Hypothesis],
+) -> CostSection:
+    """Cost of the quantized and of the float model on the same workloads."""
+    architecture, config = checkpoint.architecture, checkpoint.model.config
+    prompt = len(architecture.prompt(checkpoint.model))
+    workloads = [
+        Workload(
+            seconds=hypothesis.duration,
+            positions=architecture.positions(config, hypothesis.samples),
+            prompt_tokens=prompt,
+            generated_tokens=max(hypothesis.generated_tokens, 1),
+        )
+        for hypothesis in hypotheses
+    ]
+    stored = {
+        name: StoredWeight(layer.weight.grid.bits, layer.weight.stored_bits)
+        for name, layer in quantization.layers.items()
+    }
+    quantized, plain = (
+        take_inventory(
+            checkpoint.model, architecture, float_bits=settings.float_bits, stored=kept
+        )
+        for kept in (stored, None)
+    )
+    return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))
+
+
+def _model_section(settings: Settings, checkpoint: Checkpoint, weights: str) -> ModelSection:
+    return ModelSection(
+        name=checkpoint.name,
+        source=checkpoint.reference,
+        family=checkpoint.architecture.family,
+        parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        float_bits=settings.float_bits,
+        weights_sha256=weights,
+    )
+
+
+def _method_section(
+    settings: Settings, checkpoint: Checkpoint, quantization: Quantization
+) -> MethodSection:
+    if not settings.method.quantizes:
+        return MethodSection(FLOAT, settings.float_bits, None, None)
+    sites = {
+        name: site
+        for block in checkpoint.architecture.blocks(checkpoint.model.config)
+        for site in block.sites
+        for name in site.layers
+    }
+    return MethodSection(
+        name=settings.method.name,
+        bits=settings.bits,
+        group_size=settings.group_size,
+        symmetric=settings.symmetric,
+        layers=tuple(
+            LayerSection(
+                name=name,
+                stack=sites[name].stack,
+                role=sites[name].role,
+                weights=layer.weight.codes.numel(),
+                bits=layer.weight.grid.bits,
+                effective_bits=layer.weight.effective_bits,
+                output_error_before=layer.nearest_error,
+                output_error_after=layer.output_error,
+            )
+            for name, layer in quantization.layers.items()
+        ),
+        warnings=tuple(quantization.warnings),
+    )

@@ -1,0 +1,1 @@
+"""Post-training quantization: the stages, the walker that applies them, the uniform grid."""

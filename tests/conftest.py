@@ -1,0 +1,25 @@
+"""Fixtures that tests of several parts share."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_checkpoint
+
+from edge_asr.models.loading import Checkpoint
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Checkpoint:
+    return tiny_checkpoint("whisper")
+
+
+@pytest.fixture(scope="session")
+def moonshine() -> Checkpoint:
+    return tiny_checkpoint("moonshine")
+
+
+@pytest.fixture(scope="session", params=["whisper", "moonshine"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    """Either family in turn. Shared: a test that changes the model must copy it first."""
+    loaded: Checkpoint = request.getfixturevalue(request.param)
+    return loaded
