@@ -46,7 +46,6 @@ from edge_asr.scoring import score_run
 from edge_asr.transcribe import (
     DecodeSettings,
     Hypothesis,
-    Transcription,
     read_hypotheses,
     transcribe,
 )
@@ -222,9 +221,7 @@ def _quantize(
             batches,
             recipe,
             settings.grid,
-            progress=lambda block, done, total: journal.progress(
-                f"quantize {block}", done, total
-            ),
+            progress=lambda block, done, total: journal.progress(f"quantize {block}", done, total),
         )
 
 
@@ -255,9 +252,7 @@ def _cost(
         for name, layer in quantization.layers.items()
     }
     quantized, plain = (
-        take_inventory(
-            checkpoint.model, architecture, float_bits=settings.float_bits, stored=kept
-        )
+        take_inventory(checkpoint.model, architecture, float_bits=settings.float_bits, stored=kept)
         for kept in (stored, None)
     )
     return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))

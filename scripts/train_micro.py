@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from speech.augment import augment_waveforms
 from speech.dataset import Clip, ShardCorpus
-from speech.micro import MODELS, CharacterHead, MicroModel
+from speech.micro import MODELS, CharacterHead
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class Trainer:
     def __init__(self, name: str, corpus: ShardCorpus, schedule: Schedule, work: Path) -> None:
         torch.manual_seed(schedule.seed)
         self.corpus, self.schedule, self.work = corpus, schedule, work
-        self.micro: MicroModel = MODELS[name](clip.text for clip in corpus.clips[:20_000])
+        self.micro = MODELS[name](clip.text for clip in corpus.clips[:20_000])
         # On a CPU the fused attention's backward pass is slower than plain matrix products.
         self.micro.model.set_attn_implementation("eager")
         width = self.micro.model.config.hidden_size
         self.head = CharacterHead(width)
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for module in (self.micro.model, self.head):
             for parameter in module.parameters():
                 if parameter.requires_grad:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tiny import tiny_checkpoint
 
 from edge_asr.models.loading import Checkpoint
+
+# The models are too small to share: more threads only wait for one another, and on a busy machine
+# that costs thirty times the work itself.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,8 @@ def test_whisper_batches_change_nothing(whisper: Checkpoint) -> None:
     assert texts(one) == texts(many)
 
 
-def test_batches_are_sorted_by_length(moonshine: Checkpoint, tmp_path: Path) -> None:
-    """One sort window per two clips pads other clips together; the longest come first."""
+def test_batches_are_sorted_by_length(moonshine: Checkpoint) -> None:
+    """Within a sort window, whose last batch may be short."""
     seen: list[tuple[int, int]] = []
     transcribe(moonshine, CORPUS, SETTINGS, on_batch=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
@@ -77,7 +77,6 @@ def test_batches_are_sorted_by_length(moonshine: Checkpoint, tmp_path: Path) -> 
     )
     assert seen == [(2, 5), (3, 5), (5, 5)]
     assert [row.id for row in result.hypotheses] == [f"clip-{index}" for index in range(5)]
-    del tmp_path
 
 
 def test_greedy_is_the_argmax_of_the_model(checkpoint: Checkpoint) -> None:
@@ -122,7 +121,7 @@ def test_whisper_runs_into_the_decoders_room(whisper: Checkpoint) -> None:
 def test_the_end_token_is_counted_and_not_shown(checkpoint: Checkpoint) -> None:
     wave = tone(1.1)
     (free,) = greedy(checkpoint, [wave], [8])
-    end = free.tokens[3]
+    end = next(token for token in free.tokens if token != free.tokens[0])
     ending = altered(checkpoint, eos_token_id=end, pad_token_id=end, begin_suppress_tokens=None)
     (row,) = greedy(ending, [wave], [8])
     first = free.tokens.index(end)

@@ -20,11 +20,15 @@ TEXT_KEYS = ("text", "sentence", "normalized_text", "transcript", "transcription
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One line of a manifest: the clip's path as written, its transcript, and the other fields."""
+    """One line of a manifest: the clip's path as written, its transcript, and the other fields.
 
+    `text` is None where the line has no transcript, which an empty one is not.
+    """
+
+    line: int
     id: str
     audio: str
-    text: str
+    text: str | None
     metadata: Mapping[str, str]
 
 
@@ -41,7 +45,7 @@ class ManifestCorpus:
         name: Name for tables; the file's stem by default.
         limit: Keep only this many clips from the start, after `where`.
         where: Keep only rows whose fields equal these.
-        require_text: Reject rows without a transcript. Calibration can do without.
+        require_text: Reject a kept row without a transcript. Calibration can do without.
 
     Raises:
         UserError: for a missing or empty manifest, a line that is no JSON object, lacks a field
@@ -61,8 +65,13 @@ class ManifestCorpus:
         self._name = name or self._path.stem
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} must be at least 1, or null for all clips")
-        rows = _read_rows(self._path, require_text)
-        self._rows = _matching(rows, where or {}, self._path)[:limit]
+        self._rows = _matching(_read_rows(self._path), where or {}, self._path)[:limit]
+        untold = next((row for row in self._rows if row.text is None), None)
+        if require_text and untold:
+            raise UserError(
+                f"{_place(self._path, untold.line)} has no transcript; give it under one of "
+                f"{', '.join(TEXT_KEYS)} (only calibration can do without)"
+            )
 
     @property
     def name(self) -> str:
@@ -92,14 +101,14 @@ class ManifestCorpus:
         except DamagedAudio as damage:
             return DamagedClip(row.id, row.audio, damage.reason)
         seconds = len(samples) / SAMPLE_RATE
-        return Utterance(row.id, samples, row.text, seconds, row.audio, row.metadata)
+        return Utterance(row.id, samples, row.text or "", seconds, row.audio, row.metadata)
 
     def __iter__(self) -> Iterator[Utterance | DamagedClip]:
         for index in range(len(self)):
             yield self[index]
 
 
-def _read_rows(path: Path, require_text: bool) -> list[ManifestRow]:
+def _read_rows(path: Path) -> list[ManifestRow]:
     try:
         with path.open(encoding="utf-8") as file:
             lines = list(file)
@@ -113,10 +122,10 @@ def _read_rows(path: Path, require_text: bool) -> list[ManifestRow]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        row = _parse(line, f"manifest {str(path)!r}, line {number}", require_text)
+        row = _parse(line, path, number)
         if row.id in line_of:
             raise UserError(
-                f"manifest {str(path)!r}, line {number}: id {row.id!r} was used in line "
+                f"{_place(path, number)}: id {row.id!r} was used in line "
                 f"{line_of[row.id]}; give every clip an id of its own"
             )
         line_of[row.id] = number
@@ -126,7 +135,12 @@ def _read_rows(path: Path, require_text: bool) -> list[ManifestRow]:
     return rows
 
 
-def _parse(line: str, place: str, require_text: bool) -> ManifestRow:
+def _place(path: Path, line: int) -> str:
+    return f"manifest {str(path)!r}, line {line}"
+
+
+def _parse(line: str, path: Path, number: int) -> ManifestRow:
+    place = _place(path, number)
     try:
         fields: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -137,16 +151,12 @@ def _parse(line: str, place: str, require_text: bool) -> ManifestRow:
     if audio_key is None:
         raise UserError(f"{place} names no audio file; give its path under {AUDIO_KEYS[0]!r}")
     text_key = next((key for key in TEXT_KEYS if isinstance(fields.get(key), str)), None)
-    if text_key is None and require_text:
-        raise UserError(
-            f"{place} has no transcript; give it under one of {', '.join(TEXT_KEYS)} "
-            "(only calibration can do without)"
-        )
     known = {"id", audio_key, text_key}
     return ManifestRow(
+        line=number,
         id=str(fields.get("id", fields[audio_key])),
         audio=fields[audio_key],
-        text=fields[text_key] if text_key else "",
+        text=fields[text_key] if text_key else None,
         metadata={
             key: str(value)
             for key, value in fields.items()

@@ -8,7 +8,7 @@ one and the same activation, with the norm or layer that feeds them. Names such 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,9 +134,13 @@ class Architecture(ABC):
     ) -> dict[str, torch.Tensor]:
         """Batch float32 mono 16 kHz clips into the keyword inputs of the encoder."""
 
-    def memory_mask(self, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decoder keyword arguments that hide padded frames `frame_mask` [batch, frames]."""
-        return {"encoder_attention_mask": frame_mask.long()}
+    def memory_mask(
+        self, encoder_inputs: Mapping[str, torch.Tensor], frames: int
+    ) -> dict[str, torch.Tensor]:
+        """Decoder keyword arguments that hide padding among `frames` encoder frames, as the
+        model itself derives them from its encoder's inputs; none by default."""
+        del encoder_inputs, frames
+        return {}
 
     @abstractmethod
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:

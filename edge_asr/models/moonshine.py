@@ -7,7 +7,8 @@ decoder blocks `post_attention_layernorm` is the norm of the cross-attention and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,13 @@ class Moonshine(Architecture):
             "input_values": features["input_values"],
             "attention_mask": features["attention_mask"],
         }
+
+    def memory_mask(
+        self, encoder_inputs: Mapping[str, torch.Tensor], frames: int
+    ) -> dict[str, torch.Tensor]:
+        """Every 384th sample of the input's mask, as the encoder itself passes it on."""
+        stride = math.prod(stride for _, stride in STEM)
+        return {"encoder_attention_mask": encoder_inputs["attention_mask"][:, ::stride][:, :frames]}
 
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         generation: Any = model.generation_config

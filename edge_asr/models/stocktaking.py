@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ def take_inventory(
     layers = []
     counted: set[int] = set()
     for name, stack, role, axis in places:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         weight, bias = layer.weight, getattr(layer, "bias", None)
         tied = role == "head" and weight is embedding.weight
         kept = stored.pop(name, None) or StoredWeight(float_bits, weight.numel() * float_bits)

@@ -103,11 +103,6 @@ class Whisper(Architecture):
         )
         return {"input_features": features["input_features"]}
 
-    def memory_mask(self, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Nothing: Whisper's decoder attends to the whole window, padding included."""
-        del frame_mask
-        return {}
-
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
         generation: Any = model.generation_config

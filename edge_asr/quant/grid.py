@@ -63,16 +63,16 @@ class Grid:
 
     @property
     def lowest(self) -> int:
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def highest(self) -> int:
-        return self.lowest + 2**self.bits - 1
+        return self.lowest + (1 << self.bits) - 1
 
     @property
     def steps(self) -> int:
         """Steps between the lowest and the highest code."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def columns_per_group(self, columns: int) -> int:
         return min(self.group_size or columns, columns)

@@ -38,11 +38,11 @@ class SiteWork:
     warnings: list[str] = field(default_factory=list)
 
 
-class Transform(ABC):
+class Transform:
     """Which function-preserving rewrite makes the model easier to quantize."""
 
 
-class Outliers(ABC):
+class Outliers:
     """Which weights stay in high precision."""
 
 
@@ -62,7 +62,7 @@ class Rounding(ABC):
         """Quantize every layer of the site."""
 
 
-class Correction(ABC):
+class Correction:
     """What is repaired after rounding."""
 
 

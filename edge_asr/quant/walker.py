@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -127,7 +127,7 @@ class _Call:
         return _Call((hidden, *self.args[1:]), self.kwargs)
 
 
-class _Captured(Exception):  # noqa: N818 - a signal, not an error
+class _Captured(Exception):
     """Stops a forward pass once the first block's inputs are known."""
 
 
@@ -144,15 +144,20 @@ class _Walk:
         self.recipe, self.grid = recipe, grid
         self.result = Quantization()
 
-    def run(self) -> Any:
+    def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def run(self) -> Iterator[Block]:
         """Quantize block after block, yielding after each."""
         config = self.model.config
         encoder = self.model.get_submodule(self.architecture.encoder_module)
         calls = [
-            self._capture(encoder, self.architecture.encoder_block(0), batch.encoder_inputs)
+            self._capture(
+                encoder, self.architecture.encoder_block(0), self._placed(batch.encoder_inputs)
+            )
             for batch in self.batches
         ]
-        frames = [batch.frame_mask for batch in self.batches]
+        frames = [batch.frame_mask.to(self.model.device) for batch in self.batches]
         for block in self.architecture.encoder_blocks(config):
             calls = self._block(block, calls, frames)
             yield block
@@ -164,15 +169,17 @@ class _Walk:
                 decoder,
                 self.architecture.decoder_block(0),
                 {
-                    "input_ids": batch.decoder_input_ids,
+                    "input_ids": batch.decoder_input_ids.to(self.model.device),
                     "encoder_hidden_states": states,
                     "use_cache": False,
-                    **self.architecture.memory_mask(batch.frame_mask),
+                    **self.architecture.memory_mask(
+                        self._placed(batch.encoder_inputs), states.shape[1]
+                    ),
                 },
             )
             for batch, states in zip(self.batches, memory, strict=True)
         ]
-        tokens = [batch.token_mask for batch in self.batches]
+        tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
         for block in self.architecture.decoder_blocks(config):
             calls = self._block(block, calls, tokens)
             yield block
@@ -194,9 +201,7 @@ class _Walk:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
 
-    def _block(
-        self, block: Block, calls: Sequence[_Call], masks: Sequence[Tensor]
-    ) -> list[_Call]:
+    def _block(self, block: Block, calls: Sequence[_Call], masks: Sequence[Tensor]) -> list[_Call]:
         """Quantize one block; returns the next block's calls."""
         began = time.perf_counter()
         module = self.model.get_submodule(block.module)
@@ -245,14 +250,14 @@ class _Walk:
         layers = {name: self._linear(name) for name in site.layers}
         work = SiteWork(
             site=site,
-            weights={name: layer.weight.detach().clone() for name, layer in layers.items()},
+            weights={name: layer.weight.detach().cpu().clone() for name, layer in layers.items()},
             statistics=statistics,
             grid=self.grid,
         )
         if statistics.rows == 0:
             work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
         for name, weight in self.recipe.rounding.round(work, self.recipe.range).items():
-            original, baked = work.weights[name], weight.dequantize().to(layers[name].weight)
+            original, baked = work.weights[name], weight.dequantize()
             nearest = round_nearest(original, minmax_parameters(original, self.grid), self.grid)
             self.result.layers[name] = LayerResult(
                 weight,

@@ -19,7 +19,7 @@ def augment_waveforms(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Resample, equalize, reverberate and add noise to `waves` [batch, samples].
 
-    A quarter of the clips stay clean of noise. Returns the new waves and their lengths.
+    Four clips in ten stay clean of noise. Returns the new waves and their lengths.
     """
     waves, lengths = _resample(waves, lengths, generator)
     batch, samples = waves.shape
@@ -47,9 +47,9 @@ def mask_spectrogram(
     features: torch.Tensor, lengths: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """SpecAugment on log-mel `features` [batch, mels, time]: two time and two mel masks."""
-    time = _span_mask(features.shape[2], lengths, 2, 20, generator)
+    time = _span_mask(features.shape[2], lengths, 2, 12, generator)
     bins = torch.full_like(lengths, features.shape[1])
-    mels = _span_mask(features.shape[1], bins, 2, 12, generator)
+    mels = _span_mask(features.shape[1], bins, 2, 8, generator)
     keep = mels[:, :, None] * time[:, None, :]
     floor = features.amin((1, 2), keepdim=True)
     return features * keep + floor * (1 - keep)
@@ -62,8 +62,8 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 def _resample(
     waves: torch.Tensor, lengths: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    factor = float(_uniform(1, 0.88, 1.12, generator))
-    if torch.rand(1, generator=generator) < 0.3:
+    factor = float(_uniform(1, 0.92, 1.08, generator))
+    if torch.rand(1, generator=generator) < 0.4:
         return waves, lengths
     count = int(waves.shape[1] * factor)
     stretched = functional.interpolate(waves[:, None], size=count, mode="linear")[:, 0]
@@ -77,21 +77,21 @@ def _curve(batch: int, bins: int, knots: int, generator: torch.Generator) -> tor
 
 
 def _equalizer(batch: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    decibels = 4.0 * _curve(batch, size // 2 + 1, 10, generator)
-    active = (torch.rand(batch, 1, generator=generator) < 0.7).float()
+    decibels = 3.0 * _curve(batch, size // 2 + 1, 10, generator)
+    active = (torch.rand(batch, 1, generator=generator) < 0.5).float()
     return torch.pow(10.0, active * decibels / 20)
 
 
 def _reverberate(spectrum: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Convolve a third of the clips with synthetic rooms of RT60 0.1 to 0.5 s."""
-    chosen = torch.nonzero(torch.rand(len(spectrum), generator=generator) < 0.33)[:, 0]
+    """Convolve a fifth of the clips with synthetic rooms of RT60 0.1 to 0.4 s."""
+    chosen = torch.nonzero(torch.rand(len(spectrum), generator=generator) < 0.2)[:, 0]
     if not len(chosen):
         return spectrum
     time = torch.arange(SAMPLE_RATE // 4) / SAMPLE_RATE
-    decay = torch.exp(-6.908 * time / _uniform(len(chosen), 0.1, 0.5, generator)[:, None])
+    decay = torch.exp(-6.908 * time / _uniform(len(chosen), 0.1, 0.4, generator)[:, None])
     tail = torch.randn(decay.shape, generator=generator) * decay
     tail[:, :32] = 0
-    ratio = torch.pow(10.0, -_uniform(len(chosen), 0, 12, generator) / 20)
+    ratio = torch.pow(10.0, -_uniform(len(chosen), 2, 12, generator) / 20)
     tail = tail * (ratio / tail.norm(dim=1))[:, None]
     tail[:, 0] = 1
     spectrum = spectrum.clone()
@@ -102,7 +102,7 @@ def _reverberate(spectrum: torch.Tensor, size: int, generator: torch.Generator) 
 def _noise(
     waves: torch.Tensor, lengths: torch.Tensor, size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Noise of random colour at 3 to 30 dB for three quarters of the clips, [batch, samples]."""
+    """Noise of random colour at 5 to 30 dB for six clips in ten, [batch, samples]."""
     batch, samples = waves.shape
     bins = size // 2 + 1
     exponent = _uniform(batch, -1.2, 2.2, generator)[:, None]
@@ -112,9 +112,9 @@ def _noise(
     phase = torch.rand(batch, bins, generator=generator) * (2 * math.pi)
     noise = torch.fft.irfft(torch.polar(shape, phase), n=size)[:, :samples]
     power = waves.square().sum(1) / lengths
-    snr_db = _uniform(batch, 3, 30, generator)
+    snr_db = _uniform(batch, 5, 30, generator)
     level = torch.sqrt(power / 10 ** (snr_db / 10)) / noise.std(1).clamp(min=1e-9)
-    level = level * (torch.rand(batch, generator=generator) < 0.75)
+    level = level * (torch.rand(batch, generator=generator) < 0.6)
     return noise * level[:, None]
 
 

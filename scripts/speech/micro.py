@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,7 +16,6 @@ from transformers import (
     GenerationConfig,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Processor,
@@ -51,37 +53,43 @@ def train_byte_bpe(texts: Iterable[str], specials: Iterable[str] = ()) -> Tokeni
     return tokenizer
 
 
-class MicroModel:
+class MicroModel(ABC):
     """What training needs of either family; subclasses know the architecture."""
 
+    @abstractmethod
+    def __init__(self, texts: Iterable[str]) -> None:
+        """A fresh model with a tokenizer trained on `texts`."""
+
     name: str
-    model: PreTrainedModel
+    model: Any
     start_tokens: list[int]
     end_token: int
 
+    @abstractmethod
     def prepare(
         self, waves: torch.Tensor, lengths: torch.Tensor, full_window: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Model inputs and the number of valid encoder frames of every clip."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(
         self, inputs: torch.Tensor, frames: torch.Tensor, generator: torch.Generator | None
     ) -> torch.Tensor:
         """Encoder states [batch, time, hidden]; masked as SpecAugment asks with a generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(
         self, states: torch.Tensor, frames: torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
         """Teacher-forced logits [batch, tokens, vocabulary]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token_ids(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """The transcript's tokens, prompt and end token apart."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        """Write an ordinary Hugging Face folder."""
 
 
 class WhisperMicro(MicroModel):
@@ -95,13 +103,9 @@ class WhisperMicro(MicroModel):
         merges = [tuple(pair) for pair in _merges(bpe)]
         self.tokenizer = WhisperTokenizer(vocab=vocabulary, merges=merges)
         self.tokenizer.add_special_tokens({"additional_special_tokens": list(WHISPER_SPECIALS)})
-        ids = dict(
-            zip(
-                WHISPER_SPECIALS,
-                self.tokenizer.convert_tokens_to_ids(list(WHISPER_SPECIALS)),
-                strict=True,
-            )
-        )
+        ids: dict[str, Any] = {
+            name: self.tokenizer.convert_tokens_to_ids(name) for name in WHISPER_SPECIALS
+        }
         self.end_token = ids["<|endoftext|>"]
         self.start_tokens = [ids["<|startoftranscript|>"], ids["<|notimestamps|>"]]
         self.no_timestamps = ids["<|notimestamps|>"]
@@ -155,6 +159,7 @@ class WhisperMicro(MicroModel):
     def decode(
         self, states: torch.Tensor, frames: torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
+        del frames  # Whisper's decoder attends to padding too
         hidden = self.model.model.decoder(
             input_ids=tokens, encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
@@ -202,6 +207,7 @@ class MoonshineMicro(MicroModel):
     def prepare(
         self, waves: torch.Tensor, lengths: torch.Tensor, full_window: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        del full_window  # Moonshine has no window
         frames = ((((lengths - 127) // 64 + 1) - 7) // 3 + 1 - 3) // 2 + 1
         return waves, frames.clamp(min=1)
 
@@ -213,7 +219,7 @@ class MoonshineMicro(MicroModel):
         states = functional.gelu(encoder.conv2(encoder.groupnorm(states)))
         states = functional.gelu(encoder.conv3(states)).transpose(1, 2)
         if generator is not None:
-            states = augment.mask_frames(states, frames, spans=2, width=10, generator=generator)
+            states = augment.mask_frames(states, frames, spans=2, width=6, generator=generator)
         mask = self._mask(states.shape[1], frames)
         positions = encoder.rotary_emb(states, torch.arange(states.shape[1])[None])
         for layer in encoder.layers:
@@ -257,8 +263,6 @@ MODELS: dict[str, type[MicroModel]] = {
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [pair if isinstance(pair, list) else pair.split(" ") for pair in merges]
 

@@ -96,7 +96,19 @@ def test_rows_without_text_are_for_calibration(tmp_path: Path) -> None:
     path = write(tmp_path, {"audio": "1.wav", "text": "x"}, "", {"audio": "2.wav", "text": None})
     with pytest.raises(UserError, match="line 3 has no transcript"):
         ManifestCorpus(path)
-    assert [row.text for row in ManifestCorpus(path, require_text=False).rows] == ["x", ""]
+    assert [row.text for row in ManifestCorpus(path, require_text=False).rows] == ["x", None]
+    unlabelled = ManifestCorpus(path, require_text=False)[1]
+    assert isinstance(unlabelled, Utterance)
+    assert unlabelled.text == ""
+
+
+def test_rows_without_text_do_not_matter_unless_kept(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, {"audio": "1.wav", "text": "x", "set": "test"}, {"audio": "2.wav", "set": "train"}
+    )
+    assert len(ManifestCorpus(path, where={"set": "test"})) == 1
+    with pytest.raises(UserError, match="line 2 has no transcript"):
+        ManifestCorpus(path, where={"set": "train"})
 
 
 @pytest.mark.parametrize(

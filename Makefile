@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment and the packages, at the versions of
+# constraints.txt. PYTHON and VENV may be set on the command line.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test check corpus models clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("edge_asr needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; give another with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(INSTALLED)  ## virtual environment and packages
+
+demo: setup  ## float, RTN and GPTQ at 3 and 2 bits on both embedded models, one table
+	$(BIN)/python -m edge_asr.run -m experiment=demo
+	$(BIN)/python -m edge_asr.report --results results --out results
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: setup  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+corpus: setup  ## synthesize the training corpus and the shipped clips (needs Debian's synthesizers)
+	$(BIN)/python scripts/make_speech_corpus.py --assets edge_asr/assets
+
+models: setup  ## train both embedded models (hours; resumes)
+	$(BIN)/python scripts/train_micro.py whisper-micro --out edge_asr/assets/whisper-micro
+	$(BIN)/python scripts/train_micro.py moonshine-micro --out edge_asr/assets/moonshine-micro
+
+clean:  ## remove the virtual environment and caches, never results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,103 @@
+"""The inventory of real models: parameters counted once, MACs as PyTorch counts them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import tone
+from torch.utils.flop_counter import FlopCounterMode
+
+from edge_asr.inventory import Workload
+from edge_asr.metrics.cost import macs, model_size
+from edge_asr.models.loading import Checkpoint
+from edge_asr.models.stocktaking import StoredWeight, take_inventory
+
+
+def counted_macs(run: object) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()  # type: ignore[operator]
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("samples", "generated"), [(16_000, 6), (25_000, 1)])
+def test_macs_are_those_of_a_real_forward_pass(
+    checkpoint: Checkpoint, samples: int, generated: int
+) -> None:
+    architecture = checkpoint.architecture
+    model = copy.deepcopy(checkpoint.model)
+    # Fused attention hides its products from the counter.
+    model.set_attn_implementation("eager")
+    prompt = list(architecture.prompt(model))
+    inputs = architecture.model_inputs(checkpoint.feature_extractor, [tone(2.0)[:samples]])
+    encoder = model.get_submodule(architecture.encoder_module)
+    memory: list[object] = []
+    encoder_macs = counted_macs(lambda: memory.append(encoder(**inputs)))
+
+    def decode(tokens: list[int], cache: object) -> object:
+        return model(
+            encoder_outputs=memory[0],
+            decoder_input_ids=torch.tensor([tokens]),
+            past_key_values=cache,
+            use_cache=True,
+        ).past_key_values
+
+    caches: list[object] = []
+    prefill_macs = counted_macs(lambda: caches.append(decode(prompt, None)))
+
+    def steps() -> None:
+        cache = caches[0]
+        for _ in range(generated - 1):
+            cache = decode([5], cache)
+
+    decode_macs = counted_macs(steps)
+    workload = Workload(
+        seconds=samples / 16_000,
+        positions=architecture.positions(model.config, samples),
+        prompt_tokens=len(prompt),
+        generated_tokens=generated,
+    )
+    ours = macs(take_inventory(model, architecture), workload)
+    assert ours.encoder.total == pytest.approx(encoder_macs, rel=1e-3)
+    assert ours.prefill.total == pytest.approx(prefill_macs, rel=1e-3)
+    assert ours.decode.total == pytest.approx(decode_macs, rel=1e-3)
+
+
+def test_every_parameter_is_stored_once(checkpoint: Checkpoint) -> None:
+    inventory = take_inventory(checkpoint.model, checkpoint.architecture)
+    size = model_size(inventory)
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    assert size.parameters == parameters
+    assert size.bytes == 4 * parameters
+    assert size.bits_per_parameter == 32
+
+
+def test_half_precision_halves_the_float_size(checkpoint: Checkpoint) -> None:
+    half = model_size(take_inventory(checkpoint.model, checkpoint.architecture, float_bits=16))
+    full = model_size(take_inventory(checkpoint.model, checkpoint.architecture))
+    assert 2 * half.bytes == full.bytes
+
+
+def test_quantized_weights_are_charged_as_stored(checkpoint: Checkpoint) -> None:
+    name = checkpoint.architecture.encoder_block(0).layers[0]
+    plain = take_inventory(checkpoint.model, checkpoint.architecture)
+    kept = {name: StoredWeight(bits_per_weight=3, weight_bits=1234.0)}
+    packed = take_inventory(checkpoint.model, checkpoint.architecture, stored=kept)
+    (layer,) = (layer for layer in packed.layers if layer.name == name)
+    assert (layer.bits_per_weight, layer.weight_bits) == (3, 1234.0)
+    saved = model_size(plain).bytes - model_size(packed).bytes
+    assert saved == pytest.approx((layer.weights * 32 - 1234) / 8, abs=1)
+
+
+def test_a_name_outside_the_map_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(KeyError, match="elsewhere"):
+        take_inventory(
+            checkpoint.model, checkpoint.architecture, stored={"elsewhere": StoredWeight(4, 4)}
+        )
+
+
+def test_tied_head_is_stored_with_the_embedding(checkpoint: Checkpoint) -> None:
+    inventory = take_inventory(checkpoint.model, checkpoint.architecture)
+    (head,) = (layer for layer in inventory.layers if layer.role == "head")
+    assert head.tied_to == checkpoint.architecture.embedding

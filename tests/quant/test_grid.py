@@ -1,0 +1,136 @@
+"""The uniform grid against slow, literal references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import Grid, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.rounding.nearest import round_nearest
+
+grids = st.builds(
+    Grid,
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    signed=st.booleans(),
+    include_zero=st.just(True),
+    zero_point=st.sampled_from(["integer", "float"]),
+    granularity=st.just("group"),
+    group_size=st.integers(1, 40),
+)
+
+
+def matrix(seed: int, rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(grid=grids, rows=st.integers(1, 5), columns=st.integers(1, 70), seed=st.integers(0, 99))
+def test_rounding_errs_by_half_a_step_at_most_and_keeps_the_codes_on_the_grid(
+    grid: Grid, rows: int, columns: int, seed: int
+) -> None:
+    weight = matrix(seed, rows, columns)
+    quantized = round_nearest(weight, minmax_parameters(weight, grid), grid)
+    assert quantized.codes.shape == weight.shape
+    assert int(quantized.codes.min()) >= grid.lowest
+    assert int(quantized.codes.max()) <= grid.highest
+    scale, _ = quantized.parameters.expand(columns)
+    error = (quantized.dequantize() - weight).abs()
+    # A symmetric unsigned grid is cut half a step short at its upper end; a rounded zero point
+    # moves both ends by up to half a step.
+    slack = 1.0 if grid.symmetric or grid.zero_point == "integer" else 0.5
+    assert bool((error <= slack * scale * (1 + 1e-4) + 1e-6).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 50), columns=st.integers(1, 100), seed=st.integers(0, 99))
+def test_groups_are_runs_of_columns_and_the_last_may_be_short(
+    size: int, columns: int, seed: int
+) -> None:
+    weight = matrix(seed, 3, columns)
+    grid = Grid(4, granularity="group", group_size=size)
+    largest, per_group = reduce_groups(weight, grid, torch.amax)
+    expected = [
+        [max(row[start : start + per_group]) for start in range(0, columns, per_group)]
+        for row in weight.tolist()
+    ]
+    assert largest.shape == (3, math.ceil(columns / per_group))
+    torch.testing.assert_close(largest, torch.tensor(expected))
+
+
+def test_asymmetric_grid_matches_the_formula_value_by_value() -> None:
+    weight = matrix(3, 4, 10)
+    grid = Grid(3)
+    quantized = round_nearest(weight, minmax_parameters(weight, grid), grid).dequantize()
+    for row, rounded in zip(weight.tolist(), quantized.tolist(), strict=True):
+        low, high = min(*row, 0.0), max(*row, 0.0)
+        scale = (high - low) / 7
+        zero = round(-low / scale)
+        for value, got in zip(row, rounded, strict=True):
+            code = min(max(round(value / scale) + zero, 0), 7)
+            assert got == pytest.approx(scale * (code - zero), abs=1e-5)
+
+
+def test_symmetric_grids_of_the_two_reference_conventions() -> None:
+    low, high = torch.tensor([[-3.0]]), torch.tensor([[2.0]])
+    signed = parameters_from_range(low, high, Grid(3, symmetric=True, signed=True), 1)
+    assert (float(signed.scale), float(signed.zero)) == (1.0, 0.0)
+    unsigned = parameters_from_range(low, high, Grid(3, symmetric=True), 1)
+    assert float(unsigned.scale) == pytest.approx(6 / 7)
+    assert float(unsigned.zero) == 4.0
+
+
+def test_a_constant_or_zero_group_survives() -> None:
+    for value in (0.0, 0.7, -0.7):
+        weight = torch.full((2, 5), value)
+        grid = Grid(2)
+        rounded = round_nearest(weight, minmax_parameters(weight, grid), grid).dequantize()
+        torch.testing.assert_close(rounded, weight)
+
+
+def test_stored_bits_count_scales_and_zero_points() -> None:
+    weight = matrix(0, 8, 72)
+    grouped = Grid(3, granularity="group", group_size=32)
+    quantized = round_nearest(weight, minmax_parameters(weight, grouped), grouped)
+    # 72 columns make three groups; each row's group keeps a 16-bit scale and a 3-bit zero.
+    assert quantized.stored_bits == 8 * 72 * 3 + 8 * 3 * (16 + 3)
+    symmetric = Grid(3, symmetric=True)
+    quantized = round_nearest(weight, minmax_parameters(weight, symmetric), symmetric)
+    assert quantized.effective_bits == pytest.approx(3 + 16 / 72)
+
+
+def test_one_scale_for_the_whole_tensor() -> None:
+    weight = matrix(1, 6, 9)
+    grid = Grid(4, granularity="tensor")
+    parameters = minmax_parameters(weight, grid)
+    assert parameters.scale.shape == (1, 1)
+    rounded = round_nearest(weight, parameters, grid).dequantize()
+    assert float((rounded - weight).abs().max()) <= float(parameters.scale)
+
+
+def test_encode_and_decode_are_inverse_on_the_grid() -> None:
+    grid = Grid(4, signed=True)
+    codes = torch.arange(grid.lowest, grid.highest + 1).float()
+    scale, zero = torch.tensor(0.37), torch.tensor(2.0)
+    torch.testing.assert_close(encode(decode(codes, scale, zero), scale, zero, grid), codes)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"bits": 1}, "bits=1"),
+        ({"bits": 17}, "bits=17"),
+        ({"bits": 4, "granularity": "group"}, "group_size"),
+        ({"bits": 4, "group_size": 32}, "group_size"),
+        ({"bits": 4, "granularity": "group", "group_size": 0}, "group_size=0"),
+    ],
+)
+def test_impossible_grids_are_refused_by_name(options: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Grid(**options)  # type: ignore[arg-type]

@@ -1,0 +1,136 @@
+"""The walker on small random Whisper and Moonshine models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import ListCorpus, tone
+
+import edge_asr.quant.correction
+import edge_asr.quant.outliers
+import edge_asr.quant.range
+import edge_asr.quant.rounding
+import edge_asr.quant.transform  # noqa: F401
+from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.stages import Recipe
+from edge_asr.quant.walker import Quantization, quantize_model
+
+
+def recipe(rounding: str) -> Recipe:
+    return Recipe.build(
+        {
+            "transform": {"name": "none"},
+            "outliers": {"name": "none"},
+            "range": {"name": "minmax"},
+            "rounding": {"name": rounding},
+            "correction": {"name": "none"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def batches_of() -> object:
+    def build(checkpoint: Checkpoint) -> list[CalibrationBatch]:
+        clips = []
+        for index, seconds in enumerate((1.5, 0.6, 1.1, 0.9)):
+            noise = torch.randn(
+                int(seconds * 16_000), generator=torch.Generator().manual_seed(index)
+            )
+            samples = tone(seconds)[: len(noise)] + 0.1 * noise.numpy()
+            clips.append((samples.astype("float32"), "one two"))
+        return calibration_batches(checkpoint, ListCorpus(clips), 4, 2, seed=0)
+
+    return build
+
+
+def quantized(
+    checkpoint: Checkpoint, batches: list[CalibrationBatch], rounding: str, bits: int
+) -> tuple[torch.nn.Module, Quantization]:
+    model = copy.deepcopy(checkpoint.model)
+    result = quantize_model(model, checkpoint.architecture, batches, recipe(rounding), Grid(bits))
+    return model, result
+
+
+def test_every_linear_of_every_block_is_quantized_and_baked(
+    checkpoint: Checkpoint, batches_of
+) -> None:
+    batches = batches_of(checkpoint)
+    model, result = quantized(checkpoint, batches, "gptq", 3)
+    expected = {
+        name
+        for name, module in checkpoint.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    }
+    assert set(result.layers) == expected
+    for name, layer in result.layers.items():
+        weight = model.get_submodule(name).weight
+        assert torch.equal(weight, layer.weight.dequantize())
+        assert len(torch.unique(layer.weight.codes)) <= 8
+    untouched = checkpoint.model.get_submodule(checkpoint.architecture.embedding).weight
+    assert torch.equal(model.get_submodule(checkpoint.architecture.embedding).weight, untouched)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_gptq_has_less_summed_output_error_than_nearest(
+    checkpoint: Checkpoint, batches_of, bits: int
+) -> None:
+    batches = batches_of(checkpoint)
+    _, gptq = quantized(checkpoint, batches, "gptq", bits)
+    _, nearest = quantized(checkpoint, batches, "nearest", bits)
+    assert gptq.output_error < nearest.output_error
+    assert gptq.output_error < gptq.nearest_error
+    assert nearest.output_error == pytest.approx(nearest.nearest_error)
+
+
+def test_statistics_are_those_of_the_quantized_prefix(checkpoint: Checkpoint, batches_of) -> None:
+    """The last block's error must match a forward pass of the finished quantized model."""
+    batches = batches_of(checkpoint)
+    model, result = quantized(checkpoint, batches, "nearest", 4)
+    site = checkpoint.architecture.decoder_blocks(model.config)[-1].sites[0]
+    name = site.layers[0]
+    seen: list[torch.Tensor] = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    rows = []
+    with hook, torch.no_grad():
+        for batch in batches:
+            model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
+            rows.append(seen.pop()[batch.token_mask])
+    inputs = torch.cat(rows)
+    float_weight = checkpoint.model.get_submodule(name).weight
+    change = inputs @ (float_weight - model.get_submodule(name).weight).T
+    expected = float(change.square().sum(1).mean())
+    assert result.layers[name].output_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_padding_does_not_change_the_result(moonshine: Checkpoint, batches_of) -> None:
+    """More decoder padding must leave every code as it is."""
+    batches = batches_of(moonshine)
+    padded = []
+    for batch in batches:
+        rows = len(batch.decoder_input_ids)
+        padded.append(
+            CalibrationBatch(
+                batch.encoder_inputs,
+                batch.frame_mask,
+                torch.cat([batch.decoder_input_ids, torch.full((rows, 5), 2)], 1),
+                torch.cat([batch.token_mask, torch.zeros(rows, 5, dtype=torch.bool)], 1),
+            )
+        )
+    _, plain = quantized(moonshine, batches, "gptq", 4)
+    _, other = quantized(moonshine, padded, "gptq", 4)
+    for name, layer in plain.layers.items():
+        assert torch.equal(layer.weight.codes, other.layers[name].weight.codes), name
+
+
+def test_eight_bits_hardly_change_the_logits(checkpoint: Checkpoint, batches_of) -> None:
+    batches = batches_of(checkpoint)
+    model, _ = quantized(checkpoint, batches, "nearest", 8)
+    batch = batches[0]
+    with torch.no_grad():
+        inputs = {**batch.encoder_inputs, "decoder_input_ids": batch.decoder_input_ids}
+        before, after = checkpoint.model(**inputs).logits, model(**inputs).logits
+    assert 0 < float((after - before).norm() / before.norm()) < 0.05

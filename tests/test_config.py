@@ -1,0 +1,136 @@
+"""Settings: validated when built, with errors that name field, value and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from edge_asr.config import Settings, check_choices, settings_from
+from edge_asr.errors import UserError
+from edge_asr.identity import float_settings, folder_name, run_identity
+from edge_asr.quant.stages import Recipe
+from edge_asr.run import CONF
+
+
+def composed(*overrides: str) -> Settings:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    plain.pop("experiment", None)
+    return settings_from(plain)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_method_is_a_buildable_recipe(method: str) -> None:
+    settings = composed(f"method={method}", "bits=3", "group_size=64")
+    Recipe.build(settings.method.stages)
+    assert settings.grid.group_size == 64
+    assert settings.grid.granularity == "group"
+
+
+def test_every_stage_can_be_replaced_from_the_command_line() -> None:
+    assert composed("method=rtn", "method/rounding=gptq").method.rounding["name"] == "gptq"
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_model_file_makes_valid_settings(path: Path) -> None:
+    extra = ["model.path=somewhere"] if path.stem == "custom" else []
+    assert composed(f"model={path.stem}", *extra).model.path
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bits=17", r"bits=17: allowed are 2 to 8"),
+        ("bits=1", r"bits=1: allowed"),
+        ("bits=three", r"bits='three'"),
+        ("group_size=0", r"group_size=0: must be at least 1"),
+        ("batch_size=0", r"batch_size=0: must be at least 1"),
+        ("float_bits=8", r"float_bits=8: allowed are 16 and 32"),
+        ("data.limit=0", r"data\.limit=0"),
+        ("data.condition=loud", r"data\.condition='loud'"),
+        ("data.path=x.jsonl", r"add data=manifest"),
+        ("calibration.clips=0", r"calibration\.clips=0"),
+        ("protocol.name=mine", r"mine"),
+        ("protocol.resamples=1", r"protocol\.resamples=1"),
+        ("model.tokens_per_second=-1", r"tokens_per_second=-1"),
+        ("method/rounding=none", r"method=float"),
+    ],
+)
+def test_a_bad_value_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        composed(override)
+
+
+def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="method=gtpq: did you mean gptq"):
+        check_choices(["method=gtpq", "bits=3"], CONF)
+    with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
+        check_choices(["method/rounding=gptq,nearst"], CONF)
+    check_choices(["method=gptq,rtn", "bits=3", "hydra/launcher=anything"], CONF)
+
+
+def test_the_identity_ignores_what_cannot_change_a_number() -> None:
+    base = run_identity(composed("bits=3"))
+    for override in ("results=elsewhere", "threads=1", "device=cuda", "rerun=true"):
+        assert run_identity(composed("bits=3", override)) == base
+    for override in ("bits=4", "batch_size=1", "method=gptq", "symmetric=true", "data.limit=3"):
+        other = ["bits=3", override] if not override.startswith("bits") else [override]
+        assert run_identity(composed(*other)) != base
+
+
+def test_all_quantized_runs_on_the_same_clips_share_one_float_run() -> None:
+    baselines = {
+        run_identity(float_settings(composed(*overrides)))
+        for overrides in (
+            ["bits=3"],
+            ["bits=2", "method=gptq"],
+            ["calibration.clips=7", "group_size=32"],
+            ["method=float"],
+        )
+    }
+    assert len(baselines) == 1
+    assert run_identity(float_settings(composed("batch_size=4"))) not in baselines
+
+
+def test_changed_weights_or_manifest_make_another_run(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text("{}\n")
+    options = ["model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}"]
+    ids = {run_identity(composed(*options))}
+    (model / "README.md").write_text("a card changes no number")
+    ids.add(run_identity(composed(*options)))
+    assert len(ids) == 1
+    (model / "model.safetensors").write_bytes(b"two")
+    ids.add(run_identity(composed(*options)))
+    manifest.write_text("{}\n{}\n")
+    ids.add(run_identity(composed(*options)))
+    assert len(ids) == 3
+
+
+def test_folder_names_stay_inside_the_results_folder() -> None:
+    settings = composed("model.name=../../evil", "method=gptq", "bits=3", "group_size=64")
+    name = folder_name(settings, "0123456789ab")
+    assert name.parts == ("-..-evil", "gptq-w3-g64-0123456789ab")
+
+
+def test_help_has_a_sentence_for_every_option() -> None:
+    template = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
+    described = {line.split()[0] for line in template.splitlines() if line.startswith("  ")}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain: Any = OmegaConf.to_container(compose("config", ["method=gptq"]))
+    for name, value in plain.items():
+        inner = value if isinstance(value, dict) and name not in ("method", "activation") else {}
+        for option in [name, *(f"{name}.{key}" for key in inner if key != "name")]:
+            assert option in described, option
+    for stage in ("transform", "outliers", "range", "rounding", "correction"):
+        assert f"method/{stage}" in described
+    for key in plain["method"]["rounding"]:
+        assert key == "name" or f"method.rounding.{key}" in described

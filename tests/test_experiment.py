@@ -1,0 +1,190 @@
+"""Whole runs on small random models: records, resumption, damaged input, and interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_config import composed
+from tiny import tiny_moonshine, tiny_whisper, tone
+
+from edge_asr.errors import UserError
+from edge_asr.experiment import run_experiment
+from edge_asr.record import find_records, read_record
+from edge_asr.transcribe import read_hypotheses
+
+BUILDERS = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four usable clips of several formats and lengths, and three that are not."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for index, (name, seconds, rate) in enumerate(
+        [
+            ("a.wav", 0.7, 16_000),
+            ("b.flac", 1.3, 44_100),
+            ("c.ogg", 0.4, 48_000),
+            ("d.wav", 3.0, 8_000),
+        ]
+    ):
+        time_axis = np.arange(int(seconds * rate)) / rate
+        stereo = np.stack([np.sin(2 * np.pi * 300 * time_axis)] * 2, 1) * 0.3
+        soundfile.write(folder / name, stereo, rate)
+        rows.append({"audio": name, "text": f"clip number {index}", "condition": "clean"})
+    (folder / "not-audio.wav").write_text("hello")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16_000)
+    for name in ("not-audio.wav", "empty.wav", "missing.wav"):
+        rows.append({"audio": name, "text": "never heard"})
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module", params=sorted(BUILDERS))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return BUILDERS[request.param](tmp_path_factory.mktemp("model") / request.param)
+
+
+def options(model: Path, manifest: Path, results: Path, *more: str) -> list[str]:
+    return [
+        "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
+        "calibration=manifest", f"calibration.path={manifest}", f"results={results}",
+        "protocol.resamples=100", "batch_size=2", *more,
+    ]  # fmt: skip
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_asr.run", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        check=False,
+    )
+
+
+def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    settings = composed(*options(model, manifest, tmp_path, "method=gptq", "bits=3"))
+    outcome = run_experiment(settings)
+    assert not outcome.stored
+    record = outcome.record
+    everything, clean = record.results
+    assert (everything.condition, clean.condition) == ("all", "clean")
+    assert everything.utterances == 4
+    assert len(everything.damaged) == 3
+    assert sum("wav" in warning for warning in record.warnings) >= 3
+    assert everything.difference is not None
+    assert everything.interval is not None
+    assert everything.interval.low <= everything.interval.estimate <= everything.interval.high
+    assert record.cost is not None
+    assert record.cost.quantized.size.bytes < record.cost.baseline.size.bytes
+    assert 3 < record.method.effective_bits < 7
+    assert [stage.name for stage in record.stages] == [
+        "load", "calibrate", "quantize", "transcribe", "score",
+    ]  # fmt: skip
+    hypotheses = read_hypotheses(outcome.folder / "hypotheses.jsonl")
+    assert [hypothesis.text for hypothesis in hypotheses] == [f"clip number {n}" for n in range(4)]
+    paths = find_records(tmp_path)
+    assert len(paths) == 2
+    assert {read_record(path).method.name for path in paths} == {"float", "gptq"}
+
+    before = {path: path.read_bytes() for path in paths}
+    again = run_experiment(settings)
+    assert again.stored
+    assert again.record == record
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_two_runs_of_one_config_agree_number_by_number(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    records = [
+        run_experiment(
+            composed(*options(model, manifest, tmp_path / name, "method=gptq", "bits=2"))
+        ).record
+        for name in ("one", "two")
+    ]
+    assert records[0].run_id == records[1].run_id
+    assert records[0].results == records[1].results
+    assert records[0].cost == records[1].cost
+    assert records[0].method == records[1].method
+
+
+def test_a_corpus_of_damaged_clips_is_one_clear_error(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(
+        json.dumps({"audio": str(manifest.parent / "not-audio.wav"), "text": "x"}) + "\n"
+    )
+    with pytest.raises(UserError, match="none of the 1 clips"):
+        run_experiment(composed(*options(model, bad, tmp_path / "r", "method=float")))
+    assert not find_records(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bits=17", "bits=17: allowed are 2 to 8"),
+        ("method=gtpq", "did you mean gptq"),
+        ("group_sise=64", "group_sise"),
+        ("model=whisper_tiny_en", "hf download"),
+        ("results=/dev/null/results", "cannot write"),
+    ],
+)
+def test_a_users_mistake_is_a_short_message_without_traceback(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    done = run("data.limit=2", f"results={tmp_path}", override)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_an_interrupted_run_leaves_no_record_and_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = tiny_whisper(tmp_path_factory.mktemp("slow") / "whisper")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    rows = []
+    for index in range(60):
+        soundfile.write(clips / f"{index}.wav", tone(0.5 + index / 60), 16_000)
+        rows.append({"audio": f"clips/{index}.wav", "text": "one two three"})
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = tmp_path / "results"
+    arguments = options(model, manifest, results, "method=float", "batch_size=1", "threads=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_asr.run", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        partial = list(results.rglob("hypotheses.jsonl.partial"))
+        if partial and partial[0].read_text().count("\n") >= 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    assert not list(results.rglob("record.json"))
+    assert run(*arguments).returncode == 0
+    (record,) = find_records(results)
+    assert read_record(record).results[0].utterances == 60
+    assert not list(results.rglob("*.partial*"))
