@@ -2,6 +2,8 @@
 # constraints.txt. PYTHON and VENV may be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
+# Not results/, where the published records would be found and nothing be run.
+DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -20,8 +22,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED)  ## virtual environment and packages
 
 demo: setup  ## float, RTN and GPTQ at 3 and 2 bits on both embedded models, one table
-	$(BIN)/python -m edge_asr.run -m experiment=demo
-	$(BIN)/python -m edge_asr.report --results results --out results
+	$(BIN)/python -m edge_asr.run -m experiment=demo results=$(DEMO)
+	$(BIN)/python -m edge_asr.report --results $(DEMO)
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest

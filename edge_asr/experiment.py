@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,23 +93,37 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     Raises:
         UserError: for whatever the user can mend; no record is written then.
     """
-    baseline = None
-    recipe = None
-    if settings.method.quantizes:
-        recipe = Recipe.build(settings.method.stages)
+    recipe = Recipe.build(settings.method.stages) if settings.method.quantizes else None
     corpus = open_corpus(settings)
     run = identity.run_identity(settings)
     folder = settings.results_folder / identity.folder_name(settings, run)
-    if settings.method.quantizes:
-        baseline = run_experiment(identity.float_settings(settings), progress)
     if (folder / RECORD_NAME).exists() and not settings.rerun:
-        return Outcome(read_record(folder / RECORD_NAME), folder, True, baseline)
-    _make_writable(folder)
+        return Outcome(read_record(folder / RECORD_NAME), folder, True, _stored_float(settings))
+    _make_writable(settings.results_folder, folder)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    baseline = None
+    if settings.method.quantizes:
+        plain = identity.float_settings(settings)
+        stored = _stored_float(settings)
+        # Records are small and travel with a repository; hypotheses may have stayed behind.
+        complete = stored is not None and (stored.folder / HYPOTHESES_NAME).exists()
+        baseline = run_experiment(dataclasses.replace(plain, rerun=not complete), progress)
     record = _make_record(settings, recipe, corpus, run, folder, baseline, progress)
     write_record(folder, record)
     return Outcome(record, folder, False, baseline)
+
+
+def _stored_float(settings: Settings) -> Outcome | None:
+    """The finished float run on the same clips, if this is a quantized run and it exists."""
+    if not settings.method.quantizes:
+        return None
+    plain = identity.float_settings(settings)
+    name = identity.folder_name(plain, identity.run_identity(plain))
+    folder = settings.results_folder / name
+    if not (folder / RECORD_NAME).exists():
+        return None
+    return Outcome(read_record(folder / RECORD_NAME), folder, True)
 
 
 def open_corpus(settings: Settings) -> Corpus:
@@ -126,7 +141,7 @@ def _open_calibration(settings: Settings) -> Corpus:
     return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
 
 
-def _make_writable(folder: Path) -> None:
+def _make_writable(results: Path, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -134,7 +149,7 @@ def _make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"results={folder.parent.parent}: cannot write there ({error.strerror}); "
+            f"results={results}: cannot write there ({error.strerror}); "
             "give a folder you may write to, results=FOLDER"
         ) from error
 

@@ -85,7 +85,7 @@ def show(outcome: Outcome) -> None:
     if outcome.baseline is not None:
         records.insert(0, outcome.baseline.record)
     for protocol, frame in tables(records).items():
-        print_table(protocol, frame, console)
+        print_table(protocol, frame)
     stages = ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in outcome.record.stages)
     console.print(f"stages: {stages}", highlight=False)
     for warning in (*outcome.record.method.warnings, *outcome.record.warnings):

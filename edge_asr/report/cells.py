@@ -6,13 +6,15 @@ import math
 
 import pandas as pd
 
-HEADINGS = (
+from edge_asr.report.tables import SUMMARY
+
+_HEADINGS = (
     "Model",
     "Method",
     "Bits",
     "WER % [95 %]",
     "Δ WER [95 %]",
-    "E/L",
+    "Empty/loop",
     "MB",
     "b/param",
     "I/O MB",
@@ -55,14 +57,42 @@ def _bits(row: pd.Series) -> str:
     return bits if pd.isna(row["group_size"]) else f"{bits} g{int(row['group_size'])}"
 
 
+def _conditions(frame: pd.DataFrame) -> list[str]:
+    """The conditions of a table's only data set, such as clean and noisy; none of several."""
+    measured = sorted((name for name in frame.columns if name.startswith("wer_")), key=len)
+    measured = [name for name in measured if name not in SUMMARY]
+    if not measured or not all(name.startswith(f"{measured[0]}_") for name in measured[1:]):
+        return []
+    return sorted(name.removeprefix(f"{measured[0]}_") for name in measured[1:])
+
+
+def _condition_cells(row: pd.Series, conditions: list[str]) -> tuple[str, ...]:
+    if not conditions:
+        return ()
+    rates = [
+        number(next(row[name] for name in row.index if name.endswith(f"_{condition}")), 1)
+        for condition in conditions
+    ]
+    return (" / ".join(rates),)
+
+
+def headings(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The column titles of `cells(frame)`."""
+    conditions = _conditions(frame)
+    titles = (" / ".join(conditions),) if conditions else ()
+    return (*_HEADINGS[:4], *titles, *_HEADINGS[4:])
+
+
 def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    """One tuple of texts per row of a table, under `HEADINGS`."""
+    """One tuple of texts per row of a table, under `headings(frame)`."""
+    conditions = _conditions(frame)
     return [
         (
             str(row["model"]),
             str(row["method"]),
             _bits(row),
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
+            *_condition_cells(row, conditions),
             with_interval(row["delta_wer"], row["delta_wer_low"], row["delta_wer_high"], sign=True),
             f"{int(row['empty'])}/{int(row['looping'])}",
             significant(row["size_mb"]),
@@ -80,7 +110,7 @@ def caption(protocol: str, frame: pd.DataFrame) -> str:
     sets = sorted({int(count) for count in frame["datasets"]})
     averaged = "/".join(map(str, sets))
     return (
-        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); E/L: empty and "
-        "looping outputs; I/O and GBOPs are per utterance, × is how many times less than "
+        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); Empty/loop counts "
+        "such outputs; I/O and GBOPs are per utterance, × is how many times less than "
         f"{widths}-bit float."
     )

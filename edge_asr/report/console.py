@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.report.cells import HEADINGS, caption, cells
+from edge_asr.report.cells import caption, cells, headings
 
 WIDEST = 120
 TEXT_COLUMNS = 2
@@ -18,12 +18,15 @@ def to_table(protocol: str, frame: pd.DataFrame, width: int = WIDEST) -> Table:
     """The rich table of one protocol; names fold, figures only where `width` is too small."""
     # Text, not strings: rich would read the brackets of an interval as markup.
     shown = Table(box=box.SIMPLE_HEAD, caption=Text(caption(protocol, frame)), padding=0)
-    for index, heading in enumerate(HEADINGS):
+    for index, heading in enumerate(headings(frame)):
         if index < TEXT_COLUMNS:
             shown.add_column(Text(heading), overflow="fold")
         else:
             shown.add_column(
-                Text(heading), justify="right", overflow="fold", no_wrap=width >= WIDEST
+                Text(heading.replace("/", "/\n")),
+                justify="right",
+                overflow="fold",
+                no_wrap=width >= WIDEST,
             )
     for row in cells(frame):
         shown.add_row(*map(Text, row))

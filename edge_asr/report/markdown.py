@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from edge_asr.plain_json import write_text_atomically
-from edge_asr.report.cells import HEADINGS, caption, cells
+from edge_asr.report.cells import caption, cells, headings
 from edge_asr.report.tables import table_path
 
 TEXT_COLUMNS = 2
@@ -29,13 +29,13 @@ def _line(texts: Iterable[str]) -> str:
 
 def to_markdown(protocol: str, frame: pd.DataFrame) -> str:
     """A table as a Markdown document: heading, caption and the columns people read."""
-    numbers = len(HEADINGS) - TEXT_COLUMNS
+    numbers = len(headings(frame)) - TEXT_COLUMNS
     lines = [
         f"# Leaderboard: {escape(protocol)}",
         "",
         escape(caption(protocol, frame)),
         "",
-        _line(map(escape, HEADINGS)),
+        _line(map(escape, headings(frame))),
         _line([":--"] * TEXT_COLUMNS + ["--:"] * numbers),
         *(_line(map(escape, row)) for row in cells(frame)),
     ]
