@@ -2,7 +2,8 @@
 
 Needs the shards of scripts/make_speech_corpus.py. The encoder first learns characters with
 CTC alone, then attention joins (cross-attention does not align from a cold start). Each step
-draws from its own seed, so a run that is cut and resumed repeats the uncut one.
+draws from its own seed, so a run that is cut and resumed repeats the uncut one. A finished
+model is trained further with `--start-from FOLDER --ctc-steps 0 --work NEW_FOLDER`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
+    def start_from(self, folder: Path) -> None:
+        """Begin a further round of training with the weights of a finished model's folder."""
+        finished = type(self.micro.model).from_pretrained(folder, use_safetensors=True)
+        self.micro.model.load_state_dict(finished.state_dict())
+
     def next_batch(self) -> list[Clip]:
         per_epoch = len(self._batches) or self._load_epoch(0)
         epoch, position = divmod(self.step, per_epoch)
@@ -186,13 +192,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="checkpoints")
     parser.add_argument("--out", type=Path, help="write the finished Hugging Face folder here")
     parser.add_argument("--steps", type=int, default=9_000)
+    parser.add_argument("--ctc-steps", type=int, default=Schedule.ctc_steps, help="CTC alone")
+    parser.add_argument("--start-from", type=Path, help="weights of a finished model's folder")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     corpus = ShardCorpus(arguments.corpus)
-    trainer = Trainer(arguments.model, corpus, Schedule(arguments.steps), arguments.work)
+    schedule = Schedule(arguments.steps, ctc_steps=arguments.ctc_steps)
+    trainer = Trainer(arguments.model, corpus, schedule, arguments.work)
+    if arguments.start_from:
+        trainer.start_from(arguments.start_from)
     trainer.resume()
     count = sum(parameter.numel() for parameter in trainer.micro.model.parameters())
     print(f"{arguments.model}: {count:,} parameters, {len(corpus.clips):,} clips")
