@@ -93,6 +93,16 @@ class MethodSection:
         stored = sum(layer.effective_bits * layer.weights for layer in self.layers)
         return stored / weights if weights else self.bits
 
+    @property
+    def output_error_ratio(self) -> float | None:
+        """Summed output error of all layers over that of rounding to nearest, or None."""
+        before = [layer.output_error_before for layer in self.layers]
+        after = [layer.output_error_after for layer in self.layers]
+        nearest = sum(error for error in before if error is not None)
+        if not nearest or None in before or None in after:
+            return None
+        return sum(error for error in after if error is not None) / nearest
+
 
 @dataclass(frozen=True)
 class Result:

@@ -249,3 +249,14 @@ def test_every_committed_record_loads(path: Path) -> None:
     record = read_record(path)
     assert record.results
     assert record.environment.git_commit
+
+
+def test_output_error_ratio_is_of_sums_and_needs_every_layer() -> None:
+    layers = (
+        LayerSection("a", "encoder", "fc1", 10, 4, 4.5, 8.0, 2.0),
+        LayerSection("b", "encoder", "fc2", 10, 4, 4.5, 2.0, 3.0),
+    )
+    assert MethodSection("gptq", 4, None, False, layers).output_error_ratio == 0.5
+    unknown = (*layers, LayerSection("c", "encoder", "fc1", 10, 4, 4.5))
+    assert MethodSection("gptq", 4, None, False, unknown).output_error_ratio is None
+    assert MethodSection("float", 32, None, None).output_error_ratio is None

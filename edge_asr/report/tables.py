@@ -1,7 +1,8 @@
 """Run records as table rows, one table per protocol, and the leaderboard CSV.
 
 Rates in percent, sizes and traffic in MB (10^6 bytes), arithmetic in GBOPs (10^9 bit
-operations); ratios are float over quantized, so higher is cheaper.
+operations); their ratios are float over quantized, so higher is cheaper. The output error
+ratio is that of the method over rounding to nearest, summed over layers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SUMMARY = (
     "delta_wer_high",
     "empty",
     "looping",
+    "output_error_ratio",
     "size_mb",
     "bits_per_parameter",
     "memory_io_mb",
@@ -120,6 +122,7 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
         **_interval_cells("delta_wer", "delta_wer", difference),
         "empty": sum(result.empty for result in whole),
         "looping": sum(result.looping for result in whole),
+        "output_error_ratio": record.method.output_error_ratio,
         **_cost_cells(record.cost),
         "float_bits": record.model.float_bits,
         "protocol": protocol,
