@@ -11,12 +11,6 @@ from pathlib import Path
 
 import torch
 
-# Importing the packages of parts fills the registries.
-import edge_asr.quant.correction
-import edge_asr.quant.outliers
-import edge_asr.quant.range
-import edge_asr.quant.rounding
-import edge_asr.quant.transform  # noqa: F401
 from edge_asr import identity
 from edge_asr.config import Settings
 from edge_asr.data.calibration import calibration_batches
@@ -28,7 +22,7 @@ from edge_asr.inventory import Workload
 from edge_asr.metrics.cost import cost_of
 from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
 from edge_asr.models.stocktaking import StoredWeight, take_inventory
-from edge_asr.quant.stages import Recipe
+from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import Quantization, peak_memory_bytes, quantize_model
 from edge_asr.record import (
     RECORD_NAME,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from edge_asr.config import Settings, check_choices, settings_from
 from edge_asr.errors import UserError
 from edge_asr.identity import float_settings, folder_name, run_identity
-from edge_asr.quant.stages import Recipe
+from edge_asr.quant.recipe import Recipe
 from edge_asr.run import CONF
 
 

@@ -275,3 +275,8 @@ def norms_of(blocks: Sequence[Block]) -> tuple[str, ...]:
         for site in block.sites
         if site.role in ("qkv", "cross_q", "fc1") and site.source
     )
+
+
+def query_key_value(attention: str) -> tuple[str, str, str]:
+    """The projections of a self-attention module, which read one activation."""
+    return f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"

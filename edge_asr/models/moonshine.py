@@ -24,6 +24,7 @@ from edge_asr.models.architecture import (
     StemAxis,
     layers_with_roles,
     norms_of,
+    query_key_value,
 )
 
 # Kernel and stride of the three stem convolutions.
@@ -48,7 +49,9 @@ class Moonshine(Architecture):
             root,
             "encoder",
             (
-                Site("qkv", "encoder", _qkv(attention), f"{root}.input_layernorm", "frame"),
+                Site(
+                    "qkv", "encoder", query_key_value(attention), f"{root}.input_layernorm", "frame"
+                ),
                 Site("out", "encoder", (f"{attention}.o_proj",), f"{attention}.v_proj", "frame"),
                 Site("fc1", "encoder", (f"{mlp}.fc1",), norm, "frame"),
                 Site("fc2", "encoder", (f"{mlp}.fc2",), None, "frame"),
@@ -63,7 +66,13 @@ class Moonshine(Architecture):
             root,
             "decoder",
             (
-                Site("qkv", "decoder", _qkv(own), f"{root}.input_layernorm", "token"),
+                Site(
+                    "qkv",
+                    "decoder",
+                    query_key_value(own),
+                    f"{root}.input_layernorm",
+                    "token",
+                ),
                 Site("out", "decoder", (f"{own}.o_proj",), f"{own}.v_proj", "token"),
                 Site("cross_q", "decoder", (f"{cross}.q_proj",), cross_norm, "token"),
                 Site("out", "decoder", (f"{cross}.o_proj",), f"{cross}.v_proj", "token"),
@@ -153,7 +162,3 @@ class Moonshine(Architecture):
                 (*norms_of(decoder), "model.decoder.norm"),
             ),
         )
-
-
-def _qkv(attention: str) -> tuple[str, ...]:
-    return f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"

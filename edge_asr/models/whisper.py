@@ -22,6 +22,7 @@ from edge_asr.models.architecture import (
     StemAxis,
     layers_with_roles,
     norms_of,
+    query_key_value,
 )
 
 HOP_SAMPLES = 160
@@ -43,7 +44,13 @@ class Whisper(Architecture):
             root,
             "encoder",
             (
-                Site("qkv", "encoder", _qkv(attention), f"{root}.self_attn_layer_norm", "frame"),
+                Site(
+                    "qkv",
+                    "encoder",
+                    query_key_value(attention),
+                    f"{root}.self_attn_layer_norm",
+                    "frame",
+                ),
                 Site("out", "encoder", (f"{attention}.out_proj",), f"{attention}.v_proj", "frame"),
                 Site("fc1", "encoder", (f"{root}.fc1",), f"{root}.final_layer_norm", "frame"),
                 Site("fc2", "encoder", (f"{root}.fc2",), None, "frame"),
@@ -57,7 +64,13 @@ class Whisper(Architecture):
             root,
             "decoder",
             (
-                Site("qkv", "decoder", _qkv(own), f"{root}.self_attn_layer_norm", "token"),
+                Site(
+                    "qkv",
+                    "decoder",
+                    query_key_value(own),
+                    f"{root}.self_attn_layer_norm",
+                    "token",
+                ),
                 Site("out", "decoder", (f"{own}.out_proj",), f"{own}.v_proj", "token"),
                 Site(
                     "cross_q", "decoder", (f"{cross}.q_proj",),
@@ -153,7 +166,3 @@ class Whisper(Architecture):
                 (*norms_of(decoder), "model.decoder.layer_norm"),
             ),
         )  # fmt: skip
-
-
-def _qkv(attention: str) -> tuple[str, ...]:
-    return f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"

@@ -1,7 +1,7 @@
 """The five stages of a method and their registries.
 
 A part is a frozen dataclass (its fields are its settings) around one pure tensor kernel, in
-a file of its own. A method is a `Recipe`: one part for every stage.
+a file of its own. `recipe.py` puts one part for every stage together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -71,25 +70,3 @@ outliers: Registry[Outliers] = Registry("outliers")
 ranges: Registry[Range] = Registry("range")
 roundings: Registry[Rounding] = Registry("rounding")
 corrections: Registry[Correction] = Registry("correction")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A method: one part for every stage."""
-
-    transform: Transform
-    outliers: Outliers
-    range: Range
-    rounding: Rounding
-    correction: Correction
-
-    @classmethod
-    def build(cls, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
-        """From `{stage: {"name": part, setting: value, ...}}`. Raises UserError on a bad one."""
-        return cls(
-            transform=transforms.build(options["transform"]),
-            outliers=outliers.build(options["outliers"]),
-            range=ranges.build(options["range"]),
-            rounding=roundings.build(options["rounding"]),
-            correction=corrections.build(options["correction"]),
-        )

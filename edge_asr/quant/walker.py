@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from edge_asr.models.architecture import Architecture, Block, Site
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.stages import Recipe, SiteWork
+from edge_asr.quant.stages import SiteWork
 from edge_asr.quant.statistics import InputStatistics
 
 

@@ -8,15 +8,10 @@ import pytest
 import torch
 from tiny import ListCorpus, tone
 
-import edge_asr.quant.correction
-import edge_asr.quant.outliers
-import edge_asr.quant.range
-import edge_asr.quant.rounding
-import edge_asr.quant.transform  # noqa: F401
 from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid
-from edge_asr.quant.stages import Recipe
+from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import Quantization, quantize_model
 
 
