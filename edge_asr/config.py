@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from edge_asr.metrics.wer import protocol_named
 from edge_asr.quant.grid import Grid
 
 STRICT = ConfigDict(extra="forbid")
+# A manifest's field is compared as text, and `where.speaker=84` arrives as a number.
+LENIENT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 FLOAT_BITS = (16, 32)
 STAGES = ("transform", "outliers", "range", "rounding", "correction")
 
@@ -49,6 +51,7 @@ class MethodSettings:
     range: dict[str, Any]
     rounding: dict[str, Any]
     correction: dict[str, Any]
+    changes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.rounding["name"] == "none") != (self.range["name"] == "none"):
@@ -62,6 +65,14 @@ class MethodSettings:
         return bool(self.rounding["name"] != "none")
 
     @property
+    def label(self) -> str:
+        """The recipe's name, followed by the parts that are not its own (`rtn+rounding=gptq`).
+
+        Settings of a part that differ from the recipe's are named as well.
+        """
+        return "+".join([self.name, *self.changes])
+
+    @property
     def stages(self) -> dict[str, dict[str, Any]]:
         return {stage: dict(getattr(self, stage)) for stage in STAGES}
 
@@ -73,7 +84,7 @@ class ActivationSettings:
     name: Literal["none"] = "none"
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=LENIENT)
 class DataSettings:
     """The clips to transcribe."""
 
@@ -85,10 +96,15 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _needs_path("data", self.name, self.path)
+        if self.name == "manifest" and self.condition != "all":
+            raise UserError(
+                f"data.condition={self.condition} is for data=embedded; "
+                f"use data.where.condition={self.condition}"
+            )
         _at_least("data.limit", self.limit, 1)
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=LENIENT)
 class CalibrationSettings:
     """The clips to calibrate on."""
 
@@ -175,6 +191,15 @@ class Settings:
             for name in ("bits", "group_size", "symmetric", "calibration", "method", "activation"):
                 del plain[name]
         return plain
+
+
+def method_changes(overrides: Iterable[str]) -> list[str]:
+    """What a command line changes in a recipe: `method/rounding=gptq` as `rounding=gptq`."""
+    return sorted(
+        override.lstrip("+~")[len("method") + 1 :]
+        for override in overrides
+        if override.lstrip("+~").startswith(("method/", "method."))
+    )
 
 
 def settings_from(plain: Mapping[str, Any]) -> Settings:

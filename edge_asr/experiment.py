@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from edge_asr import identity
-from edge_asr.config import Settings
+from edge_asr.config import DataSettings, Settings
 from edge_asr.data.calibration import calibration_batches
 from edge_asr.data.corpus import Corpus
 from edge_asr.data.embedded import embedded_calibration, embedded_test
@@ -124,8 +124,16 @@ def open_corpus(settings: Settings) -> Corpus:
     """The clips to transcribe. Raises UserError for a missing or unusable manifest."""
     data = settings.data
     if data.path is None:
-        return embedded_test(data.condition, limit=data.limit)
-    return ManifestCorpus(data.path, limit=data.limit, where=data.where)
+        return embedded_test(data.condition, data.limit, data.where)
+    return ManifestCorpus(data.path, limit=data.limit, where=data.where, name=_corpus_name(data))
+
+
+def _corpus_name(data: DataSettings) -> str:
+    """The manifest's name with its folder and selection, so that parts are told apart."""
+    manifest = Path(str(data.path)).expanduser().resolve()
+    selection = "".join(f"-{value}" for _, value in sorted(data.where.items()))
+    limit = f"-first{data.limit}" if data.limit else ""
+    return f"{manifest.parent.name}-{manifest.stem}{selection}{limit}"
 
 
 def _open_calibration(settings: Settings) -> Corpus:
@@ -290,7 +298,7 @@ def _method_section(
         for name in site.layers
     }
     return MethodSection(
-        name=settings.method.name,
+        name=settings.method.label,
         bits=settings.bits,
         group_size=settings.group_size,
         symmetric=settings.symmetric,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from edge_asr.config import CalibrationSettings, MethodSettings, Settings
+from edge_asr.data.embedded import embedded_calibration, embedded_test
+from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.models.loading import locate
 from edge_asr.record import run_id
 
@@ -32,12 +34,15 @@ def run_identity(settings: Settings) -> str:
         UserError: when the model's path leads nowhere.
     """
     location, source = locate(settings.model.path)
+    data, calibration = settings.data, settings.calibration
     identity = settings.identity()
     identity["files"] = {
         "model": None if source == "hub" else _digest(_model_files(Path(location))),
-        "data": _manifest_digest(settings.data.path),
+        "data": _clips_digest(data.path, data.where, data.limit),
         "calibration": (
-            _manifest_digest(settings.calibration.path) if settings.method.quantizes else None
+            _clips_digest(calibration.path, calibration.where, None, calibration=True)
+            if settings.method.quantizes
+            else None
         ),
     }
     return run_id(identity)
@@ -49,21 +54,40 @@ def folder_name(settings: Settings, run: str) -> Path:
     if not settings.method.quantizes:
         return Path(model) / f"float-{run}"
     group = f"-g{settings.group_size}" if settings.group_size else ""
-    return Path(model) / f"{_plain(settings.method.name)}-w{settings.bits}{group}-{run}"
+    method = _plain(settings.method.label)
+    symmetric = "-sym" if settings.symmetric else ""
+    return Path(model) / f"{method}-w{settings.bits}{group}{symmetric}-{run}"
 
 
 def _model_files(folder: Path) -> list[Path]:
     """The files that a model is loaded from; its card does not change a number."""
-    return sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    suffixes = (".json", ".safetensors", ".txt", ".model")
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+
+
+def _clips_digest(
+    path: str | None, where: Mapping[str, str], limit: int | None, *, calibration: bool = False
+) -> str:
+    """Digest of a manifest and of the size and time of every clip it lists.
+
+    The clips that come with the package change only together with their manifest and the
+    package's version.
+    """
+    if path is None:
+        shipped = embedded_calibration() if calibration else embedded_test()
+        return _digest([shipped.path])
+    corpus = ManifestCorpus(path, where=where, limit=limit, require_text=not calibration)
+    digest = hashlib.sha256(_digest([corpus.path]).encode())
+    for row in corpus.rows:
+        clip = corpus.path.parent / row.audio
+        if clip.is_file():
+            status = clip.stat()
+            digest.update(f"{row.audio} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".") or "model"
-
-
-def _manifest_digest(path: str | None) -> str | None:
-    manifest = None if path is None else Path(path).expanduser()
-    return _digest([manifest]) if manifest and manifest.is_file() else None
 
 
 def _digest(paths: Iterable[Path]) -> str:

@@ -128,9 +128,12 @@ class AttentionRecord:
         heads, head_dim: Number of heads and values per head.
         query_bits: Width of a query, a probability and a mixed value.
         key_value_bits: Width of a key and a value, also as they are cached.
+        padded_head_dim: Values per head in the two products, where the model pads heads with
+            zeros for them (after caching, so that nothing stored grows), or None for `head_dim`.
 
     Raises:
-        ValueError: A cross-attention in the encoder, or a size that is not positive.
+        ValueError: A cross-attention in the encoder, a size that is not positive, or a padded head
+            narrower than the head.
     """
 
     name: str
@@ -140,17 +143,25 @@ class AttentionRecord:
     head_dim: int
     query_bits: int = 32
     key_value_bits: int = 32
+    padded_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.stack == "encoder" and self.kind == "cross":
             raise ValueError(f"{self.name}: an encoder has no cross-attention")
         if min(self.heads, self.head_dim, self.query_bits, self.key_value_bits) < 1:
             raise ValueError(f"{self.name}: heads, head_dim and widths must be positive")
+        if self.padded_head_dim is not None and self.padded_head_dim < self.head_dim:
+            raise ValueError(f"{self.name}: padded_head_dim is less than head_dim {self.head_dim}")
 
     @property
     def width(self) -> int:
         """Values of one query, key or value vector over all heads."""
         return self.heads * self.head_dim
+
+    @property
+    def padding(self) -> float:
+        """Values multiplied per value of `width`: 1 unless heads are padded."""
+        return (self.padded_head_dim or self.head_dim) / self.head_dim
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ class Result:
 
     Rates in percent; `difference` is WER minus float WER on the same utterances. Counts of
     words are over scored utterances. `damaged` names clips that could not be read, `dropped`
-    counts references empty after normalization, `truncated` clips that hit the token cap.
+    counts references empty after normalization, `hit_limit` clips that hit the token cap. A
+    condition none of whose references is scored has no rates.
     """
 
     dataset: str
@@ -129,7 +130,7 @@ class Result:
     empty: int = 0
     looping: int = 0
     dropped: int = 0
-    truncated: int = 0
+    hit_limit: int = 0
     damaged: tuple[str, ...] = ()
 
 

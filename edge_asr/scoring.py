@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,10 +28,12 @@ def score_run(
 ) -> tuple[tuple[Result, ...], tuple[Average, ...]]:
     """Score a transcription, and against the float model's hypotheses where given.
 
-    Utterances are paired by id; both runs transcribed the same corpus.
+    Utterances are paired by id; both runs transcribed the same corpus. A condition none of whose
+    references holds a word gets a row without rates.
 
     Raises:
-        UserError: when no clip could be transcribed, or no reference holds a word.
+        UserError: when no clip could be transcribed, no reference holds a word, or the float
+            model's hypotheses are of other clips.
     """
     hypotheses = transcription.hypotheses
     if not hypotheses:
@@ -43,21 +46,22 @@ def score_run(
     own = _score(settings, hypotheses)
     plain = None
     if baseline is not None:
-        by_id = {hypothesis.id: hypothesis for hypothesis in baseline}
-        plain = _score(settings, [by_id[hypothesis.id] for hypothesis in hypotheses])
+        plain = _score(settings, _paired(hypotheses, baseline))
     conditions = [hypothesis.metadata.get("condition", "") for hypothesis in hypotheses]
     results = [_result(settings, dataset, ALL, transcription, own, plain)]
     for condition in sorted({name for name in conditions if name}):
         chosen = [index for index, name in enumerate(conditions) if name == condition]
         part = Transcription(tuple(hypotheses[index] for index in chosen), ())
+        # One unscorable condition, such as noise without speech, must not cost the whole run.
+        scorable = bool(np.isin(own.scored, chosen).any())
         results.append(
             _result(
                 settings,
                 dataset,
                 condition,
                 part,
-                own.select(chosen),
-                None if plain is None else plain.select(chosen),
+                own.select(chosen) if scorable else None,
+                plain.select(chosen) if scorable and plain is not None else None,
             )
         )
     options = {"resamples": settings.resamples, "seed": settings.seed}
@@ -67,6 +71,27 @@ def score_run(
         None if plain is None else mean_paired_difference([own], [plain], **options),
     )
     return tuple(results), (average,)
+
+
+def _paired(hypotheses: Sequence[Hypothesis], baseline: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """The float model's hypotheses in the order of `hypotheses`.
+
+    Raises:
+        UserError: when the two are not of the same clips by id, reference and samples.
+    """
+    floats = {hypothesis.id: hypothesis for hypothesis in baseline}
+    clips, float_clips = (
+        {row.id: (row.text, row.samples) for row in rows} for rows in (hypotheses, baseline)
+    )
+    # The file lies beside the record but no digest guards it: it may be cut short or copied.
+    differing = [name for name in clips | float_clips if clips.get(name) != float_clips.get(name)]
+    if differing:
+        raise UserError(
+            "method: the float run's hypotheses do not match these clips: id, text or samples of "
+            f"{len(differing)} differ, the first {differing[0]!r}; make the float run again with "
+            "method=float rerun=true"
+        )
+    return [floats[hypothesis.id] for hypothesis in hypotheses]
 
 
 def _score(settings: ProtocolSettings, hypotheses: Sequence[Hypothesis]) -> Score:
@@ -82,16 +107,24 @@ def _result(
     dataset: str,
     condition: str,
     transcription: Transcription,
-    own: Score,
+    own: Score | None,
     plain: Score | None,
 ) -> Result:
-    options = {"resamples": settings.resamples, "seed": settings.seed}
-    return Result(
+    unscored = Result(
         dataset=dataset,
         protocol=settings.name,
         utterances=len(transcription.hypotheses),
         seconds=transcription.audio_seconds,
         condition=condition,
+        dropped=len(transcription.hypotheses),
+        hit_limit=sum(hypothesis.hit_limit for hypothesis in transcription.hypotheses),
+        damaged=tuple(clip.source for clip in transcription.damaged),
+    )
+    if own is None:
+        return unscored
+    options = {"resamples": settings.resamples, "seed": settings.seed}
+    return replace(
+        unscored,
         wer=own.wer,
         interval=wer_interval(own, **options),
         float_wer=None if plain is None else plain.wer,
@@ -103,6 +136,4 @@ def _result(
         empty=own.empty,
         looping=own.looping,
         dropped=own.dropped,
-        truncated=sum(hypothesis.hit_limit for hypothesis in transcription.hypotheses),
-        damaged=tuple(clip.source for clip in transcription.damaged),
     )

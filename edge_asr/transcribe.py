@@ -17,6 +17,7 @@ from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
 from edge_asr.errors import UserError
 from edge_asr.models.generation import clip_to_window, greedy, token_limit
 from edge_asr.models.loading import Checkpoint
+from edge_asr.record import RECORD_NAME
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def transcribe(
 
     Hypotheses go to `<output>.partial` batch by batch, and to `output`, in corpus order, when all
     are there. A run that finds a partial file written under the same `resume_key` keeps its
-    complete batches, so that the result is that of an uninterrupted run.
+    complete batches, so that the result is that of an uninterrupted run. So it does with a finished
+    `output` whose run never came to its record; `<output>.key` tells whose it is. Where a record
+    lies beside it, the caller wants the clips transcribed anew.
 
     Args:
         checkpoint: The model, float or quantized, on any device.
@@ -119,7 +122,8 @@ def transcribe(
         settings: Batch size and limits.
         output: JSON-lines file to write, or None to write nothing.
         on_batch: Called with (clips done, clips in the corpus) after every batch.
-        resume_key: Identifies everything that can change a hypothesis; the caller's run id.
+        resume_key: Identifies everything that can change a hypothesis; the caller's run id. A
+            finished file is reused only under a key that is not empty.
 
     Raises:
         UserError: when two clips share an id, or the decoder starts on the wrong prompt.
@@ -142,7 +146,7 @@ def transcribe(
         damaged += [item for item in window if isinstance(item, DamagedClip)]
         for batch in _batches(window, settings.batch_size):
             # A batch is kept or decoded as a whole: its padding can change its hypotheses.
-            done = [earlier[utterance.id] for utterance in batch if utterance.id in earlier]
+            done = [earlier[item.id] for item in batch if _is_of(earlier.get(item.id), item)]
             if len(done) == len(batch):
                 resumed += len(done)
             else:
@@ -176,6 +180,15 @@ def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
             "transcribe again"
         )
     return tuple(complete)
+
+
+def _is_of(row: Hypothesis | None, clip: Utterance) -> bool:
+    """Whether an earlier run's row is of this clip as it is now; its file may have changed."""
+    return row is not None and (row.text, row.duration, row.metadata) == (
+        clip.text,
+        clip.seconds,
+        dict(clip.metadata),
+    )
 
 
 def _batches(
@@ -219,40 +232,63 @@ def _transcribe_batch(
 
 
 class _Journal:
-    """The file of hypotheses while it grows, and the key of the run that writes it."""
+    """The file of hypotheses while it grows and when finished, each with its run's key beside it.
+
+    The two keys are apart because a run may grow its file beside the finished one of another.
+    """
 
     def __init__(self, output: Path, key: str) -> None:
         self._output = output
         self._partial = output.with_name(output.name + ".partial")
-        self._key_file = output.with_name(output.name + ".partial.key")
+        self._partial_key = output.with_name(output.name + ".partial.key")
+        self._output_key = output.with_name(output.name + ".key")
         self._key = key
 
     def resume(self) -> dict[str, Hypothesis]:
-        """Start the partial file, with the rows that a run of the same key left in it."""
-        rows: list[Hypothesis] = []
-        if self._same_key() and self._partial.exists():
-            # An interruption can leave a torn last line; its batch is decoded again.
-            with self._partial.open(encoding="utf-8", errors="replace") as file:
-                rows = [row for row in map(_from_json, file) if row is not None]
+        """Start the partial file, with the rows that a run of the same key left behind."""
+        same = self._is_own(self._partial_key)
+        rows = _complete_rows(self._partial) if same else []
+        if not rows and self._is_unrecorded():
+            rows = _complete_rows(self._output)
         self._output.parent.mkdir(parents=True, exist_ok=True)
         # In this order, so that at no moment do rows of one run lie under the key of another.
-        if not rows:
+        if not same:
             self._partial.unlink(missing_ok=True)
-        self._key_file.write_text(self._key, encoding="utf-8")
+        self._partial_key.write_text(self._key, encoding="utf-8")
         _write(self._partial, rows)
         return {row.id: row for row in rows}
 
-    def _same_key(self) -> bool:
-        return self._key_file.exists() and self._key_file.read_text(encoding="utf-8") == self._key
+    def _is_own(self, key_file: Path) -> bool:
+        return key_file.exists() and key_file.read_text(encoding="utf-8") == self._key
+
+    def _is_unrecorded(self) -> bool:
+        """Whether this run finished `output` before, and was stopped before its record."""
+        recorded = self._output.with_name(RECORD_NAME).exists()
+        return bool(self._key) and self._is_own(self._output_key) and not recorded
 
     def append(self, hypotheses: Sequence[Hypothesis]) -> None:
         with self._partial.open("a", encoding="utf-8") as file:
             file.writelines(_to_json(hypothesis) for hypothesis in hypotheses)
 
     def publish(self, hypotheses: Sequence[Hypothesis]) -> None:
+        # In this order, so that a stop at any moment leaves the rows under their own key.
+        self._output_key.unlink(missing_ok=True)
         _write(self._output, hypotheses)
+        if self._key:
+            self._output_key.write_text(self._key, encoding="utf-8")
         self._partial.unlink()
-        self._key_file.unlink()
+        self._partial_key.unlink()
+
+
+def _complete_rows(path: Path) -> list[Hypothesis]:
+    """The rows of a file, if it exists.
+
+    An interruption can leave a torn last line; its batch is decoded again.
+    """
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return [row for row in map(_from_json, file) if row is not None]
 
 
 def _write(path: Path, hypotheses: Sequence[Hypothesis]) -> None:

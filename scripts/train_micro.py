@@ -73,6 +73,7 @@ class Trainer:
         )  # fmt: skip
         self.step = 0
         self._epoch = -1
+        self._per_epoch = 0
         self._batches: list[list[Clip]] = []
 
     @property
@@ -102,17 +103,15 @@ class Trainer:
         self.micro.model.load_state_dict(finished.state_dict())
 
     def next_batch(self) -> list[Clip]:
-        per_epoch = len(self._batches) or self._load_epoch(0)
-        epoch, position = divmod(self.step, per_epoch)
+        """The batch of this step; epochs differ by a batch or two and are clipped to the first."""
+        seed, seconds = self.schedule.seed, self.schedule.batch_seconds
+        if not self._per_epoch:
+            self._per_epoch = len(self.corpus.batches(0, seed, seconds))
+        epoch, position = divmod(self.step, self._per_epoch)
         if epoch != self._epoch:
-            # Epochs differ by a batch or two; the position is then simply clipped.
-            self._load_epoch(epoch)
+            self._batches = self.corpus.batches(epoch, seed, seconds)
+            self._epoch = epoch
         return self._batches[min(position, len(self._batches) - 1)]
-
-    def _load_epoch(self, epoch: int) -> int:
-        self._batches = self.corpus.batches(epoch, self.schedule.seed, self.schedule.batch_seconds)
-        self._epoch = epoch
-        return len(self._batches)
 
     def losses(self, clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """CTC loss, and the attention loss once the CTC-only phase is over."""

@@ -10,17 +10,18 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from edge_asr.config import Settings, check_choices, settings_from
+from edge_asr.command import CONF
+from edge_asr.config import Settings, check_choices, method_changes, settings_from
 from edge_asr.errors import UserError
 from edge_asr.identity import float_settings, folder_name, run_identity
 from edge_asr.quant.recipe import Recipe
-from edge_asr.run import CONF
 
 
 def composed(*overrides: str) -> Settings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     plain.pop("experiment", None)
+    plain["method"]["changes"] = method_changes(overrides)
     return settings_from(plain)
 
 
@@ -102,7 +103,8 @@ def test_changed_weights_or_manifest_make_another_run(tmp_path: Path) -> None:
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"one")
     manifest = tmp_path / "clips.jsonl"
-    manifest.write_text("{}\n")
+    row = '{"audio": "a.wav", "text": "one"}\n'
+    manifest.write_text(row)
     options = ["model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}"]
     ids = {run_identity(composed(*options))}
     (model / "README.md").write_text("a card changes no number")
@@ -110,9 +112,27 @@ def test_changed_weights_or_manifest_make_another_run(tmp_path: Path) -> None:
     assert len(ids) == 1
     (model / "model.safetensors").write_bytes(b"two")
     ids.add(run_identity(composed(*options)))
-    manifest.write_text("{}\n{}\n")
+    manifest.write_text(row + row.replace("a.wav", "b.wav"))
     ids.add(run_identity(composed(*options)))
     assert len(ids) == 3
+
+
+def test_a_changed_recipe_says_so() -> None:
+    assert composed("method=gptq").method.label == "gptq"
+    changed = composed("method=rtn", "method/rounding=gptq", "method.rounding.damping=0.05")
+    assert changed.method.label == "rtn+rounding.damping=0.05+rounding=gptq"
+
+
+def test_replaced_audio_makes_another_run(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    clip.write_bytes(b"damaged")
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text('{"audio": "clip.wav", "text": "one"}\n')
+    options = ["data=manifest", f"data.path={manifest}"]
+    before = run_identity(composed(*options))
+    assert run_identity(composed(*options)) == before
+    clip.write_bytes(b"mended, and longer")
+    assert run_identity(composed(*options)) != before
 
 
 def test_folder_names_stay_inside_the_results_folder() -> None:
@@ -129,7 +149,7 @@ def test_help_has_a_sentence_for_every_option() -> None:
     for name, value in plain.items():
         inner = value if isinstance(value, dict) and name not in ("method", "activation") else {}
         for option in [name, *(f"{name}.{key}" for key in inner if key != "name")]:
-            assert option in described, option
+            assert option in described or f"{option}.FIELD" in described, option
     for stage in ("transform", "outliers", "range", "rounding", "correction"):
         assert f"method/{stage}" in described
     for key in plain["method"]["rounding"]:

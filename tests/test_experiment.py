@@ -142,16 +142,26 @@ def test_a_corpus_of_damaged_clips_is_one_clear_error(
         ("group_sise=64", "group_sise"),
         ("model=whisper_tiny_en", "hf download"),
         ("results=/dev/null/results", "cannot write"),
+        ("data.where.kind=nothing", "nothing"),
+        ("experiment=demo", "add -m"),
+        ("method.rounding.act_order=maybe", "act_order"),
     ],
 )
 def test_a_users_mistake_is_a_short_message_without_traceback(
     tmp_path: Path, override: str, message: str
 ) -> None:
-    done = run("data.limit=2", f"results={tmp_path}", override)
+    done = run("data.limit=2", f"results={tmp_path}", "method=gptq", override)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_sweep_goes_on_after_a_mistake(model: Path, manifest: Path, tmp_path: Path) -> None:
+    done = run("-m", *options(model, manifest, tmp_path, "method=rtn", "bits=17,3"))
+    assert done.returncode == 2
+    assert "bits=17" in done.stderr
+    assert {read_record(path).method.bits for path in find_records(tmp_path)} == {32, 3}
 
 
 def test_an_interrupted_run_leaves_no_record_and_goes_on(

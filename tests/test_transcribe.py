@@ -217,6 +217,49 @@ def test_another_run_does_not_resume(whisper: Checkpoint, tmp_path: Path) -> Non
     assert len(read_hypotheses(output)) == 5
 
 
+def refuse(done: int, total: int) -> None:
+    """Stop a transcription at its first batch."""
+    del done, total
+    raise Interrupted
+
+
+def test_a_finished_file_is_reused_until_its_record(whisper: Checkpoint, tmp_path: Path) -> None:
+    """The run may be stopped after its last clip: in scoring, or in writing the record."""
+    output = tmp_path / "h.jsonl"
+    first = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    left = ["h.jsonl", "h.jsonl.key"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    # Even a second stop loses nothing.
+    with pytest.raises(Interrupted):
+        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="key")
+    again = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    assert again == replace(first, resumed=5)
+    assert read_hypotheses(output) == first.hypotheses
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    # A recorded run is repeated in order to transcribe again.
+    (tmp_path / "record.json").touch()
+    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key").resumed == 0
+
+
+def test_a_finished_file_of_another_run_is_not_reused(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "h.jsonl"
+    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="one")
+    with pytest.raises(Interrupted):
+        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="two")
+    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="two").resumed == 2
+    for _ in range(2):
+        assert transcribe(whisper, CORPUS, SETTINGS, output).resumed == 0
+
+
+def test_a_corrected_clip_is_transcribed_anew(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "h.jsonl"
+    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    corrected = ListCorpus([(tone(*clip), "corrected") for clip in PITCHES.items()])
+    result = transcribe(whisper, corrected, SETTINGS, output, resume_key="key")
+    assert result.resumed == 0
+    assert {row.text for row in result.hypotheses} == {"corrected"}
+
+
 def test_two_clips_of_one_id(whisper: Checkpoint) -> None:
     class Twice(ListCorpus):
         def __iter__(self):  # type: ignore[no-untyped-def]

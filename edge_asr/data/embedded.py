@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,21 +13,28 @@ from edge_asr.errors import UserError
 Condition = Literal["all", "clean", "noisy"]
 
 
-def embedded_test(condition: Condition = "all", limit: int | None = None) -> ManifestCorpus:
-    """The embedded test set, or its clean or its noisy half.
+def embedded_test(
+    condition: Condition = "all",
+    limit: int | None = None,
+    where: Mapping[str, str] | None = None,
+) -> ManifestCorpus:
+    """The embedded test set, its clean or its noisy half, or the rows that match `where`.
 
     Raises:
-        UserError: for another condition.
+        UserError: for another condition, or when no row is left.
     """
     if condition not in get_args(Condition):
         raise UserError(
             f"condition={condition!r} is unknown; choose one of {', '.join(get_args(Condition))}"
         )
+    chosen = dict(where or {}) | ({} if condition == "all" else {"condition": condition})
     return ManifestCorpus(
         _asset("test.jsonl"),
-        name="embedded" if condition == "all" else f"embedded-{condition}",
+        name="embedded"
+        + "".join(f"-{value}" for _, value in sorted(chosen.items()))
+        + (f"-first{limit}" if limit else ""),
         limit=limit,
-        where=None if condition == "all" else {"condition": condition},
+        where=chosen or None,
     )
 
 

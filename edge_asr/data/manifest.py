@@ -78,6 +78,11 @@ class ManifestCorpus:
         return self._name
 
     @property
+    def path(self) -> Path:
+        """The manifest's file."""
+        return self._path
+
+    @property
     def rows(self) -> tuple[ManifestRow, ...]:
         """The rows kept, none of them decoded."""
         return tuple(self._rows)

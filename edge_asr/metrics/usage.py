@@ -6,7 +6,7 @@ The phases and their counts are defined in `edge_asr.metrics.cost`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_asr.inventory import AttentionRecord, Inventory, LayerRecord, Workload
@@ -83,7 +83,11 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class AttentionUse:
-    """Positions of an attention in a phase; keys stand for keys and values alike."""
+    """Positions of an attention in a phase; keys stand for keys and values alike.
+
+    `products` counts pairs of a query and a key, enlarged by the attention's `padding`: padded
+    heads multiply more values than they store.
+    """
 
     phase: Phase
     queries: float
@@ -133,4 +137,4 @@ def attention_uses(
     """Every attention in every phase that runs it."""
     for attention in inventory.attentions:
         for use in _uses_of_attention(attention, work):
-            yield attention, use
+            yield attention, replace(use, products=use.products * attention.padding)

@@ -91,9 +91,14 @@ class StemAxis:
 
 
 class Architecture(ABC):
-    """One model family. Instances are stateless; every method takes the model or its config."""
+    """One model family. Instances are stateless; every method takes the model or its config.
+
+    `default_tokens_per_second` is the family's published cap on generated tokens a second of
+    audio, or None.
+    """
 
     family: str
+    default_tokens_per_second: float | None = None
     encoder_module: str = "model.encoder"
     decoder_module: str = "model.decoder"
     embedding: str = "model.decoder.embed_tokens"
@@ -158,25 +163,41 @@ class Architecture(ABC):
     def width(self, config: Any) -> int:
         """Channels of the residual streams."""
 
+    def padded_head_dim(self, config: Any, head_dim: int) -> int:
+        """Values per head that the attention products really multiply; by default all and only
+        the head's own."""
+        del config
+        return head_dim
+
     def attention(self, config: Any) -> tuple[AttentionRecord, ...]:
         """All attentions of the model with heads and head width."""
         encoder_heads, decoder_heads = self.heads(config)
         width = self.width(config)
-        encoder = [
-            AttentionRecord(
-                f"{block.module}.self", "encoder", "self", encoder_heads, width // encoder_heads
+
+        def record(
+            block: Block, stack: Stack, kind: Literal["self", "cross"], heads: int
+        ) -> AttentionRecord:
+            return AttentionRecord(
+                name=f"{block.module}.{kind}",
+                stack=stack,
+                kind=kind,
+                heads=heads,
+                head_dim=width // heads,
+                padded_head_dim=self.padded_head_dim(config, width // heads),
             )
-            for block in self.encoder_blocks(config)
-        ]
+
         kinds: tuple[Literal["self", "cross"], ...] = ("self", "cross")
-        decoder = [
-            AttentionRecord(
-                f"{block.module}.{kind}", "decoder", kind, decoder_heads, width // decoder_heads
-            )
-            for block in self.decoder_blocks(config)
-            for kind in kinds
-        ]
-        return (*encoder, *decoder)
+        return (
+            *(
+                record(block, "encoder", "self", encoder_heads)
+                for block in self.encoder_blocks(config)
+            ),
+            *(
+                record(block, "decoder", kind, decoder_heads)
+                for block in self.decoder_blocks(config)
+                for kind in kinds
+            ),
+        )
 
     @abstractmethod
     def residual_streams(self, config: Any) -> tuple[ResidualStream, ...]:
@@ -254,6 +275,14 @@ class Architecture(ABC):
                     f"architecture map {self.family!r}: layer {name!r} belongs to no site; "
                     "the map must be extended before this model can be quantized"
                 )
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a transcript. Raises UserError if generation_config.json has none."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    if end is None:
+        raise UserError("generation_config.json has no eos_token_id; restore the published file")
+    return frozenset([end] if isinstance(end, int) else end)
 
 
 def layers_with_roles(blocks: Sequence[Block], roles: Sequence[Role]) -> tuple[str, ...]:

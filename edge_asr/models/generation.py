@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from edge_asr.errors import UserError
+from edge_asr.models.architecture import end_tokens as end_tokens
 from edge_asr.models.loading import Checkpoint
 
 INNER_WARNINGS = ("Passing `generation_config` together", "Both `max_new_tokens` (=")
@@ -93,14 +94,6 @@ def greedy(
             )
     ends = end_tokens(model)
     return [_cut(row[len(prompt) :], limit, ends) for row, limit in zip(rows, limits, strict=True)]
-
-
-def end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end a transcript."""
-    end = getattr(model.generation_config, "eos_token_id", None)
-    if end is None:
-        raise UserError("generation_config.json has no eos_token_id; restore the published file")
-    return frozenset([end] if isinstance(end, int) else end)
 
 
 def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> Generated:

@@ -37,6 +37,7 @@ class Moonshine(Architecture):
     """The map of every Moonshine size."""
 
     family = "moonshine"
+    default_tokens_per_second = 6.5
 
     def depth(self, config: Any) -> tuple[int, int]:
         return config.encoder_num_hidden_layers, config.decoder_num_hidden_layers
@@ -142,6 +143,11 @@ class Moonshine(Architecture):
 
     def heads(self, config: Any) -> tuple[int, int]:
         return config.encoder_num_attention_heads, config.decoder_num_attention_heads
+
+    def padded_head_dim(self, config: Any, head_dim: int) -> int:
+        """The next multiple that the config asks for: the published ones pad 36 to 40."""
+        multiple = getattr(config, "pad_head_dim_to_multiple_of", None) or 1
+        return math.ceil(head_dim / multiple) * int(multiple)
 
     def width(self, config: Any) -> int:
         return int(config.hidden_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -83,7 +83,10 @@ def take_inventory(
     others = _other_parameters(model, counted)
     return Inventory(
         layers=tuple(layers),
-        attentions=architecture.attention(config),
+        attentions=tuple(
+            replace(attention, query_bits=float_bits, key_value_bits=float_bits)
+            for attention in architecture.attention(config)
+        ),
         other_parameters=others,
         other_parameter_bits=others * float_bits,
         float_bits=float_bits,

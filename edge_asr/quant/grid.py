@@ -21,6 +21,7 @@ ZeroPoint = Literal["integer", "float"]
 
 BITS = range(2, 9)
 SCALE_BITS = 16  # scales, and zero points that are not integers, are stored as float16
+SMALLEST_SCALE = 2.0**-24  # the smallest number above zero in float16
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Grid:
             `group` of `group_size` columns in a row; the last group of a row may be shorter.
         group_size: Columns a group; None unless the granularity is `group`.
         minimum_scale: Scales are never smaller than this.
+        half_scales: Round scales and float zero points to float16, the width they are stored
+            and charged with. The references keep them in float32.
     """
 
     bits: int
@@ -48,7 +51,8 @@ class Grid:
     zero_point: ZeroPoint = "integer"
     granularity: Granularity = "channel"
     group_size: int | None = None
-    minimum_scale: float = 1e-8
+    minimum_scale: float = SMALLEST_SCALE
+    half_scales: bool = True
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -128,20 +132,36 @@ def parameters_from_range(low: Tensor, high: Tensor, grid: Grid, group_size: int
     if grid.symmetric:
         magnitude = torch.maximum(low.abs(), high.abs())
         if grid.signed:
-            scale = (magnitude / grid.highest).clamp(min=grid.minimum_scale)
+            scale = _stored_scale(magnitude / grid.highest, grid)
             return GridParameters(scale, torch.zeros_like(scale), group_size)
-        scale = (2 * magnitude / grid.steps).clamp(min=grid.minimum_scale)
+        scale = _stored_scale(2 * magnitude / grid.steps, grid)
         return GridParameters(scale, torch.full_like(scale, (grid.steps + 1) / 2), group_size)
-    scale = ((high - low) / grid.steps).clamp(min=grid.minimum_scale)
+    scale = _stored_scale((high - low) / grid.steps, grid)
     zero = grid.lowest - low / scale
     if grid.zero_point == "integer":
         zero = zero.round().clamp(grid.lowest, grid.highest)
+    elif grid.half_scales:
+        zero = zero.half().to(low.dtype)
     return GridParameters(scale, zero, group_size)
 
 
+def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
+    """`scale` as it is kept: at least the smallest, and at the width it is charged with."""
+    scale = scale.clamp(min=grid.minimum_scale)
+    return scale.half().to(scale.dtype) if grid.half_scales else scale
+
+
 def encode(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """Nearest codes of `values`, in their dtype; `scale` and `zero` broadcast against them."""
-    return (values / scale + zero).round().clamp(grid.lowest, grid.highest)
+    """Nearest codes of `values`, in their dtype; `scale` and `zero` broadcast against them.
+
+    An integer zero point is added after rounding, as every reference does: ties then fall
+    where theirs do. A float one (HQQ) shifts the grid and is added before.
+    """
+    if grid.zero_point == "integer":
+        codes = (values / scale).round() + zero
+    else:
+        codes = (values / scale + zero).round()
+    return codes.clamp(grid.lowest, grid.highest)
 
 
 def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

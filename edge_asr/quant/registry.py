@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from edge_asr.errors import UserError
 
@@ -49,6 +51,14 @@ class Registry(Generic[Part]):
             if key not in known:
                 allowed = nearest(key, known) if known else f"{name!r} has no settings"
                 raise UserError(f"method.{self.stage}.{key}={settings[key]}: {allowed}")
+        kinds = get_type_hints(part)
+        for key, value in settings.items():
+            try:
+                TypeAdapter(kinds[key]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise UserError(
+                    f"method.{self.stage}.{key}={value!r}: {error.errors()[0]['msg']}"
+                ) from error
         return part(**settings)
 
 

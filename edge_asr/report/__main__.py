@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from edge_asr.errors import UserError
 from edge_asr.record import Record, find_records, read_record
 from edge_asr.report.console import print_table
@@ -45,6 +47,17 @@ def _read(results: Path) -> list[Record]:
     return records
 
 
+def _write(folder: Path, protocol: str, frame: pd.DataFrame) -> list[Path]:
+    """The files of one table. Raises UserError for a folder that cannot be written to."""
+    try:
+        return [write_csv(folder, protocol, frame), write_markdown(folder, protocol, frame)]
+    except OSError as error:
+        raise UserError(
+            f"out: {folder} cannot be written to ({error.strerror}); "
+            "give a folder you may write to, --out FOLDER"
+        ) from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write and print the tables; the exit code is 2 when there is nothing sound to tabulate."""
     options = _parser().parse_args(arguments)
@@ -52,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = _read(options.results)
         for protocol, frame in tables(records).items():
             folder = options.out or options.results
-            written = [write_csv(folder, protocol, frame), write_markdown(folder, protocol, frame)]
+            written = _write(folder, protocol, frame)
             print_table(protocol, frame)
             print("wrote " + " and ".join(map(str, written)))
     except UserError as error:

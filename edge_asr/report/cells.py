@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ _HEADINGS = (
     "Model",
     "Method",
     "Bits",
+    "Clips",
     "WER % [95 %]",
     "Δ WER [95 %]",
     "Empty/loop",
@@ -54,45 +56,47 @@ def _with_ratio(value: object, ratio: object) -> str:
 
 def _bits(row: pd.Series) -> str:
     bits = f"{float(row['bits']):g}"
-    return bits if pd.isna(row["group_size"]) else f"{bits} g{int(row['group_size'])}"
+    group = "" if pd.isna(row["group_size"]) else f" g{int(row['group_size'])}"
+    symmetric = " sym" if pd.notna(row["symmetric"]) and row["symmetric"] else ""
+    return f"{bits}{group}{symmetric}"
 
 
-def _conditions(frame: pd.DataFrame) -> list[str]:
-    """The conditions of a table's only data set, such as clean and noisy; none of several."""
+def _conditions(frame: pd.DataFrame) -> dict[str, str]:
+    """The conditions of a table's only data set, such as clean and noisy; none of several.
+
+    Each with its column.
+    """
     measured = sorted((name for name in frame.columns if name.startswith("wer_")), key=len)
     measured = [name for name in measured if name not in SUMMARY]
     if not measured or not all(name.startswith(f"{measured[0]}_") for name in measured[1:]):
-        return []
-    return sorted(name.removeprefix(f"{measured[0]}_") for name in measured[1:])
+        return {}
+    return {name.removeprefix(f"{measured[0]}_"): name for name in sorted(measured[1:])}
 
 
-def _condition_cells(row: pd.Series, conditions: list[str]) -> tuple[str, ...]:
-    if not conditions:
-        return ()
-    rates = [
-        number(next(row[name] for name in row.index if name.endswith(f"_{condition}")), 1)
-        for condition in conditions
-    ]
-    return (" / ".join(rates),)
+def _condition_cells(row: pd.Series, columns: Iterable[str]) -> tuple[str, ...]:
+    rates = [number(row[column], 1) for column in columns]
+    return (" / ".join(rates),) if rates else ()
 
 
 def headings(frame: pd.DataFrame) -> tuple[str, ...]:
     """The column titles of `cells(frame)`."""
     conditions = _conditions(frame)
     titles = (" / ".join(conditions),) if conditions else ()
-    return (*_HEADINGS[:4], *titles, *_HEADINGS[4:])
+    before = _HEADINGS.index("Δ WER [95 %]")
+    return (*_HEADINGS[:before], *titles, *_HEADINGS[before:])
 
 
 def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     """One tuple of texts per row of a table, under `headings(frame)`."""
-    conditions = _conditions(frame)
+    columns = _conditions(frame).values()
     return [
         (
             str(row["model"]),
             str(row["method"]),
             _bits(row),
+            str(int(row["utterances"])),
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
-            *_condition_cells(row, conditions),
+            *_condition_cells(row, columns),
             with_interval(row["delta_wer"], row["delta_wer_low"], row["delta_wer_high"], sign=True),
             f"{int(row['empty'])}/{int(row['looping'])}",
             significant(row["size_mb"]),

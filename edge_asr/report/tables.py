@@ -22,7 +22,7 @@ from edge_asr.record import ALL, FLOAT_METHOD, Average, CostSection, Record, Res
 MB = 1e6
 GIGA = 1e9
 
-LEADING = ("model", "method", "bits", "group_size", "effective_bits")
+LEADING = ("model", "method", "bits", "group_size", "symmetric", "effective_bits")
 SUMMARY = (
     "datasets",
     "utterances",
@@ -115,6 +115,7 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
         "method": record.method.name,
         "bits": record.method.bits,
         "group_size": record.method.group_size,
+        "symmetric": record.method.symmetric,
         "effective_bits": record.method.effective_bits,
         "datasets": len(whole),
         "utterances": sum(result.utterances for result in whole),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from tiny import tiny_moonshine, tiny_whisper
+from safetensors.torch import load_file, save_file
+from tiny import Family, tiny_moonshine, tiny_whisper
 from transformers import pipeline
 
 from edge_asr.errors import UserError
@@ -20,6 +22,11 @@ from edge_asr.models.loading import (
     locate,
     weights_sha256,
 )
+
+BUILD: dict[Family, Callable[[Path], Path]] = {
+    "whisper": tiny_whisper,
+    "moonshine": tiny_moonshine,
+}
 
 
 def test_a_folder_loads_in_float32_and_evaluation_mode(tmp_path: Path) -> None:
@@ -96,3 +103,99 @@ def test_the_digest_tells_weights_apart(tmp_path: Path) -> None:
         for folder in (first, tmp_path / "copy", second)
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.encoder.layer_norm.weight"), "missing: model.encoder.layer_norm"),
+        (lambda w: w.update(stray=torch.ones(2)), "unexpected: stray"),
+        (
+            lambda w: w.update({"model.encoder.layer_norm.weight": torch.ones(3)}),
+            r"of another shape: model.encoder.layer_norm.weight \(3,\) instead of \(40,\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_model_are_named(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    folder = tiny_moonshine(tmp_path)
+    change_weights(folder, change)
+    with pytest.raises(UserError, match=rf"model\.path=.*{message}.*restore"):
+        load_checkpoint(str(folder))
+
+
+def test_many_missing_weights_are_counted(tmp_path: Path) -> None:
+    folder = tiny_moonshine(tmp_path)
+    change_weights(folder, lambda weights: [weights.pop(name) for name in sorted(weights)[:5]])
+    with pytest.raises(UserError, match="and 2 more"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("family", BUILD)
+def test_a_tied_head_may_be_missing_or_present(tmp_path: Path, family: Family) -> None:
+    folder = BUILD[family](tmp_path)
+    digest = weights_sha256(load_checkpoint(str(folder)).model)
+    assert "proj_out.weight" not in load_file(folder / "model.safetensors")
+    table = "model.decoder.embed_tokens.weight"
+    change_weights(folder, lambda weights: weights.update({"proj_out.weight": weights[table] + 0}))
+    assert weights_sha256(load_checkpoint(str(folder)).model) == digest
+
+
+def test_damaged_safetensors_are_named(tmp_path: Path) -> None:
+    weights = tiny_whisper(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read.*download it again"):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("gone", [("tokenizer.json",), ("tokenizer.json", "tokenizer_config.json")])
+@pytest.mark.parametrize("family", BUILD)
+def test_a_folder_without_its_tokenizer_is_refused(
+    tmp_path: Path, family: Family, gone: tuple[str, ...]
+) -> None:
+    folder = BUILD[family](tmp_path)
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"tokenizer"):
+        load_checkpoint(str(folder))
+
+
+def test_a_tokenizer_that_cannot_write_english_is_refused(tmp_path: Path) -> None:
+    path = tiny_moonshine(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": "fox"}, "content": "dog"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"brown dog.*restore the tokenizer\.json"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_an_unreadable_tokenizer_is_named(tmp_path: Path) -> None:
+    (tiny_whisper(tmp_path) / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot be read.*restore the tokenizer\.json"):
+        load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("foo", "is no device"), ("cuda", "no CUDA GPU"), ("meta", "cannot be used")],
+)
+def test_a_device_that_is_not_here_is_refused_before_loading(
+    monkeypatch: pytest.MonkeyPatch, device: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"^device={device}: .*{message}.*device=cpu"):
+        load_checkpoint("nobody/nothing", device=device)
+
+
+def test_the_cap_on_tokens_is_the_familys_unless_given(tmp_path: Path) -> None:
+    whisper, moonshine = (str(build(tmp_path / name)) for name, build in BUILD.items())
+    assert load_checkpoint(whisper).tokens_per_second is None
+    assert load_checkpoint(moonshine).tokens_per_second == 6.5
+    assert load_checkpoint(moonshine, tokens_per_second=20).tokens_per_second == 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,17 @@ from tiny import tone
 from torch.utils.flop_counter import FlopCounterMode
 
 from edge_asr.inventory import Workload
-from edge_asr.metrics.cost import macs, model_size
+from edge_asr.metrics.cost import cost_of, macs, model_size
+from edge_asr.metrics.usage import PHASES
 from edge_asr.models.loading import Checkpoint
 from edge_asr.models.stocktaking import StoredWeight, take_inventory
+
+WORKLOAD = Workload(
+    seconds=1.0,
+    positions={"mel": 100, "conv1": 248, "conv2": 80, "frame": 50},
+    prompt_tokens=2,
+    generated_tokens=7,
+)
 
 
 def counted_macs(run: object) -> float:
@@ -21,10 +31,46 @@ def counted_macs(run: object) -> float:
     return counter.get_total_flops() / 2
 
 
+def padded(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
+    """The same Moonshine with heads padded, as the published ones are."""
+    model: Any = copy.deepcopy(checkpoint.model)
+    model.config.pad_head_dim_to_multiple_of = multiple
+    twin = type(model)(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    twin.generation_config = model.generation_config
+    return dataclasses.replace(checkpoint, model=twin)
+
+
 @pytest.mark.parametrize(("samples", "generated"), [(16_000, 6), (25_000, 1)])
 def test_macs_are_those_of_a_real_forward_pass(
     checkpoint: Checkpoint, samples: int, generated: int
 ) -> None:
+    assert_macs_as_counted(checkpoint, samples, generated)
+
+
+@pytest.mark.parametrize("multiple", [5, 8])
+def test_macs_of_padded_heads_are_those_of_a_real_forward_pass(
+    moonshine: Checkpoint, multiple: int
+) -> None:
+    """Heads of 10 stay as they are, or multiply 16 values."""
+    assert_macs_as_counted(padded(moonshine, multiple), 16_000, 6)
+
+
+def test_padding_enlarges_products_and_no_traffic(moonshine: Checkpoint) -> None:
+    plain, wide = (
+        cost_of(take_inventory(one.model, one.architecture), [WORKLOAD])
+        for one in (moonshine, padded(moonshine, 8))
+    )
+    assert wide.memory_io == plain.memory_io
+    for phase in PHASES:
+        more, less = (getattr(cost.macs, phase) for cost in (wide, plain))
+        assert (more.layers, more.attention) == (less.layers, pytest.approx(1.6 * less.attention))
+        extra = (more.attention - less.attention) * 32 * 32
+        bops = [getattr(cost.bit_operations, phase) for cost in (wide, plain)]
+        assert bops[0] - bops[1] == pytest.approx(extra)
+
+
+def assert_macs_as_counted(checkpoint: Checkpoint, samples: int, generated: int) -> None:
     architecture = checkpoint.architecture
     model = copy.deepcopy(checkpoint.model)
     # Fused attention hides its products from the counter.
@@ -77,6 +123,21 @@ def test_half_precision_halves_the_float_size(checkpoint: Checkpoint) -> None:
     half = model_size(take_inventory(checkpoint.model, checkpoint.architecture, float_bits=16))
     full = model_size(take_inventory(checkpoint.model, checkpoint.architecture))
     assert 2 * half.bytes == full.bytes
+
+
+def test_half_precision_halves_traffic_and_quarters_bit_operations(checkpoint: Checkpoint) -> None:
+    half, full = (
+        cost_of(
+            take_inventory(checkpoint.model, checkpoint.architecture, float_bits=bits), [WORKLOAD]
+        )
+        for bits in (16, 32)
+    )
+    for phase in PHASES:
+        ours, theirs = (getattr(cost.memory_io, phase) for cost in (half, full))
+        for part in ("weights", "key_value", "activations"):
+            assert 2 * getattr(ours, part) == getattr(theirs, part)
+        ours, theirs = (getattr(cost.bit_operations, phase) for cost in (half, full))
+        assert 4 * ours == theirs
 
 
 def test_quantized_weights_are_charged_as_stored(checkpoint: Checkpoint) -> None:

@@ -81,19 +81,27 @@ def test_gptq_has_less_summed_output_error_than_nearest(
     assert nearest.output_error == pytest.approx(nearest.nearest_error)
 
 
-def test_statistics_are_those_of_the_quantized_prefix(checkpoint: Checkpoint, batches_of) -> None:
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_statistics_are_those_of_the_quantized_prefix_without_padding(
+    checkpoint: Checkpoint, batches_of, stack: str
+) -> None:
     """The last block's error must match a forward pass of the finished quantized model."""
     batches = batches_of(checkpoint)
     model, result = quantized(checkpoint, batches, "nearest", 4)
-    site = checkpoint.architecture.decoder_blocks(model.config)[-1].sites[0]
-    name = site.layers[0]
+    blocks = {
+        "encoder": checkpoint.architecture.encoder_blocks,
+        "decoder": checkpoint.architecture.decoder_blocks,
+    }[stack](model.config)
+    name = blocks[-1].sites[0].layers[0]
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     rows = []
     with hook, torch.no_grad():
         for batch in batches:
             model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
-            rows.append(seen.pop()[batch.token_mask])
+            mask = batch.frame_mask if stack == "encoder" else batch.token_mask
+            rows.append(seen.pop()[mask])
+    assert any(not batch.frame_mask.all() for batch in batches)
     inputs = torch.cat(rows)
     float_weight = checkpoint.model.get_submodule(name).weight
     change = inputs @ (float_weight - model.get_submodule(name).weight).T

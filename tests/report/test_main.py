@@ -51,6 +51,18 @@ def test_nothing_to_report_is_one_line(
     assert captured.out == ""
 
 
+def test_an_unwritable_folder_is_one_line(
+    make_record: RecordMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "a", make_record())
+    out = tmp_path / "file"
+    out.touch()
+    assert main(["--results", str(tmp_path), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert f"out: {out} cannot be written to" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 def test_a_broken_record_is_not_passed_over(
     make_record: RecordMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

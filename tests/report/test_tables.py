@@ -15,8 +15,8 @@ from rich.console import Console
 
 from edge_asr.errors import UserError
 from edge_asr.metrics.significance import Interval
-from edge_asr.record import Average, Record, Result
-from edge_asr.report.cells import cells, significant, with_interval
+from edge_asr.record import Average, MethodSection, Record, Result
+from edge_asr.report.cells import cells, headings, significant, with_interval
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import escape, to_markdown
 from edge_asr.report.tables import table, table_path, tables, write_csv
@@ -65,6 +65,38 @@ def test_conditions_have_columns_but_no_part_in_the_average(make_record: RecordM
     # Two intervals do not make one of their mean.
     assert pd.isna(row["wer_low"])
     assert pd.isna(row["delta_wer"])
+
+
+def test_a_condition_is_shown_from_its_own_column(make_record: RecordMaker) -> None:
+    results = (
+        result("voices", 30.0),
+        result("voices", 50.0, condition="noisy"),
+        result("voices", 90.0, condition="bits"),
+    )
+    frame = table([make_record(results=results)])
+    shown = dict(zip(headings(frame), cells(frame)[0], strict=True))
+    assert shown["bits / noisy"] == "90.0 / 50.0"
+
+
+def test_rows_tell_their_clips_and_grid_apart(make_record: RecordMaker) -> None:
+    grids = [(None, True), (64, True), (64, False)]
+    methods = [MethodSection("rtn", 4, group, symmetric) for group, symmetric in grids]
+    records = [make_record(method="rtn", wer=wer) for wer in (20.0, 21.0, 22.0)]
+    few = dataclasses.replace(records[2].results[0], utterances=7)
+    records[2] = dataclasses.replace(records[2], results=(few,))
+    frame = table(
+        [
+            dataclasses.replace(record, method=method)
+            for record, method in zip(records, methods, strict=True)
+        ]
+        + [make_record("float", 32, 19.0)]
+    )
+    columns = frame.columns.tolist()
+    assert columns[columns.index("group_size") + 1] == "symmetric"
+    assert frame["symmetric"].tolist() == [None, True, True, False]
+    shown = [dict(zip(headings(frame), row, strict=True)) for row in cells(frame)]
+    assert [row["Bits"] for row in shown] == ["32", "4 sym", "4 g64 sym", "4 g64"]
+    assert [row["Clips"] for row in shown] == ["100", "100", "100", "7"]
 
 
 def test_the_interval_of_the_average_comes_from_the_record(make_record: RecordMaker) -> None:
@@ -150,6 +182,22 @@ def test_console_table_fits_120_columns(make_record: RecordMaker) -> None:
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for shown in ("26.8 [25.1, 28.6]", "+84.6 [83.1, 86.1]", "4 g64", "2/3"):
+        assert shown in text
+    assert "…" not in text
+
+
+def test_the_widest_ordinary_table_fits_120_columns(make_record: RecordMaker) -> None:
+    """With conditions, a symmetric grouped grid and a corpus of thousands of clips."""
+    record = make_record("smoothquant", 4, 94.6)
+    whole = dataclasses.replace(record.results[0], utterances=12_345)
+    parts = (result("speech", 99.9, condition="clean"), result("speech", 104.9, condition="noisy"))
+    method = dataclasses.replace(record.method, symmetric=True, group_size=128)
+    record = dataclasses.replace(record, results=(whole, *parts), method=method)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    print_table("open_asr_2024", table([record]), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 120
+    for shown in ("whisper-micro", "smoothquant", "4 g128", "sym", "12345", "104.9", "(8.0×)"):
         assert shown in text
     assert "…" not in text
 

@@ -53,7 +53,7 @@ def factorize(
         order = torch.argsort(torch.where(dead, 0.0, diagonal), descending=True, stable=True)
     ordered = hessian[order][:, order]
     mean = float(diagonal.mean())
-    while damping <= damping_limit:
+    while True:
         damped = ordered + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed and torch.isfinite(lower).all():
@@ -61,8 +61,9 @@ def factorize(
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed and torch.isfinite(upper).all():
                 return InverseFactor(upper, order, dead, damping)
-        damping *= 2
-    return None
+        if damping >= damping_limit:
+            return None
+        damping = min(2 * damping, damping_limit)
 
 
 def gptq_round(
