@@ -9,8 +9,9 @@ other `token` layer thus run p + n - 1 positions.
 
 MACs. A weight layer: its weights x its output positions; an embedding: none. An attention of Q
 queries on K keys: 2 x Q x K x heads x padded head_dim (scores and mixing), counted dense, as
-kernels without mask skipping compute it. Encoder F x F; decoder self-attention p x p, then p + i keys
-in decode step i = 1 ... n - 1 (its own included); cross-attention p x F, then F a step.
+kernels without mask skipping compute it. Encoder F x F; decoder self-attention p x p, then
+p + i keys in decode step i = 1 ... n - 1 (its own included); cross-attention p x F, then F a
+step.
 
 Bit operations (BOPs). MACs x weight operand bits x activation operand bits; attention: MACs x
 query bits x key and value bits. Online MACs (rotations, un-fused scalings) have an activation
