@@ -181,6 +181,8 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_asr.run", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
