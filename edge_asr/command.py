@@ -114,8 +114,10 @@ def show(outcome: Outcome) -> None:
     for protocol, frame in tables(records).items():
         print_table(protocol, frame)
     stages = ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in outcome.record.stages)
-    console.print(f"stages: {stages}", highlight=False)
+    console.print(f"stages: {stages}", highlight=False, soft_wrap=True)
     for warning in (*outcome.record.method.warnings, *outcome.record.warnings):
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        console.print(
+            f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
     state = "stored record (rerun=true makes it again)" if outcome.stored else "record"
     console.print(f"{state}: {outcome.folder}", highlight=False, markup=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from edge_asr.models.stocktaking import StoredWeight, take_inventory
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import Quantization, peak_memory_bytes, quantize_model
 from edge_asr.record import (
+    FLOAT_METHOD,
     RECORD_NAME,
     CostSection,
     LayerSection,
@@ -46,7 +47,6 @@ from edge_asr.transcribe import (
 )
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
-FLOAT = "float"
 
 # Called with (stage, done, total) as a run goes on.
 Progress = Callable[[str, int, int], None]
@@ -290,7 +290,7 @@ def _method_section(
     settings: Settings, checkpoint: Checkpoint, quantization: Quantization
 ) -> MethodSection:
     if not settings.method.quantizes:
-        return MethodSection(FLOAT, settings.float_bits, None, None)
+        return MethodSection(FLOAT_METHOD, settings.float_bits, None, None)
     sites = {
         name: site
         for block in checkpoint.architecture.blocks(checkpoint.model.config)

@@ -153,7 +153,11 @@ class CostSection:
 
 @dataclass(frozen=True)
 class Stage:
-    """Wall time and peak memory of one stage; memory is null where it was not measured."""
+    """Wall time of one stage, and the process's peak memory up to its end.
+
+    The peak never falls from stage to stage, nor from run to run of one sweep; it is null where
+    it was not measured.
+    """
 
     name: str
     seconds: float
