@@ -3,7 +3,8 @@
 Needs the shards of scripts/make_speech_corpus.py. The encoder first learns characters with
 CTC alone, then attention joins (cross-attention does not align from a cold start). Each step
 draws from its own seed, so a run that is cut and resumed repeats the uncut one. A finished
-model is trained further with `--start-from FOLDER --ctc-steps 0 --work NEW_FOLDER`.
+model is trained further with `--start-from PATH --ctc-steps 0 --work NEW_FOLDER`, where PATH
+is its folder or, better since it keeps the CTC head, its last training checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from torch.nn import functional
 from speech.augment import augment_waveforms
 from speech.dataset import Clip, ShardCorpus
 from speech.micro import MODELS, CharacterHead
+from speech.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -59,22 +62,31 @@ class Trainer:
         self.micro.model.set_attn_implementation("eager")
         width = self.micro.model.config.hidden_size
         self.head = CharacterHead(width)
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for module in (self.micro.model, self.head):
-            for parameter in module.parameters():
-                if parameter.requires_grad:
-                    (decayed if parameter.ndim > 1 else plain).append(parameter)
-        self.parameters = decayed + plain
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": schedule.weight_decay},
-             {"params": plain, "weight_decay": 0.0}],
-            lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True,
-        )  # fmt: skip
+        self.parameters = [*self.micro.model.parameters(), *self.head.parameters()]
+        self.optimizers = self._optimizers()
         self.step = 0
         self._epoch = -1
         self._per_epoch = 0
         self._batches: list[list[Clip]] = []
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices inside the blocks, AdamW for everything else."""
+        matrices = [
+            parameter
+            for name, parameter in self.micro.model.named_parameters()
+            if ".layers." in name and parameter.ndim == 2
+        ]
+        inside = {id(parameter) for parameter in matrices}
+        others = [p for p in self.parameters if p.requires_grad and id(p) not in inside]
+        rate, decay = self.schedule.learning_rate, self.schedule.weight_decay
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        return [
+            Muon(matrices, lr=rate, weight_decay=decay),
+            torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True),
+        ]
 
     @property
     def checkpoint(self) -> Path:
@@ -83,7 +95,7 @@ class Trainer:
     def save(self) -> None:
         state = {
             "step": self.step, "model": self.micro.model.state_dict(),
-            "head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "head": self.head.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }  # fmt: skip
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -94,13 +106,19 @@ class Trainer:
             state = torch.load(self.checkpoint, weights_only=True)
             self.micro.model.load_state_dict(state["model"])
             self.head.load_state_dict(state["head"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step = state["step"]
 
-    def start_from(self, folder: Path) -> None:
-        """Begin a further round of training with the weights of a finished model's folder."""
-        finished = type(self.micro.model).from_pretrained(folder, use_safetensors=True)
-        self.micro.model.load_state_dict(finished.state_dict())
+    def start_from(self, path: Path) -> None:
+        """Begin a further round with the weights of a finished folder or of a checkpoint."""
+        if path.is_dir():
+            finished = type(self.micro.model).from_pretrained(path, use_safetensors=True)
+            self.micro.model.load_state_dict(finished.state_dict())
+        else:
+            state = torch.load(path, weights_only=True)
+            self.micro.model.load_state_dict(state["model"])
+            self.head.load_state_dict(state["head"])
 
     def next_batch(self) -> list[Clip]:
         """The batch of this step; epochs differ by a batch or two and are clipped to the first."""
@@ -149,15 +167,18 @@ class Trainer:
         return tokens, targets
 
     def update(self) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.rate(self.step)
         ctc, attention = self.losses(self.next_batch())
         total = ctc if attention is None else attention + self.schedule.ctc_weight * ctc
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.step += 1
         report = {"ctc": ctc.item(), "norm": float(norm)}
         return report if attention is None else report | {"attention": attention.item()}
@@ -192,7 +213,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the finished Hugging Face folder here")
     parser.add_argument("--steps", type=int, default=9_000)
     parser.add_argument("--ctc-steps", type=int, default=Schedule.ctc_steps, help="CTC alone")
-    parser.add_argument("--start-from", type=Path, help="weights of a finished model's folder")
+    parser.add_argument("--start-from", type=Path, help="finished folder or checkpoint")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
     arguments = parser.parse_args()
