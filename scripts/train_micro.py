@@ -95,7 +95,8 @@ class Trainer:
     def save(self) -> None:
         state = {
             "step": self.step, "model": self.micro.model.state_dict(),
-            "head": self.head.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "head": self.head.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }  # fmt: skip
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)

@@ -38,6 +38,9 @@ class Site:
             or None where something non-linear lies between.
         axis: Whether the activation has one row per encoder frame or per decoder token.
         source_rows: Which output channels of `source` feed this site linearly.
+        logit_layers: Those of `layers` that make queries or keys.
+        reader: The attention that reads this site's outputs, where one does: a rewrite of
+            queries, keys and values is judged by what comes out of it.
     """
 
     role: Role
@@ -46,6 +49,8 @@ class Site:
     source: str | None
     axis: Axis
     source_rows: Literal["all", "first_half"] = "all"
+    logit_layers: tuple[str, ...] = ()
+    reader: str | None = None
 
 
 @dataclass(frozen=True)
@@ -221,15 +226,18 @@ class Architecture(ABC):
         """Decoder positions the model has."""
 
     @abstractmethod
-    def cross_layers(self, index: int) -> tuple[str, ...]:
-        """Key and value layers of decoder block `index` that read the encoder's output."""
+    def cross_layers(self, index: int) -> tuple[str, str]:
+        """Key and value layer of decoder block `index`, which read the encoder's output."""
 
     def memory_block(self, config: Any) -> Block:
         """The keys and values of every decoder block's cross-attention: one shared input."""
         layers = [
             name for index in range(self.depth(config)[1]) for name in self.cross_layers(index)
         ]
-        site = Site("cross_kv", "decoder", tuple(layers), self.encoder_norm, "frame")
+        keys = tuple(self.cross_layers(index)[0] for index in range(self.depth(config)[1]))
+        site = Site(
+            "cross_kv", "decoder", tuple(layers), self.encoder_norm, "frame", logit_layers=keys
+        )
         return Block(self.encoder_norm, "decoder", (site,))
 
     def encoder_blocks(self, config: Any) -> tuple[Block, ...]:
@@ -306,6 +314,23 @@ def norms_of(blocks: Sequence[Block]) -> tuple[str, ...]:
     )
 
 
-def query_key_value(attention: str) -> tuple[str, str, str]:
-    """The projections of a self-attention module, which read one activation."""
-    return f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"
+def self_attention_site(attention: str, norm: str, stack: Stack, axis: Axis) -> Site:
+    """The projections of the self-attention module `attention`, which read one activation."""
+    query, key, value = (f"{attention}.{part}_proj" for part in "qkv")
+    return Site(
+        "qkv",
+        stack,
+        (query, key, value),
+        norm,
+        axis,
+        logit_layers=(query, key),
+        reader=attention,
+    )
+
+
+def cross_query_site(attention: str, norm: str) -> Site:
+    """The query projection of the cross-attention module `attention`."""
+    query = f"{attention}.q_proj"
+    return Site(
+        "cross_q", "decoder", (query,), norm, "token", logit_layers=(query,), reader=attention
+    )

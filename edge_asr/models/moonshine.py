@@ -22,9 +22,10 @@ from edge_asr.models.architecture import (
     ResidualStream,
     Site,
     StemAxis,
+    cross_query_site,
     layers_with_roles,
     norms_of,
-    query_key_value,
+    self_attention_site,
 )
 
 # Kernel and stride of the three stem convolutions.
@@ -50,9 +51,7 @@ class Moonshine(Architecture):
             root,
             "encoder",
             (
-                Site(
-                    "qkv", "encoder", query_key_value(attention), f"{root}.input_layernorm", "frame"
-                ),
+                self_attention_site(attention, f"{root}.input_layernorm", "encoder", "frame"),
                 Site("out", "encoder", (f"{attention}.o_proj",), f"{attention}.v_proj", "frame"),
                 Site("fc1", "encoder", (f"{mlp}.fc1",), norm, "frame"),
                 Site("fc2", "encoder", (f"{mlp}.fc2",), None, "frame"),
@@ -67,15 +66,9 @@ class Moonshine(Architecture):
             root,
             "decoder",
             (
-                Site(
-                    "qkv",
-                    "decoder",
-                    query_key_value(own),
-                    f"{root}.input_layernorm",
-                    "token",
-                ),
+                self_attention_site(own, f"{root}.input_layernorm", "decoder", "token"),
                 Site("out", "decoder", (f"{own}.o_proj",), f"{own}.v_proj", "token"),
-                Site("cross_q", "decoder", (f"{cross}.q_proj",), cross_norm, "token"),
+                cross_query_site(cross, cross_norm),
                 Site("out", "decoder", (f"{cross}.o_proj",), f"{cross}.v_proj", "token"),
                 Site("fc1", "decoder", (f"{mlp}.fc1",), f"{root}.final_layernorm", "token"),
                 # fc1 holds (up, gate); fc2 reads silu(gate) * up, linear in the up half only.
@@ -83,7 +76,7 @@ class Moonshine(Architecture):
             ),
         )
 
-    def cross_layers(self, index: int) -> tuple[str, ...]:
+    def cross_layers(self, index: int) -> tuple[str, str]:
         cross = f"model.decoder.layers.{index}.encoder_attn"
         return f"{cross}.k_proj", f"{cross}.v_proj"
 

@@ -20,9 +20,10 @@ from edge_asr.models.architecture import (
     ResidualStream,
     Site,
     StemAxis,
+    cross_query_site,
     layers_with_roles,
     norms_of,
-    query_key_value,
+    self_attention_site,
 )
 
 HOP_SAMPLES = 160
@@ -44,13 +45,7 @@ class Whisper(Architecture):
             root,
             "encoder",
             (
-                Site(
-                    "qkv",
-                    "encoder",
-                    query_key_value(attention),
-                    f"{root}.self_attn_layer_norm",
-                    "frame",
-                ),
+                self_attention_site(attention, f"{root}.self_attn_layer_norm", "encoder", "frame"),
                 Site("out", "encoder", (f"{attention}.out_proj",), f"{attention}.v_proj", "frame"),
                 Site("fc1", "encoder", (f"{root}.fc1",), f"{root}.final_layer_norm", "frame"),
                 Site("fc2", "encoder", (f"{root}.fc2",), None, "frame"),
@@ -64,25 +59,16 @@ class Whisper(Architecture):
             root,
             "decoder",
             (
-                Site(
-                    "qkv",
-                    "decoder",
-                    query_key_value(own),
-                    f"{root}.self_attn_layer_norm",
-                    "token",
-                ),
+                self_attention_site(own, f"{root}.self_attn_layer_norm", "decoder", "token"),
                 Site("out", "decoder", (f"{own}.out_proj",), f"{own}.v_proj", "token"),
-                Site(
-                    "cross_q", "decoder", (f"{cross}.q_proj",),
-                    f"{root}.encoder_attn_layer_norm", "token",
-                ),
+                cross_query_site(cross, f"{root}.encoder_attn_layer_norm"),
                 Site("out", "decoder", (f"{cross}.out_proj",), f"{cross}.v_proj", "token"),
                 Site("fc1", "decoder", (f"{root}.fc1",), f"{root}.final_layer_norm", "token"),
                 Site("fc2", "decoder", (f"{root}.fc2",), None, "token"),
             ),
         )  # fmt: skip
 
-    def cross_layers(self, index: int) -> tuple[str, ...]:
+    def cross_layers(self, index: int) -> tuple[str, str]:
         cross = f"model.decoder.layers.{index}.encoder_attn"
         return f"{cross}.k_proj", f"{cross}.v_proj"
 

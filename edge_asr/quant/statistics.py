@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class InputStatistics:
-    """Second moments of a site's input, over valid rows only.
+    """Moments and extremes of a site's input, over valid rows only.
+
+    Attributes:
+        rows: Valid rows seen.
+        minimum, maximum: Extremes of every column, float32 [columns]; zeros without any row.
 
     Padding is masked by the caller; every frame or token counts once, so long clips weigh as
     much as their valid frames. Products are taken in float32 and summed in float64.
@@ -15,18 +19,57 @@ class InputStatistics:
 
     def __init__(self, columns: int) -> None:
         self.rows = 0
-        self._sum = torch.zeros(columns, columns, dtype=torch.float64)
+        self.minimum = torch.zeros(columns)
+        self.maximum = torch.zeros(columns)
+        self._sum = torch.zeros(columns, dtype=torch.float64)
+        self._magnitudes = torch.zeros(columns, dtype=torch.float64)
+        self._products = torch.zeros(columns, columns, dtype=torch.float64)
 
     def update(self, inputs: Tensor, mask: Tensor) -> None:
         """Add `inputs` [batch, positions, columns] where `mask` [batch, positions] is true."""
         rows = inputs[mask].float()
-        self._sum += (rows.T @ rows).double().cpu()
+        if not len(rows):
+            return
+        self._products += (rows.T @ rows).double().cpu()
+        self._sum += rows.sum(0, dtype=torch.float64).cpu()
+        self._magnitudes += rows.abs().sum(0, dtype=torch.float64).cpu()
+        low, high = (extreme.cpu() for extreme in (rows.amin(0), rows.amax(0)))
+        seen = self.rows > 0
+        self.minimum = torch.minimum(self.minimum, low) if seen else low
+        self.maximum = torch.maximum(self.maximum, high) if seen else high
         self.rows += len(rows)
+
+    def part(self, first: int, count: int) -> InputStatistics:
+        """The statistics of columns `first` to `first + count - 1` alone."""
+        if first == 0 and count == len(self._sum):
+            return self
+        columns = slice(first, first + count)
+        part = InputStatistics(0)
+        part.rows = self.rows
+        part.minimum, part.maximum = self.minimum[columns], self.maximum[columns]
+        part._sum, part._magnitudes = self._sum[columns], self._magnitudes[columns]
+        part._products = self._products[columns, columns]
+        return part
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of every column, float64 [columns]."""
+        return self._sum / max(self.rows, 1)
+
+    @property
+    def mean_magnitude(self) -> Tensor:
+        """Mean of |x| of every column, float64 [columns]."""
+        return self._magnitudes / max(self.rows, 1)
+
+    @property
+    def largest_magnitude(self) -> Tensor:
+        """Largest |x| of every column, float32 [columns]."""
+        return torch.maximum(self.minimum.abs(), self.maximum.abs())
 
     @property
     def second_moment(self) -> Tensor:
         """Mean of x xᵀ over rows, float64 [columns, columns]; zeros without any row."""
-        return self._sum / max(self.rows, 1)
+        return self._products / max(self.rows, 1)
 
     @property
     def hessian(self) -> Tensor:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +18,20 @@ from transformers import PreTrainedModel
 
 from edge_asr.models.architecture import Architecture, Block, Site
 from edge_asr.quant.grid import Grid, QuantizedWeight
+from edge_asr.quant.layers import install_layers
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.stages import SiteWork
-from edge_asr.quant.statistics import InputStatistics
-
-
-class Batch(Protocol):
-    """What the walker needs of a calibration batch."""
-
-    @property
-    def encoder_inputs(self) -> Mapping[str, Tensor]: ...
-    @property
-    def frame_mask(self) -> Tensor: ...
-    @property
-    def decoder_input_ids(self) -> Tensor: ...
-    @property
-    def token_mask(self) -> Tensor: ...
+from edge_asr.quant.stages import LayerFit
+from edge_asr.quant.work import (
+    Batch,
+    BlockWork,
+    Call,
+    Layer,
+    ModelWork,
+    SharedMemory,
+    SiteWork,
+)
 
 
 @dataclass(frozen=True)
@@ -92,15 +87,19 @@ def quantize_model(
     """Quantize every block of `model` in place by `recipe`.
 
     Args:
-        model: The float model; its Linear weights are overwritten with dequantized ones.
+        model: The float model; the Linears of its blocks become `QuantizedLinear`s.
         architecture: Its map.
         batches: Calibration batches.
         recipe: The method.
         grid: The weight grid.
         progress: Called with (block, done, total) after every block.
     """
-    walk = _Walk(model, architecture, batches, recipe, grid)
     blocks = list(architecture.blocks(model.config))
+    install_layers(model, (name for block in blocks for name in block.layers))
+    bench = ModelWork(model, architecture, batches)
+    recipe.transform.rewrite_model(bench)
+    walk = _Walk(model, architecture, batches, recipe, grid)
+    walk.result.warnings += bench.warnings
     for index, _ in enumerate(walk.run()):
         if progress is not None:
             progress(blocks[index].module, index + 1, len(blocks))
@@ -111,21 +110,6 @@ def quantize_model(
 def peak_memory_bytes() -> int:
     """The process's largest resident memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@dataclass
-class _Call:
-    """The arguments of one block call; the hidden states are the first positional one."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def run(self, block: nn.Module) -> Tensor:
-        output = block(*self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    def follow(self, hidden: Tensor) -> _Call:
-        return _Call((hidden, *self.args[1:]), self.kwargs)
 
 
 class _Captured(Exception):
@@ -185,13 +169,13 @@ class _Walk:
             calls = self._block(block, calls, tokens)
             yield block
 
-    def _capture(self, stack: nn.Module, first: Block, inputs: Mapping[str, Any]) -> _Call:
-        caught: list[_Call] = []
+    def _capture(self, stack: nn.Module, first: Block, inputs: Mapping[str, Any]) -> Call:
+        caught: list[Call] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not args:
                 args = (kwargs.pop("hidden_states"),)
-            caught.append(_Call(args, dict(kwargs)))
+            caught.append(Call(args, dict(kwargs)))
             raise _Captured
 
         module = self.model.get_submodule(first.module)
@@ -202,77 +186,64 @@ class _Walk:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
 
-    def _block(self, block: Block, calls: Sequence[_Call], masks: Sequence[Tensor]) -> list[_Call]:
+    def _block(self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]) -> list[Call]:
         """Quantize one block; returns the next block's calls."""
-        began = time.perf_counter()
         module = self.model.get_submodule(block.module)
-        statistics = self._observe(block, module, calls, masks)
-        for site, observed in zip(block.sites, statistics, strict=True):
-            self._site(site, observed)
-        following = [call.follow(call.run(module)) for call in calls]
-        self.result.seconds[block.module] = time.perf_counter() - began
-        return following
+        self._quantize(block, module, calls, masks)
+        return [call.follow(call.run(module)) for call in calls]
 
-    def _observe(
-        self, block: Block, module: nn.Module, calls: Sequence[_Call], masks: Sequence[Tensor]
-    ) -> list[InputStatistics]:
-        """Run the float block on all batches; statistics of the input of every site."""
-        current: list[Tensor] = []
-        statistics = [self._statistics(site) for site in block.sites]
-
-        def watch(observed: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _, args: observed.update(args[0], current[0])
-
-        with ExitStack() as hooks:
-            for site, observed in zip(block.sites, statistics, strict=True):
-                layer = self.model.get_submodule(site.layers[0])
-                hooks.enter_context(layer.register_forward_pre_hook(watch(observed)))
-            for call, mask in zip(calls, masks, strict=True):
-                current[:] = [mask]
-                call.run(module)
-        return statistics
-
-    def _memory(self, calls: Sequence[_Call], masks: Sequence[Tensor]) -> list[Tensor]:
+    def _memory(self, calls: Sequence[Call], masks: Sequence[Tensor]) -> list[Tensor]:
         """Quantize all cross-attention keys and values; returns the encoder's output states."""
-        began = time.perf_counter()
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
-        memory = [norm(call.args[0]) for call in calls]
-        (site,) = block.sites
-        statistics = self._statistics(site)
-        for states, mask in zip(memory, masks, strict=True):
-            statistics.update(states, mask)
-        self._site(site, statistics)
-        self.result.seconds[block.module] = time.perf_counter() - began
-        return memory
+        memory = SharedMemory(norm, [self.model.get_submodule(name) for name in block.layers])
+        self._quantize(block, memory, [Call((call.hidden,), {}) for call in calls], masks)
+        return [norm(call.hidden) for call in calls]
 
-    def _site(self, site: Site, statistics: InputStatistics) -> None:
-        """Run the stages on one site and bake the dequantized weights."""
-        layers = {name: self._linear(name) for name in site.layers}
-        work = SiteWork(
+    def _quantize(
+        self, block: Block, module: nn.Module, calls: Sequence[Call], masks: Sequence[Tensor]
+    ) -> None:
+        """Run all stages on one block."""
+        began = time.perf_counter()
+        work = BlockWork(self.model, self.architecture, block, module, calls, masks, self.grid)
+        nearest_errors = {site: self._nearest_errors(work, site) for site in block.sites}
+        self.recipe.transform.rewrite_block(work)
+        for site in block.sites:
+            self._site(work, site, nearest_errors[site])
+        self.result.warnings += work.warnings
+        self.result.seconds[block.module] = time.perf_counter() - began
+
+    def _nearest_errors(self, work: BlockWork, site: Site) -> dict[str, float]:
+        """Output errors of plain rounding to nearest, before anything is rewritten."""
+        errors = {}
+        for name, layer in work.layers(site).items():
+            weight = layer.weight.detach().cpu()
+            nearest = round_nearest(weight, minmax_parameters(weight, self.grid), self.grid)
+            errors[name] = work.statistics(site).output_error(weight - nearest.dequantize())
+        return errors
+
+    def _site(self, work: BlockWork, site: Site, nearest_errors: Mapping[str, float]) -> None:
+        """Round the weights of one site and bake the dequantized ones."""
+        layers = work.layers(site)
+        statistics = work.statistics(site)
+        if statistics.rows == 0:
+            work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
+        bench = SiteWork(
             site=site,
             weights={name: layer.weight.detach().cpu().clone() for name, layer in layers.items()},
             statistics=statistics,
             grid=self.grid,
+            fits={
+                name: LayerFit(
+                    self.recipe.range, self.grid, statistics, Layer(name, name in site.logit_layers)
+                )
+                for name in layers
+            },
+            warnings=work.warnings,
         )
-        if statistics.rows == 0:
-            work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
-        for name, weight in self.recipe.rounding.round(work, self.recipe.range).items():
-            original, baked = work.weights[name], weight.dequantize()
-            nearest = round_nearest(original, minmax_parameters(original, self.grid), self.grid)
-            self.result.layers[name] = LayerResult(
-                weight,
-                statistics.output_error(original - baked),
-                statistics.output_error(original - nearest.dequantize()),
-            )
+        for name, weight in self.recipe.rounding.round(bench).items():
+            baked = weight.dequantize()
+            error = statistics.output_error(bench.weights[name] - baked)
+            self.result.layers[name] = LayerResult(weight, error, nearest_errors[name])
             layers[name].weight.copy_(baked)
-        self.result.warnings += work.warnings
-
-    def _statistics(self, site: Site) -> InputStatistics:
-        return InputStatistics(self._linear(site.layers[0]).in_features)
-
-    def _linear(self, name: str) -> nn.Linear:
-        layer = self.model.get_submodule(name)
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(f"{name} is no Linear layer")
-        return layer
+        self.recipe.correction.repair(bench, layers)

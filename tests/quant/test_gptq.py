@@ -5,24 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bench import correlated_inputs, minmax_fit, site_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
 from edge_asr.quant.grid import Grid, GridParameters
-from edge_asr.quant.range.minmax import MinMax, minmax_parameters
+from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
 from edge_asr.quant.rounding.nearest import Nearest, round_nearest
-from edge_asr.quant.stages import SiteWork
-from edge_asr.quant.statistics import InputStatistics
-
-
-def correlated_inputs(seed: int, rows: int, columns: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(columns, columns, generator=generator)
-    scale = torch.exp(torch.randn(columns, generator=generator))
-    return (torch.randn(rows, columns, generator=generator) @ mixing) * scale
 
 
 def obq_reference(
@@ -77,7 +68,7 @@ def test_gptq_is_obq_in_a_fixed_order(
     weight = weight.double()
     factor = factorize(hessian, damping=0.01, damping_limit=1.0, act_order=act_order)
     assert factor is not None
-    quantized = gptq_round(weight, factor, lambda w: minmax_parameters(w, grid), grid, block_size=4)
+    quantized = gptq_round(weight, factor, minmax_fit(grid), grid, block_size=4)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns)
     reference = obq_reference(
         weight.numpy(), damped.numpy(), quantized.parameters, grid, factor.order.tolist()
@@ -94,7 +85,7 @@ def test_blocks_do_not_change_the_result() -> None:
     assert factor is not None
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     results = [
-        gptq_round(weight, factor, lambda w: minmax_parameters(w, grid), grid, block_size=size)
+        gptq_round(weight, factor, minmax_fit(grid), grid, block_size=size)
         for size in (1, 7, 40, 128)
     ]
     for other in results[1:]:
@@ -109,15 +100,8 @@ def test_without_correlation_gptq_is_rounding_to_nearest() -> None:
     )
     assert factor is not None
     parameters = minmax_parameters(weight, grid)
-    quantized = gptq_round(weight, factor, lambda w: minmax_parameters(w, grid), grid)
+    quantized = gptq_round(weight, factor, minmax_fit(grid), grid)
     assert torch.equal(quantized.codes, round_nearest(weight, parameters, grid).codes)
-
-
-def work_on(weight: torch.Tensor, inputs: torch.Tensor, grid: Grid) -> SiteWork:
-    statistics = InputStatistics(weight.shape[1])
-    statistics.update(inputs[None], torch.ones(1, len(inputs), dtype=torch.bool))
-    site = Site("fc1", "encoder", ("layer",), None, "frame")
-    return SiteWork(site, {"layer": weight}, statistics, grid)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -125,9 +109,9 @@ def work_on(weight: torch.Tensor, inputs: torch.Tensor, grid: Grid) -> SiteWork:
 def test_gptq_has_less_output_error_than_nearest(bits: int, group_size: int | None) -> None:
     grid = Grid(bits, granularity="group" if group_size else "channel", group_size=group_size)
     weight = torch.randn(24, 70, generator=torch.Generator().manual_seed(bits))
-    work = work_on(weight, correlated_inputs(bits, 400, 70), grid)
-    gptq = Gptq().round(work, MinMax())["layer"].dequantize()
-    nearest = Nearest().round(work, MinMax())["layer"].dequantize()
+    work = site_work(weight, correlated_inputs(bits, 400, 70), grid)
+    gptq = Gptq().round(work)["layer"].dequantize()
+    nearest = Nearest().round(work)["layer"].dequantize()
     error = work.statistics.output_error
     assert error(weight - gptq) < 0.5 * error(weight - nearest)
     assert not work.warnings
@@ -137,7 +121,7 @@ def test_dead_columns_become_zero() -> None:
     inputs = correlated_inputs(4, 100, 10)
     inputs[:, [2, 7]] = 0
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(4))
-    quantized = Gptq().round(work_on(weight, inputs, Grid(4)), MinMax())["layer"].dequantize()
+    quantized = Gptq().round(site_work(weight, inputs, Grid(4)))["layer"].dequantize()
     assert torch.equal(quantized[:, [2, 7]], torch.zeros(4, 2))
     assert bool((quantized[:, [0, 1, 3]] != 0).any())
 
@@ -145,29 +129,29 @@ def test_dead_columns_become_zero() -> None:
 def test_damping_rises_until_the_factorization_succeeds_and_says_so() -> None:
     # Far fewer rows than columns and wildly different scales: singular in double precision.
     inputs = correlated_inputs(5, 3, 60) * torch.logspace(-9, 9, 60)
-    work = work_on(torch.randn(2, 60), inputs, Grid(4))
-    Gptq(damping=1e-18, damping_limit=10.0).round(work, MinMax())
+    work = site_work(torch.randn(2, 60), inputs, Grid(4))
+    Gptq(damping=1e-18, damping_limit=10.0).round(work)
     assert "damping raised" in work.warnings[0]
 
 
 def test_a_failed_factorization_falls_back_to_nearest_and_says_so() -> None:
     weight = torch.randn(2, 6)
-    work = work_on(weight, torch.full((3, 6), float("nan")), Grid(4))
-    quantized = Gptq().round(work, MinMax())["layer"]
-    assert torch.equal(quantized.codes, Nearest().round(work, MinMax())["layer"].codes)
+    work = site_work(weight, torch.full((3, 6), float("nan")), Grid(4))
+    quantized = Gptq().round(work)["layer"]
+    assert torch.equal(quantized.codes, Nearest().round(work)["layer"].codes)
     assert "rounded to nearest" in work.warnings[0]
 
 
 def test_dynamic_groups_refit_on_updated_weights() -> None:
     grid = Grid(2, granularity="group", group_size=16)
     weight = torch.randn(8, 48, generator=torch.Generator().manual_seed(6))
-    work = work_on(weight, correlated_inputs(6, 300, 48), grid)
-    static = Gptq(act_order=False).round(work, MinMax())["layer"]
-    dynamic = Gptq(act_order=False, static_groups=False).round(work, MinMax())["layer"]
+    work = site_work(weight, correlated_inputs(6, 300, 48), grid)
+    static = Gptq(act_order=False).round(work)["layer"]
+    dynamic = Gptq(act_order=False, static_groups=False).round(work)["layer"]
     torch.testing.assert_close(static.parameters.scale[:, 0], dynamic.parameters.scale[:, 0])
     assert not torch.allclose(static.parameters.scale[:, 1:], dynamic.parameters.scale[:, 1:])
     error = work.statistics.output_error
-    nearest = Nearest().round(work, MinMax())["layer"].dequantize()
+    nearest = Nearest().round(work)["layer"].dequantize()
     assert error(weight - dynamic.dequantize()) < error(weight - nearest)
 
 

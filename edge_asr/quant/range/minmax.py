@@ -10,6 +10,7 @@ from torch import Tensor
 from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
 
 
 def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
@@ -27,6 +28,8 @@ def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
 class MinMax(Range):
     """Range stage `minmax`; it has no settings and ignores the statistics."""
 
-    def fit(self, weight: Tensor, grid: Grid, statistics: InputStatistics) -> GridParameters:
-        del statistics
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        del statistics, layer
         return minmax_parameters(weight, grid)

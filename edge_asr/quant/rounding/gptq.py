@@ -6,7 +6,6 @@ authors' later code and in llm-compressor's `actorder="static"`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
 from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.stages import Range, Rounding, SiteWork, roundings
+from edge_asr.quant.stages import Rounding, roundings
+from edge_asr.quant.work import Fit, SiteWork
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def factorize(
 def gptq_round(
     weight: Tensor,
     factor: InverseFactor,
-    fit: Callable[[Tensor], GridParameters],
+    fit: Fit,
     grid: Grid,
     *,
     block_size: int = 128,
@@ -80,7 +80,7 @@ def gptq_round(
     Args:
         weight: Float weight.
         factor: From `factorize` on the Hessian of the layer's input.
-        fit: Gives the grid parameters of a weight matrix, all groups at once.
+        fit: Gives the grid parameters of all groups at once.
         grid: The grid.
         block_size: Columns whose mutual updates are done before the rest is touched once.
         static_groups: Scales of all groups come from the original weight. Otherwise every
@@ -123,7 +123,7 @@ def _refit(
     column: int,
     size: int,
     group: int,
-    fit: Callable[[Tensor], GridParameters],
+    fit: Fit,
     scales: Tensor,
     zeros: Tensor,
 ) -> None:
@@ -133,7 +133,7 @@ def _refit(
     block the authors' code reads the weight before the block's own updates; here it is up to
     date, which matters only for groups shorter than a block.
     """
-    fresh = fit(work[:, column : column + size].float())
+    fresh = fit(work[:, column : column + size].float(), column)
     scales[:, group] = fresh.scale[:, 0].double()
     zeros[:, group] = fresh.zero[:, 0].double()
 
@@ -172,10 +172,7 @@ class Gptq(Rounding):
                 "groups would no longer be runs of columns; set act_order=false as well"
             )
 
-    def round(self, work: SiteWork, ranges: Range) -> dict[str, QuantizedWeight]:
-        def fit(weight: Tensor) -> GridParameters:
-            return ranges.fit(weight, work.grid, work.statistics)
-
+    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
         factor = factorize(
             work.statistics.hessian,
             damping=self.damping,
@@ -189,7 +186,7 @@ class Gptq(Rounding):
                 "rounded to nearest instead"
             )
             return {
-                name: round_nearest(weight, fit(weight), work.grid)
+                name: round_nearest(weight, work.fits[name](weight), work.grid)
                 for name, weight in work.weights.items()
             }
         if factor.damping > self.damping:
@@ -201,7 +198,7 @@ class Gptq(Rounding):
             name: gptq_round(
                 weight,
                 factor,
-                fit,
+                work.fits[name],
                 work.grid,
                 block_size=self.block_size,
                 static_groups=self.static_groups,

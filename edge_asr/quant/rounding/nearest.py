@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, encode
-from edge_asr.quant.stages import Range, Rounding, SiteWork, roundings
+from edge_asr.quant.stages import Rounding, roundings
+from edge_asr.quant.work import SiteWork
 
 
 def round_nearest(weight: Tensor, parameters: GridParameters, grid: Grid) -> QuantizedWeight:
@@ -23,8 +24,8 @@ def round_nearest(weight: Tensor, parameters: GridParameters, grid: Grid) -> Qua
 class Nearest(Rounding):
     """Rounding stage `nearest`; it has no settings."""
 
-    def round(self, work: SiteWork, ranges: Range) -> dict[str, QuantizedWeight]:
+    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
         return {
-            name: round_nearest(weight, ranges.fit(weight, work.grid, work.statistics), work.grid)
+            name: round_nearest(weight, work.fits[name](weight), work.grid)
             for name, weight in work.weights.items()
         }

@@ -1,0 +1,211 @@
+"""What is on the bench while a model is quantized: one block, and one site of it.
+
+The parts of a method read and change these; the walker puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edge_asr.models.architecture import Architecture, Block, Site
+from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.statistics import InputStatistics
+
+
+class Batch(Protocol):
+    """What quantization needs of a calibration batch."""
+
+    @property
+    def encoder_inputs(self) -> Mapping[str, Tensor]: ...
+    @property
+    def frame_mask(self) -> Tensor: ...
+    @property
+    def decoder_input_ids(self) -> Tensor: ...
+    @property
+    def token_mask(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a module; hidden states are the first positional one."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def hidden(self) -> Tensor:
+        states: Tensor = self.args[0]
+        return states
+
+    def run(self, module: Callable[..., Any]) -> Tensor:
+        """The module's first output."""
+        output = module(*self.args, **self.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def follow(self, hidden: Tensor) -> Call:
+        """The same call with other hidden states, for the block that comes next."""
+        return Call((hidden, *self.args[1:]), self.kwargs)
+
+
+class SharedMemory(nn.Module):
+    """The encoder's last norm with every cross-attention key and value layer that reads it."""
+
+    def __init__(self, norm: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Keys and values [..., sum of out_features] of encoder states [..., hidden]."""
+        memory = self.norm(states)
+        return torch.cat([layer(memory) for layer in self.layers], -1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a part may know of a layer besides its weight.
+
+    Attributes:
+        name: Module path.
+        makes_logits: Its outputs are queries or keys, whose products pass a softmax.
+    """
+
+    name: str
+    makes_logits: bool
+
+
+class Fit(Protocol):
+    """Fits scales and zero points to a layer's weight, or to its columns from `first` on."""
+
+    def __call__(self, weight: Tensor, first: int = 0) -> GridParameters: ...
+
+
+@dataclass
+class ModelWork:
+    """The whole float model on the bench, before the walk.
+
+    Attributes:
+        model: Rewritten in place; every Linear inside a block is a `QuantizedLinear`.
+        architecture: Its map.
+        batches: Calibration batches.
+        warnings: Sentences for the record.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    batches: Sequence[Batch]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BlockWork:
+    """One block on the bench.
+
+    Attributes:
+        model: The whole model; what a part changes in it stays changed.
+        architecture: Its map.
+        block: The block's map.
+        module: Runs the block; its weights are float until they are rounded.
+        calls: Its inputs of every calibration batch, on the quantized prefix.
+        masks: Valid rows [batch, positions] of every calibration batch.
+        targets: Outputs of the float model's block on the float model's own inputs, a batch
+            each; empty unless a part of the recipe learns.
+        grid: The grid of weights.
+        warnings: Sentences for the record; a part appends whatever it could not do as asked.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    block: Block
+    module: nn.Module
+    calls: Sequence[Call]
+    masks: Sequence[Tensor]
+    grid: Grid
+    targets: Sequence[Tensor] = ()
+    warnings: list[str] = field(default_factory=list)
+    _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
+
+    def layer(self, name: str) -> QuantizedLinear:
+        layer = self.model.get_submodule(name)
+        if not isinstance(layer, QuantizedLinear):
+            raise TypeError(f"{name} is no QuantizedLinear")
+        return layer
+
+    def layers(self, site: Site) -> dict[str, QuantizedLinear]:
+        return {name: self.layer(name) for name in site.layers}
+
+    def statistics(self, site: Site) -> InputStatistics:
+        """Calibration statistics of the site's input, after online work, before its quantizer."""
+        if not self._statistics:
+            self._statistics = self._observe()
+        return self._statistics[site]
+
+    def inputs_changed(self) -> None:
+        """To be called by whoever changed what a site reads: statistics are taken anew."""
+        self._statistics = {}
+
+    @torch.no_grad()
+    def calls_of(self, module: nn.Module) -> list[Call]:
+        """The calls that `module`, a part of the block, receives: one a calibration batch."""
+        caught: list[Call] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            names = dict(kwargs)
+            if not args:
+                args = (names.pop("hidden_states"),)
+            caught.append(Call(args, names))
+
+        with module.register_forward_pre_hook(catch, with_kwargs=True):
+            for call in self.calls:
+                call.run(self.module)
+        return caught
+
+    @torch.no_grad()
+    def _observe(self) -> dict[Site, InputStatistics]:
+        """Run the block on all batches; statistics of the input of every site."""
+        current: list[Tensor] = []
+        statistics = {
+            site: InputStatistics(self.layer(site.layers[0]).in_features)
+            for site in self.block.sites
+        }
+
+        def watch(observed: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, args: observed.update(args[0], current[0])
+
+        with ExitStack() as hooks:
+            for site, observed in statistics.items():
+                entry = self.layer(site.layers[0]).quantize_input
+                hooks.enter_context(entry.register_forward_pre_hook(watch(observed)))
+            for call, mask in zip(self.calls, self.masks, strict=True):
+                current[:] = [mask]
+                call.run(self.module)
+        return statistics
+
+
+@dataclass
+class SiteWork:
+    """One site on the bench, when its weights are about to be rounded.
+
+    Attributes:
+        site: The site.
+        weights: Float weight [out_features, in_features] of every layer of the site.
+        statistics: Calibration statistics of their common input.
+        grid: The grid its weights go to.
+        fits: For every layer, what fits scales and zero points to its weight.
+        warnings: Sentences for the record.
+    """
+
+    site: Site
+    weights: Mapping[str, Tensor]
+    statistics: InputStatistics
+    grid: Grid
+    fits: Mapping[str, Fit]
+    warnings: list[str] = field(default_factory=list)

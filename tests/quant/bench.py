@@ -1,0 +1,47 @@
+"""One site on the bench, made of a weight matrix and the rows it is calibrated on."""
+
+from __future__ import annotations
+
+import torch
+
+from edge_asr.models.architecture import Site
+from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.range.minmax import MinMax, minmax_parameters
+from edge_asr.quant.stages import LayerFit, Range
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Fit, Layer, SiteWork
+
+
+def correlated_inputs(seed: int, rows: int, columns: int) -> torch.Tensor:
+    """Random rows [rows, columns] with strong correlation and uneven column scales."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator)
+    scale = torch.exp(torch.randn(columns, generator=generator))
+    return (torch.randn(rows, columns, generator=generator) @ mixing) * scale
+
+
+def statistics_of(inputs: torch.Tensor) -> InputStatistics:
+    """The statistics of `inputs` [rows, columns], all rows valid."""
+    statistics = InputStatistics(inputs.shape[1])
+    statistics.update(inputs[None], torch.ones(1, len(inputs), dtype=torch.bool))
+    return statistics
+
+
+def site_work(
+    weight: torch.Tensor, inputs: torch.Tensor, grid: Grid, ranges: Range | None = None
+) -> SiteWork:
+    """A site with one layer named `layer`."""
+    statistics = statistics_of(inputs)
+    site = Site("fc1", "encoder", ("layer",), None, "frame")
+    fit = LayerFit(ranges or MinMax(), grid, statistics, Layer("layer", False))
+    return SiteWork(site, {"layer": weight}, statistics, grid, {"layer": fit})
+
+
+def minmax_fit(grid: Grid) -> Fit:
+    """What fits min-max ranges on `grid`."""
+
+    def fit(weight: torch.Tensor, first: int = 0) -> GridParameters:
+        del first
+        return minmax_parameters(weight, grid)
+
+    return fit
