@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from edge_asr.errors import UserError
 from edge_asr.metrics.wer import protocol_named
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.grid import BITS, Grid
 
 STRICT = ConfigDict(extra="forbid")
 # A manifest's field is compared as text, and `where.speaker=84` arrives as a number.
@@ -43,7 +44,10 @@ class ModelSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class MethodSettings:
-    """A recipe: for every stage, the part's name and its settings."""
+    """A recipe: for every stage, the part's name and its settings.
+
+    `group_size` is the recipe's own default; what a run uses is `Settings.group_size`.
+    """
 
     name: str
     transform: dict[str, Any]
@@ -52,6 +56,7 @@ class MethodSettings:
     rounding: dict[str, Any]
     correction: dict[str, Any]
     changes: list[str] = field(default_factory=list)
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.rounding["name"] == "none") != (self.range["name"] == "none"):
@@ -79,9 +84,46 @@ class MethodSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class ActivationSettings:
-    """How activations are quantized; `none` leaves them in floating point."""
+    """How the inputs of quantized layers are quantized; without bits they stay in floating point.
 
-    name: Literal["none"] = "none"
+    `name` says which file of conf/activation they come from and decides nothing; the others are
+    those of `ActivationGrid`.
+    """
+
+    name: str = "none"
+    bits: int | None = None
+    symmetric: bool = False
+    granularity: Literal["token", "tensor"] = "token"
+    static_range: Literal["extreme", "mean"] | None = None
+    clip_ratio: float = 1.0
+
+    def grid(self, act_bits: int | None) -> ActivationGrid | None:
+        """The grid of activations, its width from `bits` or from the option `act_bits`.
+
+        Raises:
+            UserError: The two contradict each other, a value is out of its range, or settings
+                are given although nothing quantizes activations.
+        """
+        if act_bits is not None and act_bits not in BITS:
+            raise UserError(f"act_bits={act_bits}: allowed are {BITS.start} to {BITS.stop - 1}")
+        if None not in (act_bits, self.bits) and act_bits != self.bits:
+            raise UserError(
+                f"act_bits={act_bits} contradicts activation={self.name} with {self.bits} bits: "
+                f"leave one of them out, or give activation.bits={act_bits} instead of act_bits"
+            )
+        bits = act_bits if self.bits is None else self.bits
+        details = dataclasses.asdict(self)
+        del details["name"], details["bits"]
+        if bits is not None:
+            return ActivationGrid(bits, **details)
+        plain = dataclasses.asdict(ActivationSettings())
+        for name, value in details.items():
+            if value != plain[name]:
+                raise UserError(
+                    f"activation.{name}={value}: nothing quantizes activations; "
+                    "add act_bits=8 or activation=int8"
+                )
+        return None
 
 
 @dataclass(frozen=True, config=LENIENT)
@@ -147,6 +189,7 @@ class Settings:
     calibration: CalibrationSettings
     protocol: ProtocolSettings
     bits: int
+    act_bits: int | None
     group_size: int | None
     symmetric: bool
     batch_size: int
@@ -164,6 +207,7 @@ class Settings:
         _at_least("group_size", self.group_size, 1)
         if self.float_bits not in FLOAT_BITS:
             raise UserError(f"float_bits={self.float_bits}: allowed are 16 and 32")
+        _ = self.activation_grid  # raises on bad values and contradictions
         if self.method.quantizes:
             _ = self.grid  # raises on bad bits
 
@@ -179,14 +223,25 @@ class Settings:
         )
 
     @property
+    def activation_grid(self) -> ActivationGrid | None:
+        """The grid of activations in a quantized run; None leaves them in floating point."""
+        return self.activation.grid(self.act_bits)
+
+    @property
     def results_folder(self) -> Path:
         return Path(self.results).expanduser()
 
     def identity(self) -> dict[str, Any]:
         """The settings that can change a number, as plain JSON."""
         plain = dataclasses.asdict(self)
-        for name in ("device", "threads", "results", "rerun"):
+        for name in ("device", "threads", "results", "rerun", "act_bits"):
             del plain[name]
+        del plain["method"]["group_size"]  # a default, already in the run's own
+        # By what they are, so that act_bits=8 and activation=int8 are one run.
+        activation = self.activation_grid
+        plain["activation"] = (
+            {"name": "none"} if activation is None else dataclasses.asdict(activation)
+        )
         if not self.method.quantizes:
             for name in ("bits", "group_size", "symmetric", "calibration", "method", "activation"):
                 del plain[name]

@@ -18,19 +18,13 @@ from edge_asr.data.corpus import Corpus
 from edge_asr.data.embedded import embedded_calibration, embedded_test
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
-from edge_asr.inventory import Workload
-from edge_asr.metrics.cost import cost_of
-from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
-from edge_asr.models.stocktaking import StoredWeight, take_inventory
+from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.models.stocktaking import take_inventory
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import Quantization, peak_memory_bytes, quantize_model
+from edge_asr.quant.walker import Quantization, quantize_model
 from edge_asr.record import (
-    FLOAT_METHOD,
     RECORD_NAME,
-    CostSection,
-    LayerSection,
-    MethodSection,
-    ModelSection,
     Record,
     Stage,
     current_environment,
@@ -39,6 +33,7 @@ from edge_asr.record import (
     write_record,
 )
 from edge_asr.scoring import score_run
+from edge_asr.sections import cost_section, method_section, model_section
 from edge_asr.transcribe import (
     DecodeSettings,
     Hypothesis,
@@ -73,6 +68,7 @@ class _Journal:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.progress(name, 0, 0)
+        reset_peak_memory()
         began = time.perf_counter()
         yield
         self.stages.append(Stage(name, time.perf_counter() - began, peak_memory_bytes()))
@@ -88,6 +84,8 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
         UserError: for whatever the user can mend; no record is written then.
     """
     recipe = Recipe.build(settings.method.stages) if settings.method.quantizes else None
+    if recipe is not None:
+        recipe.range.grid(settings.grid)  # refuses a grid that the range cannot serve
     corpus = open_corpus(settings)
     run = identity.run_identity(settings)
     folder = settings.results_folder / identity.folder_name(settings, run)
@@ -174,7 +172,11 @@ def _make_record(
             device=settings.device,
             tokens_per_second=model.tokens_per_second,
         )
-        weights = weights_sha256(checkpoint.model)
+        # A method may untie or add parameters, so the float model is described before.
+        section = model_section(settings, checkpoint)
+        plain = take_inventory(
+            checkpoint.model, checkpoint.architecture, float_bits=settings.float_bits
+        )
     quantization = Quantization()
     if recipe is not None:
         quantization = _quantize(settings, recipe, checkpoint, journal)
@@ -194,7 +196,7 @@ def _make_record(
             transcription,
             _float_hypotheses(baseline),
         )
-        cost = _cost(settings, checkpoint, quantization, transcription.hypotheses)
+        cost = cost_section(plain, checkpoint, quantization, transcription.hypotheses)
     journal.warnings += [f"{clip.source}: {clip.reason}" for clip in transcription.damaged]
     truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
     if truncated:
@@ -206,8 +208,8 @@ def _make_record(
         created=now(),
         config=settings.identity(),
         environment=current_environment(settings.device, torch.get_num_threads()),
-        model=_model_section(settings, checkpoint, weights),
-        method=_method_section(settings, checkpoint, quantization),
+        model=section,
+        method=method_section(settings, checkpoint, quantization),
         results=results,
         averages=averages,
         batch_size=settings.batch_size,
@@ -238,82 +240,10 @@ def _quantize(
             batches,
             recipe,
             settings.grid,
+            activation=settings.activation_grid,
             progress=lambda block, done, total: journal.progress(f"quantize {block}", done, total),
         )
 
 
 def _float_hypotheses(baseline: Outcome | None) -> Sequence[Hypothesis] | None:
     return None if baseline is None else read_hypotheses(baseline.folder / HYPOTHESES_NAME)
-
-
-def _cost(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    quantization: Quantization,
-    hypotheses: Sequence[Hypothesis],
-) -> CostSection:
-    """Cost of the quantized and of the float model on the same workloads."""
-    architecture, config = checkpoint.architecture, checkpoint.model.config
-    prompt = len(architecture.prompt(checkpoint.model))
-    workloads = [
-        Workload(
-            seconds=hypothesis.duration,
-            positions=architecture.positions(config, hypothesis.samples),
-            prompt_tokens=prompt,
-            generated_tokens=max(hypothesis.generated_tokens, 1),
-        )
-        for hypothesis in hypotheses
-    ]
-    stored = {
-        name: StoredWeight(layer.weight.grid.bits, layer.weight.stored_bits)
-        for name, layer in quantization.layers.items()
-    }
-    quantized, plain = (
-        take_inventory(checkpoint.model, architecture, float_bits=settings.float_bits, stored=kept)
-        for kept in (stored, None)
-    )
-    return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))
-
-
-def _model_section(settings: Settings, checkpoint: Checkpoint, weights: str) -> ModelSection:
-    return ModelSection(
-        name=checkpoint.name,
-        source=checkpoint.reference,
-        family=checkpoint.architecture.family,
-        parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
-        float_bits=settings.float_bits,
-        weights_sha256=weights,
-    )
-
-
-def _method_section(
-    settings: Settings, checkpoint: Checkpoint, quantization: Quantization
-) -> MethodSection:
-    if not settings.method.quantizes:
-        return MethodSection(FLOAT_METHOD, settings.float_bits, None, None)
-    sites = {
-        name: site
-        for block in checkpoint.architecture.blocks(checkpoint.model.config)
-        for site in block.sites
-        for name in site.layers
-    }
-    return MethodSection(
-        name=settings.method.label,
-        bits=settings.bits,
-        group_size=settings.group_size,
-        symmetric=settings.symmetric,
-        layers=tuple(
-            LayerSection(
-                name=name,
-                stack=sites[name].stack,
-                role=sites[name].role,
-                weights=layer.weight.codes.numel(),
-                bits=layer.weight.grid.bits,
-                effective_bits=layer.weight.effective_bits,
-                output_error_before=layer.nearest_error,
-                output_error_after=layer.output_error,
-            )
-            for name, layer in quantization.layers.items()
-        ),
-        warnings=tuple(quantization.warnings),
-    )

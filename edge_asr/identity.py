@@ -49,14 +49,17 @@ def run_identity(settings: Settings) -> str:
 
 
 def folder_name(settings: Settings, run: str) -> Path:
-    """`model/method-w3-g64-0123456789ab`, below the results folder."""
+    """`model/method-w3a8-g64-0123456789ab`, below the results folder."""
     model = _plain(settings.model.name or Path(settings.model.path).name)
     if not settings.method.quantizes:
         return Path(model) / f"float-{run}"
     group = f"-g{settings.group_size}" if settings.group_size else ""
     method = _plain(settings.method.label)
     symmetric = "-sym" if settings.symmetric else ""
-    return Path(model) / f"{method}-w{settings.bits}{group}{symmetric}-{run}"
+    activation = settings.activation_grid
+    inputs = f"a{activation.bits}" if activation else ""
+    static = "-static" if activation and activation.granularity == "tensor" else ""
+    return Path(model) / f"{method}-w{settings.bits}{inputs}{static}{group}{symmetric}-{run}"
 
 
 def _model_files(folder: Path) -> list[Path]:

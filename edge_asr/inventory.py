@@ -66,8 +66,12 @@ class LayerRecord:
         bias_bits: Bits stored for the bias, 0 without one.
         input_bits, output_bits: Width of one activation value read and written.
         tied_to: Name of the layer that stores the weight, when this one only refers to it.
-        online_macs: Extra MACs per position (a Hadamard, an un-fused divide).
+        online_macs: Extra MACs per position (a Hadamard, an un-fused divide), on float operands.
+        online_bits: Bits stored for that extra work and for a static activation range.
         stride: Input positions consumed per output position (a strided convolution), else 1.
+        float_columns: Input channels that are read in floating point, whatever `input_bits` is.
+        float_column_bits: Width of their weights in the multiplier; `bits_per_weight` is that of
+            all others.
 
     Raises:
         ValueError: A width is negative, or the shape has fewer than two dimensions.
@@ -86,13 +90,21 @@ class LayerRecord:
     tied_to: str | None = None
     online_macs: int = 0
     stride: int = 1
+    online_bits: float = 0.0
+    float_columns: int = 0
+    float_column_bits: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.weight_shape) < 2 or min(self.weight_shape) < 1:
             raise ValueError(f"{self.name}: weight_shape {self.weight_shape} is no weight matrix")
         widths = (self.weight_bits, self.bits_per_weight, self.bias_bits, self.input_bits)
-        if min(*widths, self.output_bits, self.online_macs) < 0 or self.stride < 1:
-            raise ValueError(f"{self.name}: a width or online_macs is negative, or stride < 1")
+        extra = (self.output_bits, self.online_macs, self.online_bits, self.float_column_bits)
+        if min(*widths, *extra) < 0 or self.stride < 1:
+            raise ValueError(f"{self.name}: a width or online work is negative, or stride < 1")
+        if not 0 <= self.float_columns <= self.weight_shape[1]:
+            raise ValueError(
+                f"{self.name}: float_columns {self.float_columns} of {self.weight_shape[1]} columns"
+            )
         if self.stack == "encoder" and self.axis == "token":
             raise ValueError(f"{self.name}: axis 'token' belongs to the decoder")
 
@@ -105,6 +117,11 @@ class LayerRecord:
     def macs_per_position(self) -> int:
         """Multiply-accumulates of the weight per output position; an embedding only looks up."""
         return 0 if self.role == "embedding" else self.weights
+
+    @property
+    def float_share(self) -> float:
+        """Part of the values it reads, and of its MACs, whose activation is float."""
+        return self.float_columns / self.weight_shape[1]
 
     @property
     def input_values(self) -> int:
@@ -165,6 +182,33 @@ class AttentionRecord:
 
 
 @dataclass(frozen=True)
+class OnlineRecord:
+    """Extra work on activations between layers, such as a rotation before the head.
+
+    Attributes:
+        name: Module path in the model.
+        stack, axis: Where and how often it runs, as of a `LayerRecord`.
+        macs: MACs per position, on float operands.
+        bits: Bits stored for it.
+
+    Raises:
+        ValueError: A count is negative, or the axis belongs to the other stack.
+    """
+
+    name: str
+    stack: Stack
+    axis: str
+    macs: int
+    bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.macs, self.bits) < 0:
+            raise ValueError(f"{self.name}: macs or bits is negative")
+        if self.stack == "encoder" and self.axis == "token":
+            raise ValueError(f"{self.name}: axis 'token' belongs to the decoder")
+
+
+@dataclass(frozen=True)
 class Inventory:
     """All layers and attentions of a model, and the parameters that belong to neither.
 
@@ -174,6 +218,7 @@ class Inventory:
         other_parameters: Number of norm, position-table and similar parameters, never quantized.
         other_parameter_bits: Bits stored for them.
         float_bits: Width of an unquantized value.
+        online: Extra work that belongs to no layer.
         notes: Remarks for the run record, by topic.
 
     Raises:
@@ -185,6 +230,7 @@ class Inventory:
     other_parameters: int
     other_parameter_bits: int
     float_bits: int = 32
+    online: tuple[OnlineRecord, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

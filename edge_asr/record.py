@@ -76,8 +76,51 @@ class LayerSection:
 
 
 @dataclass(frozen=True)
+class ActivationSection:
+    """The grid of what quantized layers read.
+
+    `granularity` is `token` (dynamic) or `tensor` (static, from calibration: `static_range` is
+    `extreme` or `mean`); `clip_ratio` multiplies every range.
+    """
+
+    bits: int
+    symmetric: bool
+    granularity: str
+    static_range: str | None = None
+    clip_ratio: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A4 sym clip 0.9`."""
+        words = [f"A{self.bits}"]
+        words += ["static"] if self.static_range else []
+        words += ["mean"] if self.static_range == "mean" else []
+        words += ["sym"] if self.symmetric else []
+        words += [f"clip {self.clip_ratio:g}"] if self.clip_ratio != 1 else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class BlockSection:
+    """What quantizing one block took, or what one part that learned did to its loss.
+
+    The loss is the squared distance of the block's output to the float model's, summed over
+    channels, mean over valid rows, with the weights as stored; of a part that trains on the whole
+    model (block `model`) it is the cross-entropy a token.
+    """
+
+    name: str
+    seconds: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+@dataclass(frozen=True)
 class MethodSection:
-    """How it was quantized; method `float` (32 bits, no layers) is the baseline."""
+    """How it was quantized; method `float` (32 bits, no layers) is the baseline.
+
+    Without `activation`, activations are float.
+    """
 
     name: str
     bits: float
@@ -85,6 +128,8 @@ class MethodSection:
     symmetric: bool | None
     layers: tuple[LayerSection, ...] = ()
     warnings: tuple[str, ...] = ()
+    activation: ActivationSection | None = None
+    blocks: tuple[BlockSection, ...] = ()
 
     @property
     def effective_bits(self) -> float:
@@ -153,10 +198,10 @@ class CostSection:
 
 @dataclass(frozen=True)
 class Stage:
-    """Wall time of one stage, and the process's peak memory up to its end.
+    """Wall time of one stage, and the process's peak resident memory during it.
 
-    The peak never falls from stage to stage, nor from run to run of one sweep; it is null where
-    it was not measured.
+    The peak includes what earlier stages left in memory. Where the system cannot measure it
+    anew (other than Linux) it is that of the process so far; null where it was not measured.
     """
 
     name: str

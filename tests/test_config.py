@@ -14,6 +14,7 @@ from edge_asr.command import CONF
 from edge_asr.config import Settings, check_choices, method_changes, settings_from
 from edge_asr.errors import UserError
 from edge_asr.identity import float_settings, folder_name, run_identity
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.recipe import Recipe
 
 
@@ -60,11 +61,93 @@ def test_every_model_file_makes_valid_settings(path: Path) -> None:
         ("protocol.resamples=1", r"protocol\.resamples=1"),
         ("model.tokens_per_second=-1", r"tokens_per_second=-1"),
         ("method/rounding=none", r"method=float"),
+        ("act_bits=9", r"act_bits=9: allowed are 2 to 8"),
+        ("act_bits=eight", r"act_bits='eight'"),
+        ("activation.bits=1", r"activation\.bits=1: allowed are 2 to 8"),
+        ("activation.granularity=channel", r"activation\.granularity='channel'"),
+        ("activation.symmetric=true", r"activation\.symmetric=True.*add act_bits=8"),
+        ("activation.clip_ratio=0.9", r"activation\.clip_ratio=0\.9.*add act_bits=8"),
     ],
 )
 def test_a_bad_value_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         composed(override)
+
+
+TOKEN8 = ActivationGrid(8)
+STATIC8 = ActivationGrid(8, False, "tensor", "extreme")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grid"),
+    [
+        ([], None),
+        (["activation=none"], None),
+        (["act_bits=8"], TOKEN8),
+        (["activation=int8"], TOKEN8),
+        (["activation=int8", "act_bits=8"], TOKEN8),
+        (["activation.bits=8"], TOKEN8),
+        (["activation=int4"], ActivationGrid(4)),
+        (["act_bits=4", "activation.symmetric=true"], ActivationGrid(4, symmetric=True)),
+        (["act_bits=6", "activation.clip_ratio=0.9"], ActivationGrid(6, clip_ratio=0.9)),
+        (["activation=int8_static"], STATIC8),
+        (
+            ["act_bits=8", "activation.granularity=tensor", "activation.static_range=extreme"],
+            STATIC8,
+        ),
+        (
+            ["activation=int8_static", "activation.bits=6", "activation.static_range=mean"],
+            ActivationGrid(6, False, "tensor", "mean"),
+        ),
+    ],
+)
+def test_every_way_to_quantize_activations(
+    overrides: list[str], grid: ActivationGrid | None
+) -> None:
+    assert composed(*overrides).activation_grid == grid
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["activation=int8", "act_bits=4"], "act_bits=4 contradicts activation=int8 with 8 bits"),
+        (["activation=int8_static", "act_bits=6"], "activation.bits=6 instead of act_bits"),
+        (["activation=int8", "activation.granularity=tensor"], "give extreme or mean"),
+        (["act_bits=8", "activation.static_range=mean"], "null with token"),
+        (["act_bits=8", "activation.clip_ratio=2"], "clip_ratio=2"),
+    ],
+)
+def test_contradictions_about_activations_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        composed(*overrides)
+
+
+def test_activations_are_part_of_a_quantized_runs_identity_alone() -> None:
+    ways = (["act_bits=8"], ["activation=int8"], ["activation=int8", "act_bits=8"])
+    eight, *others = {run_identity(composed("bits=4", *way)) for way in ways}
+    assert not others
+    different = (
+        [],
+        ["act_bits=4"],
+        ["activation=int8_static"],
+        ["act_bits=8", "activation.symmetric=true"],
+    )
+    ids = {run_identity(composed("bits=4", *way)) for way in different} | {eight}
+    assert len(ids) == 5
+    plain = run_identity(composed("method=float"))
+    assert run_identity(composed("method=float", "act_bits=8")) == plain
+    assert run_identity(float_settings(composed("activation=int8_static"))) == plain
+    # Records made before activations could be quantized keep their names.
+    assert composed("bits=4").identity()["activation"] == {"name": "none"}
+    assert "act_bits" not in composed("bits=4").identity()
+
+
+def test_folder_names_tell_activations_apart() -> None:
+    names = [
+        folder_name(composed("bits=4", *way), "0").name
+        for way in ([], ["act_bits=8"], ["activation=int8_static", "group_size=32"])
+    ]
+    assert names == ["rtn-w4-0", "rtn-w4a8-0", "rtn-w4a8-static-g32-0"]
 
 
 def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
@@ -147,7 +230,7 @@ def test_help_has_a_sentence_for_every_option() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain: Any = OmegaConf.to_container(compose("config", ["method=gptq"]))
     for name, value in plain.items():
-        inner = value if isinstance(value, dict) and name not in ("method", "activation") else {}
+        inner = value if isinstance(value, dict) and name != "method" else {}
         for option in [name, *(f"{name}.{key}" for key in inner if key != "name")]:
             assert option in described or f"{option}.FIELD" in described, option
     for stage in ("transform", "outliers", "range", "rounding", "correction"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import signal
@@ -13,12 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from test_config import composed
 from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.errors import UserError
 from edge_asr.experiment import run_experiment
-from edge_asr.record import find_records, read_record
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.grid import FloatWeights, Grid, GridParameters, QuantizedWeight
+from edge_asr.quant.layers import ChannelScale, install_layers
+from edge_asr.quant.walker import LayerResult, Quantization
+from edge_asr.record import ActivationSection, find_records, read_record
+from edge_asr.sections import quantized_inventory
 from edge_asr.transcribe import read_hypotheses
 
 BUILDERS = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}
@@ -105,6 +113,85 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert again.stored
     assert again.record == record
     assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_quantized_activations_are_in_the_record_and_cost_less(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    runs = {
+        name: run_experiment(
+            composed(*options(model, manifest, tmp_path, "method=rtn", "bits=4", *more))
+        )
+        for name, more in {
+            "W4": (),
+            "W4A8": ("act_bits=8",),
+            "W4A8 static": ("activation=int8_static",),
+        }.items()
+    }
+    sections = [outcome.record.method.activation for outcome in runs.values()]
+    assert sections == [
+        None,
+        ActivationSection(8, False, "token"),
+        ActivationSection(8, False, "tensor", "extreme"),
+    ]
+    for outcome in runs.values():
+        assert read_record(outcome.folder / "record.json") == outcome.record
+    plain, token, static = (outcome.record.cost for outcome in runs.values())
+    assert plain is not None
+    assert token is not None
+    assert static is not None
+    assert plain.baseline == token.baseline == static.baseline
+    assert token.quantized.bit_operations == static.quantized.bit_operations
+    assert token.quantized.macs == plain.quantized.macs
+    for phase in ("encoder", "prefill", "decode"):
+        layers = {
+            name: getattr(cost.quantized.bit_operations, phase)
+            for name, cost in (("W4", plain), ("W4A8", token))
+        }
+        assert layers["W4A8"] < layers["W4"]
+        moved = [getattr(cost.quantized.memory_io, phase) for cost in (plain, token)]
+        assert moved[1].activations < moved[0].activations
+        assert moved[1].weights == moved[0].weights
+        assert moved[1].key_value == moved[0].key_value
+    assert token.quantized.size == plain.quantized.size
+    # A stored scale and zero point of 16 + 8 bits for every layer.
+    more = static.quantized.size.bytes - token.quantized.size.bytes
+    assert more == pytest.approx(len(runs["W4"].record.method.layers) * 3, abs=1)
+    # One float run serves them all.
+    assert len(find_records(tmp_path)) == 4
+
+
+def test_the_inventory_counts_online_work_once_and_outliers_as_float(whisper: Checkpoint) -> None:
+    checkpoint = dataclasses.replace(whisper, model=copy.deepcopy(whisper.model))
+    architecture, model = checkpoint.architecture, checkpoint.model
+    block = architecture.encoder_block(0)
+    install_layers(model, block.layers)
+    shared = ChannelScale(torch.ones(48))
+    site = block.sites[0]
+    for name in site.layers:
+        model.get_submodule(name).online.append(shared)
+    model.get_submodule(block.module).add_module("turn", ChannelScale(torch.ones(48)))
+    marked = torch.zeros(48, dtype=torch.bool)
+    marked[:12] = True
+    mask = marked.expand(48, 48)
+    weight = QuantizedWeight(
+        torch.zeros(48, 48, dtype=torch.int16),
+        GridParameters(torch.ones(48, 1), torch.zeros(48, 1), 48),
+        Grid(4),
+        FloatWeights(mask, torch.zeros(48, 48), marked),
+    )
+    result = Quantization({name: LayerResult(weight, 0.0, 0.0) for name in site.layers})
+    inventory = quantized_inventory(checkpoint, result, 32)
+    layers = {layer.name: layer for layer in inventory.layers}
+    online = sorted((layers[name].online_macs, layers[name].online_bits) for name in site.layers)
+    assert online == [(0, 0), (0, 0), (48, 16 * 48)]
+    assert [(one.stack, one.axis, one.macs) for one in inventory.online] == [
+        ("encoder", "frame", 48)
+    ]
+    for name in site.layers:
+        layer = layers[name]
+        assert (layer.bits_per_weight, layer.float_columns, layer.float_column_bits) == (4, 12, 16)
+        assert layer.weight_bits == weight.stored_bits
 
 
 def test_two_runs_of_one_config_agree_number_by_number(

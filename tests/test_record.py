@@ -18,6 +18,7 @@ from edge_asr.metrics.cost import cost_of
 from edge_asr.metrics.significance import Interval
 from edge_asr.plain_json import write_text_atomically
 from edge_asr.record import (
+    ActivationSection,
     Average,
     CostSection,
     LayerSection,
@@ -48,7 +49,12 @@ def full_record(**changes: Any) -> Record:
         environment=current_environment("cpu", 2),
         model=ModelSection("tiny", "embedded", "whisper", 17, 32, "ff"),
         method=MethodSection(
-            "awq", 4, 32, False, (LayerSection("l", "decoder", "head", 16, 4, 4.5, 0.2, 0.1),)
+            "awq",
+            4,
+            32,
+            False,
+            (LayerSection("l", "decoder", "head", 16, 4, 4.5, 0.2, 0.1),),
+            activation=ActivationSection(8, True, "token"),
         ),
         results=(
             Result(
@@ -180,6 +186,21 @@ def test_a_file_that_is_no_record_is_a_user_error(tmp_path: Path) -> None:
 def test_defaults_may_be_missing(tmp_path: Path) -> None:
     path = edited(tmp_path, lambda plain: plain.pop("averages"))
     assert read_record(path).averages == ()
+    path = edited(tmp_path, lambda plain: plain["method"].pop("activation"))
+    assert read_record(path).method.activation is None
+
+
+@pytest.mark.parametrize(
+    ("section", "label"),
+    [
+        (ActivationSection(8, False, "token"), "A8"),
+        (ActivationSection(4, True, "token", None, 0.9), "A4 sym clip 0.9"),
+        (ActivationSection(8, False, "tensor", "extreme"), "A8 static"),
+        (ActivationSection(8, True, "tensor", "mean"), "A8 static mean sym"),
+    ],
+)
+def test_activation_labels_tell_settings_apart(section: ActivationSection, label: str) -> None:
+    assert section.label == label
 
 
 def test_records_are_found_in_order(tmp_path: Path) -> None:

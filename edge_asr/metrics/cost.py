@@ -14,23 +14,28 @@ p + i keys in decode step i = 1 ... n - 1 (its own included); cross-attention p 
 step.
 
 Bit operations (BOPs). MACs x weight operand bits x activation operand bits; attention: MACs x
-query bits x key and value bits. Online MACs (rotations, un-fused scalings) have an activation
-and a constant that is never quantized: input bits x float bits.
+query bits x key and value bits. Input channels kept in floating point: MACs x the width of their
+weights x float bits.
+Online MACs (rotations, un-fused scalings) come before the quantizer and have an activation and a
+constant that are both float: float bits x float bits.
 
 Memory I/O, in bytes that cross the memory bus, with nothing kept on chip between operations:
-- weights: every layer's stored bits with its bias: encoder once; decoder once per pass (n), but
-  cross-attention key and value layers once and an embedding one row per token position. A
-  tied head reads the whole table each pass.
+- weights: every layer's stored bits with its bias and online constants: encoder once; decoder
+  once per pass (n), but cross-attention key and value layers once and an embedding one row per
+  token position. A tied head reads the whole table each pass.
 - key_value: decoder self-attention writes a key and a value per new position and reads all
   cached positions each pass; cross-attention writes F once and reads F each pass; encoder
   self-attention reads F once. The cache is a buffer of its own: its write adds to the
   projection's output.
-- activations: input and output values of every weight layer; queries and mixed values of every
-  attention. Scores and probabilities stay on chip (a fused attention).
-- not counted: norms, residual additions, position tables, audio, logits after the head.
+- activations: input and output values of every weight layer, the input at its quantized width
+  (whatever writes it quantizes it); queries and mixed values of every attention. Scores and
+  probabilities stay on chip (a fused attention).
+- not counted: norms, residual additions, position tables, audio, logits after the head, the
+  arithmetic of quantizing activations and their dynamic scales.
 
 Size. Bytes of the packed checkpoint: every stored weight (scales, zero points, outliers with
-it), bias and other parameter once; a tied layer stores nothing but its bias.
+it), bias, online constant (no parameter, but stored) and other parameter once; a tied layer
+stores nothing but its bias and its online constants.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from edge_asr.inventory import Inventory, Workload
+from edge_asr.inventory import Inventory, LayerRecord, Workload
 from edge_asr.metrics.cost_types import (
     BitOperations,
     Cost,
@@ -49,7 +54,14 @@ from edge_asr.metrics.cost_types import (
     PhaseMacs,
     Size,
 )
-from edge_asr.metrics.usage import PHASES, Phase, Work, attention_uses, layer_uses
+from edge_asr.metrics.usage import (
+    PHASES,
+    Phase,
+    Work,
+    attention_uses,
+    layer_uses,
+    online_uses,
+)
 
 __all__ = [
     "BitOperations",
@@ -83,6 +95,8 @@ def _macs(inventory: Inventory, work: Work) -> Macs:
     for layer, use in layer_uses(inventory, work):
         layers[use.phase] += layer.macs_per_position * use.positions
         online[use.phase] += layer.online_macs * use.positions
+    for extra, use in online_uses(inventory, work):
+        online[use.phase] += extra.macs * use.positions
     for record, attend in attention_uses(inventory, work):
         attention[attend.phase] += 2 * record.width * attend.products
     return Macs(
@@ -90,12 +104,26 @@ def _macs(inventory: Inventory, work: Work) -> Macs:
     )
 
 
+def _bits_per_mac(layer: LayerRecord, float_bits: int) -> float:
+    """Weight bits x activation bits, averaged over the layer's MACs."""
+    coded = (1 - layer.float_share) * layer.bits_per_weight * layer.input_bits
+    return coded + layer.float_share * layer.float_column_bits * float_bits
+
+
+def _bits_per_input(layer: LayerRecord, float_bits: int) -> float:
+    """Width of an activation value read, averaged over the layer's inputs."""
+    return (1 - layer.float_share) * layer.input_bits + layer.float_share * float_bits
+
+
 def _bit_operations(inventory: Inventory, work: Work) -> BitOperations:
     total = dict.fromkeys(PHASES, 0.0)
+    float_bits = inventory.float_bits
     for layer, use in layer_uses(inventory, work):
-        weight = layer.macs_per_position * layer.bits_per_weight * layer.input_bits
-        online = layer.online_macs * layer.input_bits * inventory.float_bits
+        weight = layer.macs_per_position * _bits_per_mac(layer, float_bits)
+        online = layer.online_macs * float_bits**2
         total[use.phase] += (weight + online) * use.positions
+    for extra, use in online_uses(inventory, work):
+        total[use.phase] += extra.macs * float_bits**2 * use.positions
     for record, attend in attention_uses(inventory, work):
         widths = record.query_bits * record.key_value_bits
         total[attend.phase] += 2 * record.width * attend.products * widths
@@ -112,9 +140,12 @@ def _memory_io(inventory: Inventory, work: Work) -> MemoryIO:
         if layer.role == EMBEDDING:
             weights[use.phase] += table / layer.weight_shape[0] * use.positions
         else:
-            weights[use.phase] += (table + layer.bias_bits) * use.fetches
-        moved = layer.input_values * layer.input_bits + layer.output_values * layer.output_bits
-        activations[use.phase] += moved * use.positions
+            weights[use.phase] += (table + layer.bias_bits + layer.online_bits) * use.fetches
+        read = layer.input_values * _bits_per_input(layer, inventory.float_bits)
+        written = layer.output_values * layer.output_bits
+        activations[use.phase] += (read + written) * use.positions
+    for extra, use in online_uses(inventory, work):
+        weights[use.phase] += extra.bits * use.fetches
     for record, attend in attention_uses(inventory, work):
         keys = attend.keys_read + attend.keys_written
         key_value[attend.phase] += 2 * record.width * record.key_value_bits * keys
@@ -162,9 +193,10 @@ def model_size(inventory: Inventory) -> Size:
     """
     tables = {layer.tied_to or layer.name for layer in inventory.layers if layer.role == EMBEDDING}
     bits, parameters = float(inventory.other_parameter_bits), inventory.other_parameters
+    bits += sum(extra.bits for extra in inventory.online)
     table_bits, table_parameters = 0.0, 0
     for layer in inventory.layers:
-        bits += layer.bias_bits
+        bits += layer.bias_bits + layer.online_bits
         parameters += layer.weight_shape[0] if layer.bias_bits else 0
         if layer.tied_to is None:
             bits += layer.weight_bits

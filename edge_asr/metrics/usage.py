@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edge_asr.inventory import AttentionRecord, Inventory, LayerRecord, Workload
+from edge_asr.inventory import AttentionRecord, Inventory, LayerRecord, OnlineRecord, Workload
 
 Phase = Literal["encoder", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("encoder", "prefill", "decode")
@@ -96,7 +96,7 @@ class AttentionUse:
     keys_written: float
 
 
-def _uses_of_layer(layer: LayerRecord, work: Work) -> tuple[LayerUse, ...]:
+def _uses_of_layer(layer: LayerRecord | OnlineRecord, work: Work) -> tuple[LayerUse, ...]:
     if layer.axis == TOKEN:
         return (
             LayerUse("prefill", work.prompt, 1),
@@ -129,6 +129,13 @@ def layer_uses(inventory: Inventory, work: Work) -> Iterator[tuple[LayerRecord, 
     for layer in inventory.layers:
         for use in _uses_of_layer(layer, work):
             yield layer, use
+
+
+def online_uses(inventory: Inventory, work: Work) -> Iterator[tuple[OnlineRecord, LayerUse]]:
+    """All work between layers in every phase that runs it."""
+    for online in inventory.online:
+        for use in _uses_of_layer(online, work):
+            yield online, use
 
 
 def attention_uses(

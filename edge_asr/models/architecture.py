@@ -41,6 +41,8 @@ class Site:
         logit_layers: Those of `layers` that make queries or keys.
         reader: The attention that reads this site's outputs, where one does: a rewrite of
             queries, keys and values is judged by what comes out of it.
+        shift_invariant_layers: Those of `layers` whose outputs may all move by one constant vector
+            without any change behind the softmax: keys without rotary positions.
     """
 
     role: Role
@@ -51,6 +53,7 @@ class Site:
     source_rows: Literal["all", "first_half"] = "all"
     logit_layers: tuple[str, ...] = ()
     reader: str | None = None
+    shift_invariant_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,19 @@ class Architecture(ABC):
     """One model family. Instances are stateless; every method takes the model or its config.
 
     `default_tokens_per_second` is the family's published cap on generated tokens a second of
-    audio, or None.
+    audio, or None. `tied_logit_channels` is how many neighbouring channels of a self-attention's
+    queries and keys must share a scale: 2 where rotary positions turn them in pairs.
     """
 
     family: str
     default_tokens_per_second: float | None = None
+    tied_logit_channels: int = 1
     encoder_module: str = "model.encoder"
     decoder_module: str = "model.decoder"
     embedding: str = "model.decoder.embed_tokens"
     head: str = "proj_out"
     encoder_norm: str = "model.encoder.layer_norm"
+    decoder_norm: str = "model.decoder.layer_norm"
 
     @abstractmethod
     def encoder_block(self, index: int) -> Block:
@@ -236,7 +242,13 @@ class Architecture(ABC):
         ]
         keys = tuple(self.cross_layers(index)[0] for index in range(self.depth(config)[1]))
         site = Site(
-            "cross_kv", "decoder", tuple(layers), self.encoder_norm, "frame", logit_layers=keys
+            "cross_kv",
+            "decoder",
+            tuple(layers),
+            self.encoder_norm,
+            "frame",
+            logit_layers=keys,
+            shift_invariant_layers=keys,
         )
         return Block(self.encoder_norm, "decoder", (site,))
 
@@ -314,7 +326,9 @@ def norms_of(blocks: Sequence[Block]) -> tuple[str, ...]:
     )
 
 
-def self_attention_site(attention: str, norm: str, stack: Stack, axis: Axis) -> Site:
+def self_attention_site(
+    attention: str, norm: str, stack: Stack, axis: Axis, *, rotary: bool = False
+) -> Site:
     """The projections of the self-attention module `attention`, which read one activation."""
     query, key, value = (f"{attention}.{part}_proj" for part in "qkv")
     return Site(
@@ -325,6 +339,7 @@ def self_attention_site(attention: str, norm: str, stack: Stack, axis: Axis) -> 
         axis,
         logit_layers=(query, key),
         reader=attention,
+        shift_invariant_layers=() if rotary else (key,),
     )
 
 

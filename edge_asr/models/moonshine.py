@@ -39,6 +39,8 @@ class Moonshine(Architecture):
 
     family = "moonshine"
     default_tokens_per_second = 6.5
+    tied_logit_channels = 2
+    decoder_norm = "model.decoder.norm"
 
     def depth(self, config: Any) -> tuple[int, int]:
         return config.encoder_num_hidden_layers, config.decoder_num_hidden_layers
@@ -51,7 +53,9 @@ class Moonshine(Architecture):
             root,
             "encoder",
             (
-                self_attention_site(attention, f"{root}.input_layernorm", "encoder", "frame"),
+                self_attention_site(
+                    attention, f"{root}.input_layernorm", "encoder", "frame", rotary=True
+                ),
                 Site("out", "encoder", (f"{attention}.o_proj",), f"{attention}.v_proj", "frame"),
                 Site("fc1", "encoder", (f"{mlp}.fc1",), norm, "frame"),
                 Site("fc2", "encoder", (f"{mlp}.fc2",), None, "frame"),
@@ -66,7 +70,9 @@ class Moonshine(Architecture):
             root,
             "decoder",
             (
-                self_attention_site(own, f"{root}.input_layernorm", "decoder", "token"),
+                self_attention_site(
+                    own, f"{root}.input_layernorm", "decoder", "token", rotary=True
+                ),
                 Site("out", "decoder", (f"{own}.o_proj",), f"{own}.v_proj", "token"),
                 cross_query_site(cross, cross_norm),
                 Site("out", "decoder", (f"{cross}.o_proj",), f"{cross}.v_proj", "token"),
@@ -158,6 +164,6 @@ class Moonshine(Architecture):
                 "decoder",
                 (self.embedding, *layers_with_roles(decoder, ("out", "fc2"))),
                 (*layers_with_roles(decoder, ("qkv", "cross_q", "fc1")), self.head),
-                (*norms_of(decoder), "model.decoder.norm"),
+                (*norms_of(decoder), self.decoder_norm),
             ),
         )

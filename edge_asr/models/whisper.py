@@ -149,6 +149,6 @@ class Whisper(Architecture):
                 (self.embedding, "model.decoder.embed_positions",
                  *layers_with_roles(decoder, ("out", "fc2"))),
                 (*layers_with_roles(decoder, ("qkv", "cross_q", "fc1")), self.head),
-                (*norms_of(decoder), "model.decoder.layer_norm"),
+                (*norms_of(decoder), self.decoder_norm),
             ),
         )  # fmt: skip

@@ -18,9 +18,13 @@ from edge_asr.errors import UserError
 
 Granularity = Literal["tensor", "channel", "group", "token"]
 ZeroPoint = Literal["integer", "float"]
+# How values become integers: torch.round, or a version of it that lets gradients through.
+Round = Callable[[Tensor], Tensor]
 
 BITS = range(2, 9)
 SCALE_BITS = 16  # scales, and zero points that are not integers, are stored as float16
+VALUE_BITS = 16  # weights that stay off the grid are stored as float16
+INDEX_BITS = 16  # an index of a column
 SMALLEST_SCALE = 2.0**-24  # the smallest number above zero in float16
 
 
@@ -89,17 +93,37 @@ class GridParameters:
     Attributes:
         scale, zero: [rows, groups]; one row where the whole tensor shares them.
         group_size: Columns a group (the last may be shorter).
+        order: The columns in the order in which groups run over them, None where that is the
+            natural one. It has to be stored.
+        stored_bits: Bits that all scales and zero points take, where that is less than their
+            full widths because they are quantized themselves.
     """
 
     scale: Tensor
     zero: Tensor
     group_size: int
+    order: Tensor | None = None
+    stored_bits: float | None = None
 
     def expand(self, columns: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every column, each [rows, columns]."""
         repeat = self.group_size
         scale = self.scale.repeat_interleave(repeat, dim=1)[:, :columns]
-        return scale, self.zero.repeat_interleave(repeat, dim=1)[:, :columns]
+        zero = self.zero.repeat_interleave(repeat, dim=1)[:, :columns]
+        if self.order is None:
+            return scale, zero
+        natural = torch.argsort(self.order)
+        return scale[:, natural], zero[:, natural]
+
+    def bits_on(self, grid: Grid) -> float:
+        """Bits of everything here: scales, zero points, the order of columns."""
+        order = 0 if self.order is None else INDEX_BITS * self.order.numel()
+        if self.stored_bits is not None:
+            return self.stored_bits + order
+        zero_bits = 0
+        if not grid.symmetric:
+            zero_bits = grid.bits if grid.zero_point == "integer" else SCALE_BITS
+        return self.scale.numel() * (SCALE_BITS + zero_bits) + order
 
 
 def reduce_groups(
@@ -120,7 +144,9 @@ def reduce_groups(
     return torch.cat(parts, dim=1), size
 
 
-def parameters_from_range(low: Tensor, high: Tensor, grid: Grid, group_size: int) -> GridParameters:
+def parameters_from_range(
+    low: Tensor, high: Tensor, grid: Grid, group_size: int, round_values: Round = torch.round
+) -> GridParameters:
     """The scale and zero point that cover [low, high] (each [rows, groups]) exactly.
 
     Symmetric and signed: scale = magnitude / highest code (llm-compressor, LLMC). Symmetric
@@ -129,6 +155,8 @@ def parameters_from_range(low: Tensor, high: Tensor, grid: Grid, group_size: int
     """
     if grid.include_zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
+    elif grid.zero_point == "float":
+        low, high = _without_far_zero(low, high, grid)
     if grid.symmetric:
         magnitude = torch.maximum(low.abs(), high.abs())
         if grid.signed:
@@ -139,10 +167,24 @@ def parameters_from_range(low: Tensor, high: Tensor, grid: Grid, group_size: int
     scale = _stored_scale((high - low) / grid.steps, grid)
     zero = grid.lowest - low / scale
     if grid.zero_point == "integer":
-        zero = zero.round().clamp(grid.lowest, grid.highest)
+        zero = round_values(zero).clamp(grid.lowest, grid.highest)
     elif grid.half_scales:
         zero = zero.half().to(low.dtype)
     return GridParameters(scale, zero, group_size)
+
+
+def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Ranges whose zero point float16 can hold.
+
+    A range very much narrower than its distance from zero (one of a constant group, above all)
+    is widened to zero; the far end, and so a constant, stays exactly on the grid.
+    """
+    magnitude = torch.maximum(low.abs(), high.abs())
+    far = (high - low) * 2**15 < magnitude * grid.steps
+    return (
+        torch.where(far, low.clamp(max=0), low),
+        torch.where(far, high.clamp(min=0), high),
+    )
 
 
 def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
@@ -151,16 +193,18 @@ def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
     return scale.half().to(scale.dtype) if grid.half_scales else scale
 
 
-def encode(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+def encode(
+    values: Tensor, scale: Tensor, zero: Tensor, grid: Grid, round_values: Round = torch.round
+) -> Tensor:
     """Nearest codes of `values`, in their dtype; `scale` and `zero` broadcast against them.
 
     An integer zero point is added after rounding, as every reference does: ties then fall
     where theirs do. A float one (HQQ) shifts the grid and is added before.
     """
     if grid.zero_point == "integer":
-        codes = (values / scale).round() + zero
+        codes = round_values(values / scale) + zero
     else:
-        codes = (values / scale + zero).round()
+        codes = round_values(values / scale + zero)
     return codes.clamp(grid.lowest, grid.highest)
 
 
@@ -170,32 +214,85 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class FloatWeights:
+    """Weights that stay off the grid, in float16.
+
+    Attributes:
+        mask: bool [out_features, in_features], true for each of them.
+        values: float32 [out_features, in_features], already rounded to float16; zero elsewhere.
+        columns: bool [in_features], columns that are float as a whole, or None.
+    """
+
+    mask: Tensor
+    values: Tensor
+    columns: Tensor | None = None
+
+    @property
+    def column_weights(self) -> int:
+        """Number of weights in whole columns; they have no code."""
+        return 0 if self.columns is None else int(self.columns.sum()) * len(self.mask)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of values and of what says where they belong.
+
+        A whole column has one index. Single weights are compressed rows: a column index each,
+        and for every row, and the end, where it begins among them.
+        """
+        columns = 0 if self.columns is None else int(self.columns.sum())
+        single = int(self.mask.sum()) - self.column_weights
+        pointers = 0
+        if single:
+            pointers = (len(self.mask) + 1) * (INDEX_BITS if single < 2**INDEX_BITS else 32)
+        whole = self.column_weights * VALUE_BITS + columns * INDEX_BITS
+        return whole + single * (VALUE_BITS + INDEX_BITS) + pointers
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight on its grid.
+    """A weight on its grid, but for its outliers.
 
     Attributes:
         codes: int16 [out_features, in_features].
         parameters: Scales and zero points.
         grid: The grid's settings.
+        outliers: Weights that stay in floating point, or None.
     """
 
     codes: Tensor
     parameters: GridParameters
     grid: Grid
+    outliers: FloatWeights | None = None
 
     def dequantize(self) -> Tensor:
         """float32 [out_features, in_features]."""
         scale, zero = self.parameters.expand(self.codes.shape[1])
-        return decode(self.codes.to(scale.dtype), scale, zero)
+        values = decode(self.codes.to(scale.dtype), scale, zero)
+        if self.outliers is None:
+            return values
+        return torch.where(self.outliers.mask, self.outliers.values.to(values.dtype), values)
+
+    @property
+    def float_columns(self) -> Tensor | None:
+        """Columns, bool [in_features], that are float here and must be so in the input."""
+        return None if self.outliers is None else self.outliers.columns
+
+    @property
+    def operand_bits(self) -> float:
+        """Mean width of a weight in the multiplier: outliers are multiplied in 16 bits."""
+        if self.outliers is None:
+            return self.grid.bits
+        kept = int(self.outliers.mask.sum()) / self.codes.numel()
+        return kept * VALUE_BITS + (1 - kept) * self.grid.bits
 
     @property
     def stored_bits(self) -> float:
-        """Bits of the codes and of all scales and zero points."""
-        groups = self.parameters.scale.numel()
-        zero_bits = 0
-        if not self.grid.symmetric:
-            zero_bits = self.grid.bits if self.grid.zero_point == "integer" else SCALE_BITS
-        return self.codes.numel() * self.grid.bits + groups * (SCALE_BITS + zero_bits)
+        """Bits of the codes, of all scales and zero points, and of outliers."""
+        grid = self.parameters.bits_on(self.grid)
+        if self.outliers is None:
+            return self.codes.numel() * self.grid.bits + grid
+        coded = self.codes.numel() - self.outliers.column_weights
+        return coded * self.grid.bits + grid + self.outliers.stored_bits
 
     @property
     def effective_bits(self) -> float:

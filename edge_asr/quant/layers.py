@@ -69,6 +69,16 @@ class QuantizedLinear(nn.Linear):
         return tuple(part for part in self.online if isinstance(part, OnlineWork))
 
 
+def online_work(model: nn.Module) -> dict[str, OnlineWork]:
+    """All online work of `model` by module path; work inside other work is part of that."""
+    found: dict[str, OnlineWork] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, OnlineWork) and not inside:
+            found[name] = module
+    return found
+
+
 def install_layers(model: nn.Module, names: Iterable[str]) -> None:
     """Put a `QuantizedLinear` in the place of every Linear in `names`.
 

@@ -7,20 +7,30 @@ a file of its own. `recipe.py` puts one part for every stage together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
+from edge_asr.models.architecture import Site
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight
 from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.outlier_rule import OutlierRule
+from edge_asr.quant.reconstruction import Schedule, reconstruct
 from edge_asr.quant.registry import Registry
+from edge_asr.quant.soft import LayerStart, RoundedBlock, SoftRange, SoftRounding, SoftTransform
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork
 
 
 class Transform:
-    """Which function-preserving rewrite makes the model easier to quantize."""
+    """Which function-preserving rewrite makes the model easier to quantize.
+
+    `learned` says that the rewrite is trained, block by block, against the float model.
+    """
+
+    learned: ClassVar[bool] = False
 
     def rewrite_model(self, work: ModelWork) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
@@ -28,13 +38,55 @@ class Transform:
     def rewrite_block(self, work: BlockWork) -> None:
         """Rewrite one float block in place; ends with `work.inputs_changed()` if it did."""
 
+    def soft_transform(self, work: BlockWork) -> SoftTransform:
+        """The trainable rewrite of one block, if it is learned."""
+        del work
+        raise TypeError(f"{type(self).__name__} is not learned")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a block is trained, if the rewrite is learned."""
+        raise TypeError(f"{type(self).__name__} is not learned")
+
 
 class Outliers:
     """Which weights stay in high precision."""
 
+    def grid(self, grid: Grid, site: Site) -> Grid:
+        """The grid of the site's weights, where it is not that of the whole model."""
+        del site
+        return grid
+
+    def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
+        """What stays off the grid in the layers of `site`, whose input has `statistics`."""
+        del site, statistics
+        return OutlierRule()
+
 
 class Range(ABC):
-    """Scale and zero point of every group."""
+    """Scale and zero point of every group.
+
+    `learned` says that they are trained, block by block, against the float model.
+    """
+
+    learned: ClassVar[bool] = False
+
+    def soft_range(self, work: BlockWork) -> SoftRange:
+        """The trainable ranges of one block, if they are learned."""
+        del work
+        raise TypeError(f"{type(self).__name__} is not learned")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a block is trained, if its ranges are learned."""
+        raise TypeError(f"{type(self).__name__} is not learned")
+
+    def grid(self, grid: Grid) -> Grid:
+        """The grid that its parameters are for, when the user asks for `grid`.
+
+        Raises UserError, with the reason, where no such grid exists.
+        """
+        return grid
 
     @abstractmethod
     def fit(
@@ -59,13 +111,53 @@ class LayerFit:
         statistics = self.statistics.part(first, weight.shape[1])
         return self.range.fit(weight, self.grid, statistics, self.layer)
 
+    def reordered(self, order: Tensor) -> LayerFit:
+        """The same for a weight whose columns are in another order."""
+        return replace(self, statistics=self.statistics.select(order))
+
 
 class Rounding(ABC):
     """Which grid point every weight takes."""
 
     @abstractmethod
+    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+        """Quantize every layer of the block's `sites`."""
+
+
+class SiteRounding(Rounding):
+    """Rounds every site for itself."""
+
+    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+        del work
+        return {name: weight for site in sites for name, weight in self.round(site).items()}
+
+    @abstractmethod
     def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
         """Quantize every layer of the site."""
+
+
+class LearnedRounding(Rounding):
+    """Trains the rounding of a whole block from the ranges that were fitted to it."""
+
+    @property
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """How a block is trained."""
+
+    @abstractmethod
+    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+        """Trainable rounding of the layers in `starts`."""
+
+    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+        starts = {
+            name: LayerStart(weight, site.fits[name](weight), site.grid)
+            for site in sites
+            for name, weight in site.weights.items()
+        }
+        rounding = self.soft_rounding(starts).to(work.model.device)
+        block = RoundedBlock(rounding, tuple(starts))
+        reconstruct(work, block, self.schedule)
+        return {name: rounding.quantized(name) for name in starts}
 
 
 class Correction:

@@ -12,6 +12,7 @@ class InputStatistics:
     Attributes:
         rows: Valid rows seen.
         minimum, maximum: Extremes of every column, float32 [columns]; zeros without any row.
+        clip_minimum, clip_maximum: The same of every clip that has a valid row, [clips, columns].
 
     Padding is masked by the caller; every frame or token counts once, so long clips weigh as
     much as their valid frames. Products are taken in float32 and summed in float64.
@@ -21,6 +22,8 @@ class InputStatistics:
         self.rows = 0
         self.minimum = torch.zeros(columns)
         self.maximum = torch.zeros(columns)
+        self.clip_minimum = torch.zeros(0, columns)
+        self.clip_maximum = torch.zeros(0, columns)
         self._sum = torch.zeros(columns, dtype=torch.float64)
         self._magnitudes = torch.zeros(columns, dtype=torch.float64)
         self._products = torch.zeros(columns, columns, dtype=torch.float64)
@@ -33,22 +36,29 @@ class InputStatistics:
         self._products += (rows.T @ rows).double().cpu()
         self._sum += rows.sum(0, dtype=torch.float64).cpu()
         self._magnitudes += rows.abs().sum(0, dtype=torch.float64).cpu()
-        low, high = (extreme.cpu() for extreme in (rows.amin(0), rows.amax(0)))
-        seen = self.rows > 0
-        self.minimum = torch.minimum(self.minimum, low) if seen else low
-        self.maximum = torch.maximum(self.maximum, high) if seen else high
+        clips = [clip[valid].float() for clip, valid in zip(inputs, mask, strict=True)]
+        lows = torch.stack([clip.amin(0) for clip in clips if len(clip)]).cpu()
+        highs = torch.stack([clip.amax(0) for clip in clips if len(clip)]).cpu()
+        self.clip_minimum = torch.cat([self.clip_minimum, lows])
+        self.clip_maximum = torch.cat([self.clip_maximum, highs])
+        self.minimum, self.maximum = self.clip_minimum.amin(0), self.clip_maximum.amax(0)
         self.rows += len(rows)
 
     def part(self, first: int, count: int) -> InputStatistics:
         """The statistics of columns `first` to `first + count - 1` alone."""
         if first == 0 and count == len(self._sum):
             return self
-        columns = slice(first, first + count)
+        return self.select(torch.arange(first, first + count))
+
+    def select(self, columns: Tensor) -> InputStatistics:
+        """The statistics of `columns` (their numbers) alone, in that order."""
         part = InputStatistics(0)
         part.rows = self.rows
         part.minimum, part.maximum = self.minimum[columns], self.maximum[columns]
+        part.clip_minimum = self.clip_minimum[:, columns]
+        part.clip_maximum = self.clip_maximum[:, columns]
         part._sum, part._magnitudes = self._sum[columns], self._magnitudes[columns]
-        part._products = self._products[columns, columns]
+        part._products = self._products[columns][:, columns]
         return part
 
     @property

@@ -6,19 +6,20 @@ layers are fitted to the errors of earlier ones (as GPTQ's authors do).
 
 from __future__ import annotations
 
-import resource
+import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_asr.models.architecture import Architecture, Block, Site
+from edge_asr.models.architecture import Architecture, Site
+from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_inputs
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.layers import install_layers
+from edge_asr.quant.passage import Passage, Station
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import round_nearest
@@ -26,10 +27,10 @@ from edge_asr.quant.stages import LayerFit
 from edge_asr.quant.work import (
     Batch,
     BlockWork,
-    Call,
+    Fit,
     Layer,
     ModelWork,
-    SharedMemory,
+    Reconstruction,
     SiteWork,
 )
 
@@ -41,7 +42,7 @@ class LayerResult:
     Attributes:
         weight: Its codes and grid.
         output_error: Mean over calibration rows of the squared norm of the change of the
-            layer's output, on the inputs of the quantized prefix.
+            layer's output that its weights make, on the inputs of the quantized prefix.
         nearest_error: The same on the same inputs, had the weights only been rounded to the
             nearest grid point of their min-max range.
     """
@@ -51,14 +52,36 @@ class LayerResult:
     nearest_error: float
 
 
+@dataclass(frozen=True)
+class BlockResult:
+    """One quantized block.
+
+    Attributes:
+        seconds: Wall time of all stages on it.
+        reconstructions: What each learned stage did to its loss.
+    """
+
+    seconds: float
+    reconstructions: tuple[Reconstruction, ...] = ()
+
+
 @dataclass
 class Quantization:
-    """All quantized layers by name, warnings, and what each block cost."""
+    """All quantized layers and blocks by name, warnings, and what a rewrite of the whole model
+    did to its loss."""
 
     layers: dict[str, LayerResult] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
+    blocks: dict[str, BlockResult] = field(default_factory=dict)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
+
+    def summary(self, block: str) -> str:
+        """The block's name, and what learning did to its loss."""
+        losses = [
+            f"loss {learned.loss_before:.3g} to {learned.loss_after:.3g}"
+            for learned in self.blocks[block].reconstructions
+        ]
+        return ", ".join([block, *losses])
 
     @property
     def output_error(self) -> float:
@@ -82,6 +105,7 @@ def quantize_model(
     recipe: Recipe,
     grid: Grid,
     *,
+    activation: ActivationGrid | None = None,
     progress: Progress | None = None,
 ) -> Quantization:
     """Quantize every block of `model` in place by `recipe`.
@@ -92,28 +116,25 @@ def quantize_model(
         batches: Calibration batches.
         recipe: The method.
         grid: The weight grid.
-        progress: Called with (block, done, total) after every block.
+        activation: The grid of what the blocks' Linears read, or None to leave it float.
+        progress: Called with (block and its losses, done, total) after every block.
     """
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
-    bench = ModelWork(model, architecture, batches)
+    bench = ModelWork(model, architecture, batches, grid, activation)
     recipe.transform.rewrite_model(bench)
-    walk = _Walk(model, architecture, batches, recipe, grid)
+    walk = _Walk(model, architecture, recipe, grid, activation)
     walk.result.warnings += bench.warnings
-    for index, _ in enumerate(walk.run()):
+    walk.result.reconstructions += bench.reconstructions
+    stations = Passage(model, architecture, batches).stations()
+    reference = None
+    if recipe.learned:
+        reference = Passage(copy.deepcopy(model), architecture, batches).stations()
+    for done, station in enumerate(stations, start=1):
+        walk.quantize(station, () if reference is None else next(reference).outputs())
         if progress is not None:
-            progress(blocks[index].module, index + 1, len(blocks))
-    walk.result.peak_memory_bytes = peak_memory_bytes()
+            progress(walk.result.summary(station.block.module), done, len(blocks))
     return walk.result
-
-
-def peak_memory_bytes() -> int:
-    """The process's largest resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class _Captured(Exception):
-    """Stops a forward pass once the first block's inputs are known."""
 
 
 class _Walk:
@@ -121,97 +142,38 @@ class _Walk:
         self,
         model: PreTrainedModel,
         architecture: Architecture,
-        batches: Sequence[Batch],
         recipe: Recipe,
         grid: Grid,
+        activation: ActivationGrid | None,
     ) -> None:
-        self.model, self.architecture, self.batches = model, architecture, batches
-        self.recipe, self.grid = recipe, grid
+        self.model, self.architecture = model, architecture
+        self.recipe, self.grid, self.activation = recipe, grid, activation
         self.result = Quantization()
 
-    def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.model.device) for name, value in inputs.items()}
-
-    def run(self) -> Iterator[Block]:
-        """Quantize block after block, yielding after each."""
-        config = self.model.config
-        encoder = self.model.get_submodule(self.architecture.encoder_module)
-        calls = [
-            self._capture(
-                encoder, self.architecture.encoder_block(0), self._placed(batch.encoder_inputs)
-            )
-            for batch in self.batches
-        ]
-        frames = [batch.frame_mask.to(self.model.device) for batch in self.batches]
-        for block in self.architecture.encoder_blocks(config):
-            calls = self._block(block, calls, frames)
-            yield block
-        memory = self._memory(calls, frames)
-        yield self.architecture.memory_block(config)
-        decoder = self.model.get_submodule(self.architecture.decoder_module)
-        calls = [
-            self._capture(
-                decoder,
-                self.architecture.decoder_block(0),
-                {
-                    "input_ids": batch.decoder_input_ids.to(self.model.device),
-                    "encoder_hidden_states": states,
-                    "use_cache": False,
-                    **self.architecture.memory_mask(
-                        self._placed(batch.encoder_inputs), states.shape[1]
-                    ),
-                },
-            )
-            for batch, states in zip(self.batches, memory, strict=True)
-        ]
-        tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
-        for block in self.architecture.decoder_blocks(config):
-            calls = self._block(block, calls, tokens)
-            yield block
-
-    def _capture(self, stack: nn.Module, first: Block, inputs: Mapping[str, Any]) -> Call:
-        caught: list[Call] = []
-
-        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not args:
-                args = (kwargs.pop("hidden_states"),)
-            caught.append(Call(args, dict(kwargs)))
-            raise _Captured
-
-        module = self.model.get_submodule(first.module)
-        with module.register_forward_pre_hook(catch, with_kwargs=True):
-            try:
-                stack(**inputs)
-            except _Captured:
-                return caught[0]
-        raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
-
-    def _block(self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]) -> list[Call]:
-        """Quantize one block; returns the next block's calls."""
-        module = self.model.get_submodule(block.module)
-        self._quantize(block, module, calls, masks)
-        return [call.follow(call.run(module)) for call in calls]
-
-    def _memory(self, calls: Sequence[Call], masks: Sequence[Tensor]) -> list[Tensor]:
-        """Quantize all cross-attention keys and values; returns the encoder's output states."""
-        block = self.architecture.memory_block(self.model.config)
-        norm = self.model.get_submodule(block.module)
-        memory = SharedMemory(norm, [self.model.get_submodule(name) for name in block.layers])
-        self._quantize(block, memory, [Call((call.hidden,), {}) for call in calls], masks)
-        return [norm(call.hidden) for call in calls]
-
-    def _quantize(
-        self, block: Block, module: nn.Module, calls: Sequence[Call], masks: Sequence[Tensor]
-    ) -> None:
-        """Run all stages on one block."""
+    def quantize(self, station: Station, targets: Sequence[Tensor]) -> None:
+        """Run all stages on one block; `targets` are the float model's outputs, if learned from."""
         began = time.perf_counter()
-        work = BlockWork(self.model, self.architecture, block, module, calls, masks, self.grid)
-        nearest_errors = {site: self._nearest_errors(work, site) for site in block.sites}
+        work = BlockWork(
+            self.model, self.architecture, station.block, station.module,
+            station.calls, station.masks, self.grid, targets, self.activation,
+        )  # fmt: skip
+        nearest_errors: dict[str, float] = {}
+        for site in station.block.sites:
+            nearest_errors |= self._nearest_errors(work, site)
         self.recipe.transform.rewrite_block(work)
-        for site in block.sites:
-            self._site(work, site, nearest_errors[site])
+        self._quantize_inputs(work)
+        self.recipe.learn_ranges(work)
+        if self.recipe.transform.learned:
+            self._quantize_inputs(work)  # static ranges follow the learned rewrite
+        sites = [self._site(work, site) for site in station.block.sites]
+        for name, weight in self.recipe.rounding.round_block(work, sites).items():
+            self._bake(work, sites, name, weight, nearest_errors[name])
+        for bench in sites:
+            self.recipe.correction.repair(bench, work.layers(bench.site))
         self.result.warnings += work.warnings
-        self.result.seconds[block.module] = time.perf_counter() - began
+        self.result.blocks[station.block.module] = BlockResult(
+            time.perf_counter() - began, tuple(work.reconstructions)
+        )
 
     def _nearest_errors(self, work: BlockWork, site: Site) -> dict[str, float]:
         """Output errors of plain rounding to nearest, before anything is rewritten."""
@@ -222,28 +184,56 @@ class _Walk:
             errors[name] = work.statistics(site).output_error(weight - nearest.dequantize())
         return errors
 
-    def _site(self, work: BlockWork, site: Site, nearest_errors: Mapping[str, float]) -> None:
-        """Round the weights of one site and bake the dequantized ones."""
+    def _quantize_inputs(self, work: BlockWork) -> None:
+        """Put input quantizers into the block, so that whatever learns from here on sees them.
+
+        Statistics stay those of their float inputs (behind the quantized prefix), as GPTQ's
+        Hessians are taken in QuaRot.
+        """
+        if self.activation is None:
+            return
+        statistics = {site: work.statistics(site) for site in work.block.sites}
+        for site, observed in statistics.items():
+            quantize_inputs(work.layers(site).values(), self.activation, observed)
+
+    def _site(self, work: BlockWork, site: Site) -> SiteWork:
+        """One site, ready to be rounded."""
         layers = work.layers(site)
         statistics = work.statistics(site)
         if statistics.rows == 0:
             work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
-        bench = SiteWork(
+        grid = self.recipe.range.grid(self.recipe.outliers.grid(self.grid, site))
+        fits: dict[str, Fit] = {
+            name: LayerFit(
+                self.recipe.range, grid, statistics, Layer(name, name in site.logit_layers)
+            )
+            for name in layers
+        }
+        return SiteWork(
             site=site,
             weights={name: layer.weight.detach().cpu().clone() for name, layer in layers.items()},
             statistics=statistics,
-            grid=self.grid,
-            fits={
-                name: LayerFit(
-                    self.recipe.range, self.grid, statistics, Layer(name, name in site.logit_layers)
-                )
-                for name in layers
-            },
+            grid=grid,
+            fits={name: work.learned_fits.get(name, fit) for name, fit in fits.items()},
             warnings=work.warnings,
+            outliers=self.recipe.outliers.rule(site, statistics),
         )
-        for name, weight in self.recipe.rounding.round(bench).items():
-            baked = weight.dequantize()
-            error = statistics.output_error(bench.weights[name] - baked)
-            self.result.layers[name] = LayerResult(weight, error, nearest_errors[name])
-            layers[name].weight.copy_(baked)
-        self.recipe.correction.repair(bench, layers)
+
+    def _bake(
+        self,
+        work: BlockWork,
+        sites: Sequence[SiteWork],
+        name: str,
+        weight: QuantizedWeight,
+        nearest_error: float,
+    ) -> None:
+        """Note the quantized weight and put its dequantized values in place."""
+        (site,) = (site for site in sites if name in site.weights)
+        baked = weight.dequantize()
+        error = site.statistics.output_error(site.weights[name] - baked)
+        self.result.layers[name] = LayerResult(weight, error, nearest_error)
+        layer = work.layer(name)
+        layer.weight.copy_(baked)
+        entry, columns = layer.quantize_input, weight.float_columns
+        if isinstance(entry, InputQuantizer) and columns is not None:
+            entry.keep_float(columns.to(layer.weight.device), site.statistics)

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.models.architecture import Architecture, Block, Site
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.statistics import InputStatistics
 
 
@@ -88,6 +90,15 @@ class Fit(Protocol):
     def __call__(self, weight: Tensor, first: int = 0) -> GridParameters: ...
 
 
+@runtime_checkable
+class ReorderableFit(Fit, Protocol):
+    """A `Fit` that can also be had for other orders of the columns."""
+
+    def reordered(self, order: Tensor) -> Fit:
+        """For a weight whose columns are in `order`."""
+        ...
+
+
 @dataclass
 class ModelWork:
     """The whole float model on the bench, before the walk.
@@ -96,13 +107,35 @@ class ModelWork:
         model: Rewritten in place; every Linear inside a block is a `QuantizedLinear`.
         architecture: Its map.
         batches: Calibration batches.
+        grid: The grid of weights.
+        activation: The grid of what the blocks' layers read, or None.
         warnings: Sentences for the record.
+        reconstructions: What a learned rewrite did to its loss.
     """
 
     model: PreTrainedModel
     architecture: Architecture
     batches: Sequence[Batch]
+    grid: Grid
+    activation: ActivationGrid | None = None
     warnings: list[str] = field(default_factory=list)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What learning did to one block.
+
+    Attributes:
+        loss_before: Loss of the starting point as it would be stored, over all batches: squared
+            distance summed over channels, mean over valid rows.
+        loss_after: The same of the best iterate, which is the one kept.
+        iterations: Steps taken.
+    """
+
+    loss_before: float
+    loss_after: float
+    iterations: int
 
 
 @dataclass
@@ -119,7 +152,11 @@ class BlockWork:
         targets: Outputs of the float model's block on the float model's own inputs, a batch
             each; empty unless a part of the recipe learns.
         grid: The grid of weights.
+        activation: The grid that the block's layers will read their inputs on once the transform
+            is done, or None.
         warnings: Sentences for the record; a part appends whatever it could not do as asked.
+        learned_fits: Ranges of layers where they were learned; they go before the range part.
+        reconstructions: What every learned part did to the block's loss.
     """
 
     model: PreTrainedModel
@@ -130,7 +167,10 @@ class BlockWork:
     masks: Sequence[Tensor]
     grid: Grid
     targets: Sequence[Tensor] = ()
+    activation: ActivationGrid | None = None
     warnings: list[str] = field(default_factory=list)
+    learned_fits: dict[str, Fit] = field(default_factory=dict)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
     _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
 
     def layer(self, name: str) -> QuantizedLinear:
@@ -143,7 +183,10 @@ class BlockWork:
         return {name: self.layer(name) for name in site.layers}
 
     def statistics(self, site: Site) -> InputStatistics:
-        """Calibration statistics of the site's input, after online work, before its quantizer."""
+        """Calibration statistics of the site's input, after online work, before its quantizer.
+
+        The block's own input quantizers do not act while they are taken.
+        """
         if not self._statistics:
             self._statistics = self._observe()
         return self._statistics[site]
@@ -181,6 +224,9 @@ class BlockWork:
             return lambda _, args: observed.update(args[0], current[0])
 
         with ExitStack() as hooks:
+            for name in self.block.layers:
+                entry = self.layer(name).quantize_input
+                hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
             for site, observed in statistics.items():
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(observed)))
@@ -201,6 +247,7 @@ class SiteWork:
         grid: The grid its weights go to.
         fits: For every layer, what fits scales and zero points to its weight.
         warnings: Sentences for the record.
+        outliers: What stays off the grid.
     """
 
     site: Site
@@ -209,3 +256,4 @@ class SiteWork:
     grid: Grid
     fits: Mapping[str, Fit]
     warnings: list[str] = field(default_factory=list)
+    outliers: OutlierRule = field(default_factory=OutlierRule)

@@ -55,10 +55,12 @@ def _with_ratio(value: object, ratio: object) -> str:
 
 
 def _bits(row: pd.Series) -> str:
+    """Weight bits, group and symmetry, then those of activations: `4 g64 sym A8 static`."""
     bits = f"{float(row['bits']):g}"
     group = "" if pd.isna(row["group_size"]) else f" g{int(row['group_size'])}"
     symmetric = " sym" if pd.notna(row["symmetric"]) and row["symmetric"] else ""
-    return f"{bits}{group}{symmetric}"
+    activation = f" {row['activation']}" if pd.notna(row["activation"]) else ""
+    return f"{bits}{group}{symmetric}{activation}"
 
 
 def _conditions(frame: pd.DataFrame) -> dict[str, str]:
@@ -108,6 +110,13 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     ]
 
 
+def _activations(frame: pd.DataFrame) -> str:
+    """What `A8` among the bits means, where a row has it."""
+    if not frame["activation"].notna().any():
+        return ""
+    return "; A8 among Bits is 8-bit activations, a scale per token, or static (a scale per tensor)"
+
+
 def caption(protocol: str, frame: pd.DataFrame) -> str:
     """One sentence with what every figure of the table depends on."""
     widths = "/".join(sorted({str(int(bits)) for bits in frame["float_bits"]}, key=int))
@@ -116,5 +125,5 @@ def caption(protocol: str, frame: pd.DataFrame) -> str:
     return (
         f"Protocol {protocol}; WER is the mean over {averaged} data set(s); Empty/loop counts "
         "such outputs; I/O and GBOPs are per utterance, × is how many times less than "
-        f"{widths}-bit float."
+        f"{widths}-bit float{_activations(frame)}."
     )

@@ -27,8 +27,8 @@ def _natural_width(rows: Sequence[Sequence[str]]) -> int:
 
 
 def _broken(cell: str) -> str:
-    """A cell on two lines where it has two parts: figure and ratio, conditions, grid and sym."""
-    return re.sub(r" / | (?=\(|sym)", "\n", cell)
+    """A cell on lines of its parts: figure and ratio, conditions, grid, sym and activations."""
+    return re.sub(r" / | (?=\(|sym|A\d|static|mean|clip)|(?<=clip) ", "\n", cell)
 
 
 def to_table(protocol: str, frame: pd.DataFrame, width: int = WIDEST) -> Table:

@@ -22,7 +22,16 @@ from edge_asr.record import ALL, FLOAT_METHOD, Average, CostSection, Record, Res
 MB = 1e6
 GIGA = 1e9
 
-LEADING = ("model", "method", "bits", "group_size", "symmetric", "effective_bits")
+LEADING = (
+    "model",
+    "method",
+    "bits",
+    "group_size",
+    "symmetric",
+    "activation",
+    "activation_bits",
+    "effective_bits",
+)
 SUMMARY = (
     "datasets",
     "utterances",
@@ -110,12 +119,15 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
     measured = [result.wer for result in whole]
     known = [wer for wer in measured if wer is not None]
     interval, difference = _summary(record, whole, protocol)
+    activation = record.method.activation
     cells: dict[str, Any] = {
         "model": record.model.name,
         "method": record.method.name,
         "bits": record.method.bits,
         "group_size": record.method.group_size,
         "symmetric": record.method.symmetric,
+        "activation": None if activation is None else activation.label,
+        "activation_bits": None if activation is None else activation.bits,
         "effective_bits": record.method.effective_bits,
         "datasets": len(whole),
         "utterances": sum(result.utterances for result in whole),

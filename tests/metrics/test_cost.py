@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from edge_asr.inventory import AttentionRecord, Inventory, LayerRecord, Workload
+from edge_asr.inventory import AttentionRecord, Inventory, LayerRecord, OnlineRecord, Workload
 from edge_asr.metrics.cost import (
     bit_operations,
     cost_of,
@@ -57,9 +57,15 @@ def small_inventory(
     return Inventory(
         layers=(
             layer("conv", "encoder", "conv", (6, 3, 5), "half", bias_bits=6 * 32, stride=2),
-            quantized("enc.fc1", "encoder", "fc1", (8, 6), "frame", bias_bits=256, online_macs=7),
+            quantized(
+                "enc.fc1", "encoder", "fc1", (8, 6), "frame",
+                bias_bits=256, online_macs=7, online_bits=40,
+            ),
             layer("embed", "decoder", "embedding", (10, 6), "token"),
-            quantized("dec.q", "decoder", "qkv", (6, 6), "token", online_macs=5),
+            quantized(
+                "dec.q", "decoder", "qkv", (6, 6), "token",
+                online_macs=5, float_columns=2, float_column_bits=min(weight, 16),
+            ),
             quantized("dec.cross_k", "decoder", "cross_kv", (6, 6), "frame", online_macs=3),
             layer("head", "decoder", "head", (10, 6), "token", tied_to="embed", bias_bits=320),
         ),
@@ -70,7 +76,11 @@ def small_inventory(
         ),
         other_parameters=11,
         other_parameter_bits=11 * 32,
-    )
+        online=(
+            OnlineRecord("enc.turn", "encoder", "frame", 36, 8 * 36),
+            OnlineRecord("dec.turn", "decoder", "token", 24, 8 * 24),
+        ),
+    )  # fmt: skip
 
 
 def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]]:
@@ -82,16 +92,22 @@ def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]
         spent = seen[phase]
         if one.role != "embedding":
             spent["weights"] += (stored[one.tied_to or one.name] + one.bias_bits) / 8
+            spent["weights"] += one.online_bits / 8
         for _ in range(positions):
             spent["online"] += one.online_macs
-            spent["bops"] += one.online_macs * one.input_bits * inventory.float_bits
+            spent["bops"] += one.online_macs * inventory.float_bits * inventory.float_bits
             if one.role == "embedding":
                 spent["weights"] += one.weight_bits / one.weight_shape[0] / 8
                 spent["activations"] += one.weight_shape[1] * one.output_bits / 8
                 continue
             spent["macs"] += one.weights
-            spent["bops"] += one.weights * one.bits_per_weight * one.input_bits
-            spent["activations"] += one.weight_shape[1] * one.stride * one.input_bits / 8
+            for column in range(one.weight_shape[1]):
+                weights = one.weights // one.weight_shape[1]
+                widths = (one.bits_per_weight, one.input_bits)
+                if column < one.float_columns:
+                    widths = (one.float_column_bits, inventory.float_bits)
+                spent["bops"] += weights * widths[0] * widths[1]
+                spent["activations"] += one.stride * widths[1] / 8
             spent["activations"] += one.weight_shape[0] * one.output_bits / 8
 
     def attend(one: AttentionRecord, phase: str, queries: int, keys: int, written: int) -> None:
@@ -102,7 +118,15 @@ def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]
         spent["key_value"] += (keys + written) * 2 * width * one.key_value_bits / 8
         spent["activations"] += queries * 2 * width * one.query_bits / 8
 
+    def between(one: OnlineRecord, phase: str, positions: int) -> None:
+        seen[phase]["weights"] += one.bits / 8
+        seen[phase]["online"] += one.macs * positions
+        seen[phase]["bops"] += one.macs * positions * inventory.float_bits**2
+
     frames = work.positions["frame"]
+    for extra in inventory.online:
+        if extra.axis != "token":
+            between(extra, "encoder", work.positions[extra.axis])
     for one in inventory.layers:
         if one.axis != "token":
             phase = "encoder" if one.stack == "encoder" else "prefill"
@@ -114,6 +138,9 @@ def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]
     for turn in range(work.generated_tokens):
         phase, fed = ("decode", 1) if turn else ("prefill", work.prompt_tokens)
         cached += fed
+        for extra in inventory.online:
+            if extra.axis == "token":
+                between(extra, phase, fed)
         for one in inventory.layers:
             if one.axis == "token":
                 run(one, phase, fed)
@@ -162,25 +189,37 @@ def test_counts_worked_out_by_hand() -> None:
     assert (counted.prefill.layers, counted.prefill.attention) == (72 + 120 + 144, 48 + 96)
     # Two steps: q and head; self over 3 then 4 keys, cross over 4 each.
     assert (counted.decode.layers, counted.decode.attention) == (192, 12 * 7 + 12 * 8)
-    assert counted.decode.online == 10
+    # Two steps of 5 before q and 24 before the head; 4 frames of 7 and of 36.
+    assert (counted.decode.online, counted.encoder.online) == (2 * 29, 4 * 43)
     traffic = memory_io(inventory, work)
-    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias.
-    assert traffic.encoder.weights == (2880 + 192 + 192 + 64 + 256) / 8
-    # q 36 x 4 + 64 and the whole tied table 1920 + 320, then two rows of 192; cross key 208.
-    assert traffic.prefill.weights == (208 + 2240 + 384 + 208) / 8
-    assert traffic.decode.weights == 2 * (208 + 2240 + 192) / 8
+    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 online; the turn 8 x 36.
+    assert traffic.encoder.weights == (2880 + 192 + 192 + 64 + 256 + 40 + 288) / 8
+    # q 36 x 4 + 64 and the whole tied table 1920 + 320, then two rows of 192; cross key 208; the
+    # turn 8 x 24.
+    assert traffic.prefill.weights == (208 + 2240 + 384 + 208 + 192) / 8
+    assert traffic.decode.weights == 2 * (208 + 2240 + 192 + 192) / 8
+    # conv reads 3 x 2 and writes 6, at 8 positions; fc1 reads 6 and writes 8 of 8 bits; attention.
+    assert traffic.encoder.activations == (8 * 12 * 32 + 4 * 14 * 8 + 4 * 12 * 8) / 8
+    # Two steps: rows of 6 floats; q reads 4 x 8 and 2 x 32 bits, writes 6 x 8; head 6 + 10 floats;
+    # two attentions 12 x 8.
+    assert traffic.decode.activations == 2 * (192 + 32 + 64 + 48 + 512 + 192) / 8
     # 16-bit keys and values of 6: self reads 2 and writes 2, cross reads 4 and writes 4.
     assert traffic.prefill.key_value == 24 * (4 + 8)
     # Self reads 3 + 4 and writes 2, cross reads 4 twice.
     assert traffic.decode.key_value == 24 * (9 + 8)
     assert bit_operations(inventory, work).encoder == (
-        720 * 32 * 32 + 192 * 4 * 8 + 28 * 8 * 32 + 192 * 8 * 16
+        720 * 32 * 32 + 192 * 4 * 8 + (28 + 144) * 32 * 32 + 192 * 8 * 16
+    )
+    # Two steps: q 24 weights of 4 x 8 bits and 12 of float columns 4 x 32, head 60; online; self
+    # over 3 then 4 keys, cross over 4.
+    assert bit_operations(inventory, work).decode == (
+        2 * (24 * 4 * 8 + 12 * 4 * 32 + 60 * 32 * 32 + 29 * 32 * 32) + 12 * (7 + 8) * 8 * 16
     )
 
 
 def test_size_stores_a_tied_table_once() -> None:
     size = model_size(small_inventory())
-    bits = 2880 + 192 + (192 + 64 + 256) + 1920 + 208 + 208 + 320 + 352
+    bits = 2880 + 192 + (192 + 64 + 256 + 40) + 1920 + 208 + 208 + 320 + 352 + 288 + 192
     parameters = 90 + 6 + 48 + 8 + 60 + 36 + 36 + 10 + 11
     assert size.bytes == bits // 8
     assert size.parameters == parameters
@@ -350,5 +389,13 @@ def test_unsound_inventories_are_refused() -> None:
         Inventory((dataclasses.replace(first, tied_to="b"),), (), 0, 0)
     with pytest.raises(ValueError, match="no cross-attention"):
         AttentionRecord("a", "encoder", "cross", 1, 1)
+    with pytest.raises(ValueError, match="float_columns 3 of 2"):
+        dataclasses.replace(first, float_columns=3)
+    with pytest.raises(ValueError, match="online work is negative"):
+        dataclasses.replace(first, online_bits=-1)
+    with pytest.raises(ValueError, match="belongs to the decoder"):
+        OnlineRecord("a", "encoder", "token", 1)
+    with pytest.raises(ValueError, match="macs or bits"):
+        OnlineRecord("a", "encoder", "frame", -1)
     with pytest.raises(ValueError, match="end token"):
         Workload(1, {"frame": 1}, 1, 0)

@@ -15,7 +15,7 @@ from edge_asr.inventory import Workload
 from edge_asr.metrics.cost import cost_of, macs, model_size
 from edge_asr.metrics.usage import PHASES
 from edge_asr.models.loading import Checkpoint
-from edge_asr.models.stocktaking import StoredWeight, take_inventory
+from edge_asr.models.stocktaking import StoredWeight, online_record, take_inventory
 
 WORKLOAD = Workload(
     seconds=1.0,
@@ -149,6 +149,42 @@ def test_quantized_weights_are_charged_as_stored(checkpoint: Checkpoint) -> None
     assert (layer.bits_per_weight, layer.weight_bits) == (3, 1234.0)
     saved = model_size(plain).bytes - model_size(packed).bytes
     assert saved == pytest.approx((layer.weights * 32 - 1234) / 8, abs=1)
+
+
+def test_what_a_layer_reads_is_charged_as_quantized(checkpoint: Checkpoint) -> None:
+    architecture = checkpoint.architecture
+    name = architecture.encoder_block(0).layers[0]
+    kept = StoredWeight(
+        4, 1000.0, input_bits=8, float_columns=3, float_column_bits=16, online_macs=7,
+        online_bits=50.0,
+    )  # fmt: skip
+    inventory = take_inventory(checkpoint.model, architecture, stored={name: kept})
+    (layer,) = (layer for layer in inventory.layers if layer.name == name)
+    assert (layer.input_bits, layer.output_bits) == (8, 32)
+    assert (layer.float_columns, layer.float_column_bits) == (3, 16)
+    assert (layer.online_macs, layer.online_bits) == (7, 50.0)
+    others = [layer for layer in inventory.layers if layer.name != name]
+    assert {layer.input_bits for layer in others} == {32}
+    assert {record.query_bits for record in inventory.attentions} == {32}
+
+
+def test_work_between_layers_is_counted_where_it_runs(checkpoint: Checkpoint) -> None:
+    architecture = checkpoint.architecture
+    extra = [
+        online_record(architecture, f"{place}.turn", macs_per_row=100, stored_bits=800.0)
+        for place in (architecture.encoder_block(0).module, architecture.head)
+    ]
+    plain, turned = (
+        cost_of(take_inventory(checkpoint.model, architecture, online=online), [WORKLOAD])
+        for online in ((), extra)
+    )
+    assert turned.macs.encoder.online == 50 * 100
+    assert turned.macs.prefill.online == 2 * 100
+    assert turned.macs.decode.online == 6 * 100
+    assert turned.size.bytes - plain.size.bytes == 200
+    assert turned.size.parameters == plain.size.parameters
+    more = turned.memory_io.total - plain.memory_io.total
+    assert more == pytest.approx(8 * 100)
 
 
 def test_a_name_outside_the_map_is_refused(checkpoint: Checkpoint) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench import correlated_inputs, minmax_fit, site_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quant.bench import correlated_inputs, minmax_fit, site_work
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters

@@ -34,3 +34,18 @@ def test_output_error_is_the_mean_squared_change_of_the_output() -> None:
 def test_no_rows_give_zeros_not_a_division_by_zero() -> None:
     statistics = InputStatistics(3)
     assert torch.equal(statistics.hessian, torch.zeros(3, 3, dtype=torch.float64))
+
+
+def test_every_clip_with_a_valid_row_has_its_extremes() -> None:
+    inputs = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(2))
+    lengths = [7, 0, 4, 1]
+    mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
+    statistics = InputStatistics(5)
+    statistics.update(inputs[:2], mask[:2])
+    statistics.update(inputs[2:], mask[2:])
+    clips = [clip[:length] for clip, length in zip(inputs, lengths, strict=True) if length]
+    assert torch.equal(statistics.clip_minimum, torch.stack([clip.amin(0) for clip in clips]))
+    assert torch.equal(statistics.clip_maximum, torch.stack([clip.amax(0) for clip in clips]))
+    assert torch.equal(statistics.minimum, torch.cat(clips).amin(0))
+    assert torch.equal(statistics.maximum, torch.cat(clips).amax(0))
+    assert torch.equal(statistics.part(1, 2).clip_minimum, statistics.clip_minimum[:, 1:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +16,16 @@ from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import Quantization, quantize_model
 
 
-def recipe(rounding: str) -> Recipe:
-    return Recipe.build(
-        {
-            "transform": {"name": "none"},
-            "outliers": {"name": "none"},
-            "range": {"name": "minmax"},
-            "rounding": {"name": rounding},
-            "correction": {"name": "none"},
-        }
-    )
+def stages(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A recipe of plain rounding to nearest with some stages changed."""
+    plain = {
+        "transform": {"name": "none"},
+        "outliers": {"name": "none"},
+        "range": {"name": "minmax"},
+        "rounding": {"name": "nearest"},
+        "correction": {"name": "none"},
+    }
+    return plain | changes
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,23 @@ def batches_of() -> object:
     return build
 
 
+def quantized_with(
+    checkpoint: Checkpoint,
+    batches: list[CalibrationBatch],
+    options: dict[str, dict[str, Any]],
+    grid: Grid,
+) -> tuple[torch.nn.Module, Quantization]:
+    """A quantized copy of the checkpoint's model."""
+    model = copy.deepcopy(checkpoint.model)
+    recipe = Recipe.build(options)
+    return model, quantize_model(model, checkpoint.architecture, batches, recipe, grid)
+
+
 def quantized(
     checkpoint: Checkpoint, batches: list[CalibrationBatch], rounding: str, bits: int
 ) -> tuple[torch.nn.Module, Quantization]:
-    model = copy.deepcopy(checkpoint.model)
-    result = quantize_model(model, checkpoint.architecture, batches, recipe(rounding), Grid(bits))
-    return model, result
+    options = stages(rounding={"name": rounding})
+    return quantized_with(checkpoint, batches, options, Grid(bits))
 
 
 def test_every_linear_of_every_block_is_quantized_and_baked(

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from edge_asr.errors import UserError
 from edge_asr.metrics.significance import Interval
-from edge_asr.record import Average, MethodSection, Record, Result
-from edge_asr.report.cells import cells, headings, significant, with_interval
+from edge_asr.record import ActivationSection, Average, MethodSection, Record, Result
+from edge_asr.report.cells import caption, cells, headings, significant, with_interval
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import escape, to_markdown
 from edge_asr.report.tables import table, table_path, tables, write_csv
@@ -97,6 +97,32 @@ def test_rows_tell_their_clips_and_grid_apart(make_record: RecordMaker) -> None:
     shown = [dict(zip(headings(frame), row, strict=True)) for row in cells(frame)]
     assert [row["Bits"] for row in shown] == ["32", "4 sym", "4 g64 sym", "4 g64"]
     assert [row["Clips"] for row in shown] == ["100", "100", "100", "7"]
+
+
+def test_rows_tell_quantized_activations_apart(make_record: RecordMaker) -> None:
+    grids = [
+        None,
+        ActivationSection(8, False, "token"),
+        ActivationSection(8, True, "tensor", "mean"),
+    ]
+    records = [
+        dataclasses.replace(
+            make_record(wer=20.0 + index),
+            method=MethodSection("rtn", 4, 64, False, activation=grid),
+        )
+        for index, grid in enumerate(grids)
+    ]
+    frame = table([*records, make_record("float", 32, 19.0)])
+    assert frame["activation"].fillna("").tolist() == ["", "", "A8", "A8 static mean sym"]
+    assert frame["activation_bits"].tolist()[2:] == [8, 8]
+    assert [row[2] for row in cells(frame)] == [
+        "32",
+        "4 g64",
+        "4 g64 A8",
+        "4 g64 A8 static mean sym",
+    ]
+    assert "A8 among Bits" in caption("open_asr_2024", frame)
+    assert "A8 among Bits" not in caption("open_asr_2024", table(records[:1]))
 
 
 def test_the_interval_of_the_average_comes_from_the_record(make_record: RecordMaker) -> None:
@@ -191,13 +217,29 @@ def test_the_widest_ordinary_table_fits_120_columns(make_record: RecordMaker) ->
     record = make_record("smoothquant", 4, 94.6)
     whole = dataclasses.replace(record.results[0], utterances=12_345)
     parts = (result("speech", 99.9, condition="clean"), result("speech", 104.9, condition="noisy"))
-    method = dataclasses.replace(record.method, symmetric=True, group_size=128)
+    method = dataclasses.replace(
+        record.method,
+        symmetric=True,
+        group_size=128,
+        activation=ActivationSection(8, True, "tensor", "mean", 0.95),
+    )
     record = dataclasses.replace(record, results=(whole, *parts), method=method)
     console = Console(width=120, file=io.StringIO(), record=True)
     print_table("open_asr_2024", table([record]), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 120
-    for shown in ("whisper-micro", "smoothquant", "4 g128", "sym", "12345", "104.9", "(8.0×)"):
+    for shown in (
+        "whisper-micro",
+        "smoothquant",
+        "4 g128",
+        "sym",
+        "A8",
+        "static",
+        "0.95",
+        "12345",
+        "104.9",
+        "(8.0×)",
+    ):
         assert shown in text
     assert "…" not in text
 

@@ -1,5 +1,5 @@
 """Parts of the stage `outliers`: importing this package registers them."""
 
-from edge_asr.quant.outliers import none
+from edge_asr.quant.outliers import columns, none, unstructured
 
-__all__ = ["none"]
+__all__ = ["columns", "none", "unstructured"]

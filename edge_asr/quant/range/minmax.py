@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
+from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
-from edge_asr.quant.work import Layer
+from edge_asr.quant.work import BlockWork, Layer
 
 
 def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
@@ -23,6 +24,22 @@ def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
     return parameters_from_range(low, high, grid, size)
 
 
+class FollowingRanges(SoftRange):
+    """Min-max ranges of whatever the weights are by now: nothing to train."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self._grid = grid
+
+    def parameters_of(self, name: str, weight: Tensor) -> GridParameters:
+        del name
+        return minmax_parameters(weight, self._grid)
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        del iterations
+        return []
+
+
 @ranges.register("minmax")
 @dataclass(frozen=True)
 class MinMax(Range):
@@ -33,3 +50,7 @@ class MinMax(Range):
     ) -> GridParameters:
         del statistics, layer
         return minmax_parameters(weight, grid)
+
+    def soft_range(self, work: BlockWork) -> SoftRange:
+        """Ranges that follow the weights while a transform is trained."""
+        return FollowingRanges(work.grid)

@@ -1,21 +1,22 @@
 """GPTQ: round column by column and let the later columns make up for each error.
 
 Frantar et al. 2022 (arXiv:2210.17323), algorithm 1; act-order and static groups as in the
-authors' later code and in llm-compressor's `actorder="static"`.
+authors' later code and in llm-compressor's `actorder="static"`. Outliers as in QUIK and SpQR.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
-from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.stages import Rounding, roundings
-from edge_asr.quant.work import Fit, SiteWork
+from edge_asr.quant.outlier_rule import OutlierRule, kept_weights
+from edge_asr.quant.rounding.nearest import round_layer
+from edge_asr.quant.stages import SiteRounding, roundings
+from edge_asr.quant.work import Fit, ReorderableFit, SiteWork
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,26 @@ class InverseFactor:
     dead: Tensor
     damping: float
 
+    @property
+    def sensitivity(self) -> Tensor:
+        """What a squared error in a column costs once later columns made up for it: [columns],
+        in `order`."""
+        return self.upper.diagonal().square().reciprocal()
+
 
 def factorize(
-    hessian: Tensor, *, damping: float, damping_limit: float, act_order: bool
+    hessian: Tensor,
+    *,
+    damping: float,
+    damping_limit: float,
+    act_order: bool,
+    last: Tensor | None = None,
 ) -> InverseFactor | None:
     """Factorize the inverse of `hessian` [columns, columns]; None if no damping is enough.
 
     Damping starts at `damping` x the mean diagonal and doubles until the Cholesky
-    factorization succeeds or `damping_limit` is passed.
+    factorization succeeds or `damping_limit` is passed. Columns in `last` (bool [columns])
+    come after all others.
     """
     hessian = hessian.double().clone()
     diagonal = hessian.diagonal()
@@ -51,6 +64,8 @@ def factorize(
     order = torch.arange(len(hessian))
     if act_order:
         order = torch.argsort(torch.where(dead, 0.0, diagonal), descending=True, stable=True)
+    if last is not None:
+        order = torch.cat([order[~last[order]], order[last[order]]])
     ordered = hessian[order][:, order]
     mean = float(diagonal.mean())
     while True:
@@ -74,73 +89,134 @@ def gptq_round(
     *,
     block_size: int = 128,
     static_groups: bool = True,
+    outliers: OutlierRule | None = None,
 ) -> QuantizedWeight:
     """Round `weight` [rows, columns] with error feedback through `factor`.
 
     Args:
         weight: Float weight.
-        factor: From `factorize` on the Hessian of the layer's input.
-        fit: Gives the grid parameters of all groups at once.
+        factor: From `factorize` on the Hessian of the layer's input, with the outliers' whole
+            columns last.
+        fit: Gives the grid parameters of all groups at once. Without static groups it is given
+            columns in the order of `factor`.
         grid: The grid.
         block_size: Columns whose mutual updates are done before the rest is touched once.
-        static_groups: Scales of all groups come from the original weight. Otherwise every
-            group's scales are fitted when its first column is reached, on the weight as
-            updated by then; that needs the natural column order.
+        static_groups: Groups are runs of neighbouring columns, and the scales of all come from
+            the original weight. Otherwise groups are runs of columns in the order of `factor`,
+            and every group's scales are fitted when its first column is reached, on the
+            weight as updated by then.
+        outliers: What stays in floating point. Whole columns are never rounded, only updated;
+            single weights are chosen when their column is reached.
 
     Returns:
         The quantized weight, in the natural column order.
     """
-    columns = weight.shape[1]
-    # A double-precision copy costs little at these widths and keeps ties away from noise.
-    work = weight.double().clone()
-    parameters = fit(weight)
-    work[:, factor.dead] = 0
-    size = parameters.group_size
-    scales, zeros = (part.double().clone() for part in (parameters.scale, parameters.zero))
-    work = work[:, factor.order]
-    codes = torch.empty_like(work)
-    upper = factor.upper
-    for start in range(0, columns, block_size):
-        stop = min(start + block_size, columns)
+    layer = _LayerUnderWay(weight, factor, fit, grid, static_groups, outliers or OutlierRule())
+    work, upper = layer.work, factor.upper
+    for start in range(0, layer.rounded_columns, block_size):
+        stop = min(start + block_size, layer.rounded_columns)
         errors = torch.empty_like(work[:, start:stop])
         for column in range(start, stop):
-            group = int(factor.order[column]) // size
-            if not static_groups and column % size == 0:
-                _refit(work, column, size, group, fit, scales, zeros)
-            scale, zero = scales[:, group], zeros[:, group]
-            code = encode(work[:, column], scale, zero, grid)
-            error = (work[:, column] - decode(code, scale, zero)) / upper[column, column]
-            work[:, column:stop] -= error[:, None] * upper[column, column:stop]
-            codes[:, column], errors[:, column - start] = code, error
+            error = layer.round_column(column)
+            work[:, column + 1 : stop] -= error[:, None] * upper[column, column + 1 : stop]
+            errors[:, column - start] = error
         work[:, stop:] -= errors @ upper[start:stop, stop:]
-    natural = torch.argsort(factor.order)
-    final = GridParameters(scales.to(weight.dtype), zeros.to(weight.dtype), size)
-    return QuantizedWeight(codes[:, natural].to(torch.int16), final, grid)
+    return layer.result()
 
 
-def _refit(
-    work: Tensor,
-    column: int,
-    size: int,
-    group: int,
-    fit: Fit,
-    scales: Tensor,
-    zeros: Tensor,
-) -> None:
-    """Fit the group that starts at `column` on the weight as it stands now.
+class _LayerUnderWay:
+    """One layer with its columns in the order in which they are rounded.
 
-    Lazy updates leave columns beyond the current block as they were at its start. Inside the
-    block the authors' code reads the weight before the block's own updates; here it is up to
-    date, which matters only for groups shorter than a block.
+    Attributes:
+        work: The weight, every column as updated so far, float64 [rows, columns].
+        rounded_columns: The columns before those that stay in floating point.
     """
-    fresh = fit(work[:, column : column + size].float(), column)
-    scales[:, group] = fresh.scale[:, 0].double()
-    zeros[:, group] = fresh.zero[:, 0].double()
+
+    def __init__(
+        self,
+        weight: Tensor,
+        factor: InverseFactor,
+        fit: Fit,
+        grid: Grid,
+        static_groups: bool,
+        outliers: OutlierRule,
+    ) -> None:
+        self._factor, self._fit, self._grid, self._outliers = factor, fit, grid, outliers
+        self._static, self._dtype = static_groups, weight.dtype
+        self._natural = torch.argsort(factor.order)
+        # A double-precision copy costs little at these widths and keeps ties away from noise.
+        work = weight.double().clone()
+        work[:, factor.dead] = 0
+        self.work = work[:, factor.order]
+        self.rounded_columns = weight.shape[1]
+        if outliers.columns is not None:
+            self.rounded_columns -= int(outliers.columns.sum())
+        self._threshold = outliers.threshold(self.work, factor.sensitivity)
+        self._parameters = self._first_fit(weight)
+        self._scales, self._zeros = (
+            part.double().clone() for part in (self._parameters.scale, self._parameters.zero)
+        )
+        self._codes = torch.zeros_like(self.work)
+        self._kept = torch.zeros_like(self.work, dtype=torch.bool)
+
+    def _first_fit(self, weight: Tensor) -> GridParameters:
+        """Parameters of all groups of the original weight."""
+        order = self._factor.order
+        if self._static:
+            sensitivity = self._factor.sensitivity[self._natural]
+            columns = self._outliers.columns
+            return self._fit(
+                self._outliers.fit_view(weight, sensitivity, self._grid, self._threshold, columns)
+            )
+        parameters = self._fit(weight[:, order])
+        ordered = not torch.equal(order, torch.arange(len(order)))
+        return replace(parameters, order=order) if ordered else parameters
+
+    def _refit(self, column: int, group: int) -> None:
+        """Fit the group that starts at `column` on the weight as it stands now.
+
+        Lazy updates leave columns beyond the current block as they were at its start, which
+        matters only for groups that reach into the next block.
+        """
+        stop = min(column + self._parameters.group_size, self.rounded_columns)
+        view = self._outliers.fit_view(
+            self.work[:, column:stop],
+            self._factor.sensitivity[column:stop],
+            self._grid,
+            self._threshold,
+        )
+        fresh = self._fit(view.to(self._dtype), column)
+        self._scales[:, group] = fresh.scale[:, 0].double()
+        self._zeros[:, group] = fresh.zero[:, 0].double()
+
+    def round_column(self, column: int) -> Tensor:
+        """Round one column; its errors [rows], in units of what later columns can make up for."""
+        size = self._parameters.group_size
+        group = (int(self._factor.order[column]) if self._static else column) // size
+        if not self._static and column % size == 0:
+            self._refit(column, group)
+        exact, scale, zero = self.work[:, column], self._scales[:, group], self._zeros[:, group]
+        unit = self._factor.upper[column, column]
+        code = encode(exact, scale, zero, self._grid)
+        value = decode(code, scale, zero)
+        kept = ((exact - value) / unit).square() > self._threshold
+        self._codes[:, column], self._kept[:, column] = code, kept
+        return (exact - torch.where(kept, exact.half().double(), value)) / unit
+
+    def result(self) -> QuantizedWeight:
+        """The quantized weight, in the natural column order."""
+        natural, columns = self._natural, self._outliers.columns
+        parameters = replace(
+            self._parameters, scale=self._scales.to(self._dtype), zero=self._zeros.to(self._dtype)
+        )
+        outliers = kept_weights(self.work[:, natural], self._kept[:, natural], columns)
+        codes = self._codes[:, natural].to(torch.int16)
+        return QuantizedWeight(codes, parameters, self._grid, outliers)
 
 
 @roundings.register("gptq")
 @dataclass(frozen=True)
-class Gptq(Rounding):
+class Gptq(SiteRounding):
     """Rounding stage `gptq`.
 
     Attributes:
@@ -148,8 +224,10 @@ class Gptq(Rounding):
         damping_limit: Largest damping tried before the layer falls back to nearest.
         block_size: Columns a lazy update block.
         act_order: Round columns with the largest input power first.
-        static_groups: Fit all scales on the original weights; required with act_order, where
-            groups would otherwise be scattered over the columns.
+        static_groups: Fit all scales on the original weights. Otherwise each group's are fitted
+            when it is reached, on the weights as updated by then.
+        ordered_groups: Allows act_order without static_groups: groups are then runs of columns
+            in the order of rounding, as in SpQR, and that order is stored with every layer.
     """
 
     damping: float = 0.01
@@ -157,6 +235,7 @@ class Gptq(Rounding):
     block_size: int = 128
     act_order: bool = True
     static_groups: bool = True
+    ordered_groups: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= self.damping_limit:
@@ -166,10 +245,16 @@ class Gptq(Rounding):
             )
         if self.block_size < 1:
             raise UserError(f"method.rounding.block_size={self.block_size}: must be at least 1")
-        if self.act_order and not self.static_groups:
+        if self.ordered_groups and self.static_groups:
+            raise UserError(
+                "method.rounding.ordered_groups=true needs static_groups=false: groups fitted "
+                "before the first rounding are runs of neighbouring columns"
+            )
+        if self.act_order and not self.static_groups and not self.ordered_groups:
             raise UserError(
                 "method.rounding.static_groups=false cannot be combined with act_order=true: "
-                "groups would no longer be runs of columns; set act_order=false as well"
+                "groups would no longer be runs of columns; set act_order=false as well, or "
+                "ordered_groups=true to store the order of columns"
             )
 
     def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
@@ -178,6 +263,7 @@ class Gptq(Rounding):
             damping=self.damping,
             damping_limit=self.damping_limit,
             act_order=self.act_order,
+            last=work.outliers.columns,
         )
         if factor is None:
             names = ", ".join(work.weights)
@@ -185,10 +271,7 @@ class Gptq(Rounding):
                 f"gptq: no Cholesky factor up to damping {self.damping_limit} for {names}; "
                 "rounded to nearest instead"
             )
-            return {
-                name: round_nearest(weight, work.fits[name](weight), work.grid)
-                for name, weight in work.weights.items()
-            }
+            return {name: round_layer(work, name) for name in work.weights}
         if factor.damping > self.damping:
             work.warnings.append(
                 f"gptq: damping raised from {self.damping} to {factor.damping:g} "
@@ -198,10 +281,18 @@ class Gptq(Rounding):
             name: gptq_round(
                 weight,
                 factor,
-                work.fits[name],
+                self._fit(work.fits[name], factor.order),
                 work.grid,
                 block_size=self.block_size,
                 static_groups=self.static_groups,
+                outliers=work.outliers,
             )
             for name, weight in work.weights.items()
         }
+
+    def _fit(self, fit: Fit, order: Tensor) -> Fit:
+        if self.static_groups:
+            return fit
+        if not isinstance(fit, ReorderableFit):
+            raise TypeError("ranges that are known already cannot be fitted while rounding")
+        return fit.reordered(order)

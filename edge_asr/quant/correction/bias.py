@@ -1,0 +1,34 @@
+"""Bias correction: take the mean error of every output back out of the bias.
+
+Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the inputs' means from calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.stages import Correction, corrections
+from edge_asr.quant.work import SiteWork
+
+
+def mean_output_error(weight: Tensor, rounded: Tensor, mean_input: Tensor) -> Tensor:
+    """E[W x - W' x] of every output: (W - W') E[x], [out_features]."""
+    return ((weight - rounded).double() @ mean_input.double()).to(weight.dtype)
+
+
+@corrections.register("bias")
+@dataclass(frozen=True)
+class BiasCorrection(Correction):
+    """Correction stage `bias`; layers without a bias are left as they are."""
+
+    def repair(self, work: SiteWork, layers: Mapping[str, QuantizedLinear]) -> None:
+        for name, layer in layers.items():
+            if layer.bias is not None:
+                error = mean_output_error(
+                    work.weights[name], layer.weight.detach().cpu(), work.statistics.mean
+                )
+                layer.bias.add_(error.to(layer.bias.device))

@@ -1,0 +1,71 @@
+"""QUIK: whole columns stay in 16 bits, where the input has its largest values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import Site
+from edge_asr.quant.grid import BITS, Grid
+from edge_asr.quant.outlier_rule import OutlierRule
+from edge_asr.quant.stages import Outliers, outliers
+from edge_asr.quant.statistics import InputStatistics
+
+
+def largest_columns(magnitudes: Tensor, fraction: float) -> Tensor:
+    """The `fraction` of columns, rounded up, with the largest `magnitudes` [columns].
+
+    Of equal magnitudes the earlier column is taken. Returns bool [columns].
+    """
+    # A product such as 0.07 x 100 lies a hair above the whole number it stands for.
+    count = math.ceil(round(fraction * len(magnitudes), 9))
+    chosen = torch.zeros(len(magnitudes), dtype=torch.bool)
+    chosen[torch.argsort(magnitudes, descending=True, stable=True)[:count]] = True
+    return chosen
+
+
+@outliers.register("columns")
+@dataclass(frozen=True)
+class Columns(Outliers):
+    """Outlier stage `columns`: the outlier features of QUIK.
+
+    Ashkboos et al. 2023 (arXiv:2310.09259), section 3. The input features with the largest |x|
+    in calibration are kept in 16 bits, in the weight and in the activation. GPTQ takes their
+    columns last and never rounds them, so that they make up for the errors of all others.
+
+    The paper keeps 256 columns of models 4,096 to 8,192 wide, and proportionally more in the
+    wider input of the down-projection. 256 columns would be most of a small model, so the
+    count is a fraction of the width of every layer's input.
+
+    Attributes:
+        fraction: Columns kept, a fraction of the width, rounded up; 0 to 1.
+        fc2_bits: Width of the codes in the second layer of the MLP, whose input varies most; a
+            larger general width prevails, and null means the general width everywhere. The layer
+            is stored, multiplied and charged at this width.
+    """
+
+    fraction: float = 0.0625
+    fc2_bits: int | None = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise UserError(f"method.outliers.fraction={self.fraction}: must be 0 to 1")
+        if self.fc2_bits is not None and self.fc2_bits not in BITS:
+            raise UserError(
+                f"method.outliers.fc2_bits={self.fc2_bits}: "
+                f"allowed are {BITS.start} to {BITS.stop - 1}, or null for `bits`"
+            )
+
+    def grid(self, grid: Grid, site: Site) -> Grid:
+        if site.role != "fc2" or self.fc2_bits is None:
+            return grid
+        return replace(grid, bits=max(grid.bits, self.fc2_bits))
+
+    def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
+        del site
+        columns = largest_columns(statistics.largest_magnitude, self.fraction)
+        return OutlierRule(columns if bool(columns.any()) else None)

@@ -1,0 +1,157 @@
+"""HQQ: zero points that leave few large errors, found without calibration data.
+
+Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"
+(mobiusml.github.io/hqq_blog), and the authors' code (mobiusml/hqq, `hqq/core/optimize.py`,
+groups along the inputs: axis=1). Beta grows as the paper and their first release have it; the
+default optimizer of release 0.2.8 leaves it constant, which `kappa=1` reproduces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import (
+    Grid,
+    GridParameters,
+    decode,
+    encode,
+    parameters_from_range,
+    reduce_groups,
+)
+from edge_asr.quant.stages import Range, ranges
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
+
+MINIMUM_SCALE = 1 / 2e4  # the authors clamp the inverse scale at 2e4
+FLAT_RANGE = 1e-4  # groups that span no more than this get a scale of 1
+ROUND_ZERO_BITS = 4  # the only width at which the authors start from a rounded zero point
+
+
+def shrink(error: Tensor, beta: float, lp_norm: float) -> Tensor:
+    """Generalised soft threshold: sign(e) max(|e| - |e|^(p-1) / beta, 0).
+
+    It approximates the w that minimises |w|^p + (beta / 2) (e - w)².
+    """
+    magnitude = error.abs()
+    return error.sign() * (magnitude - magnitude.pow(lp_norm - 1) / beta).clamp(min=0)
+
+
+def starting_point(weight: Tensor, grid: Grid, *, round_zero: bool) -> GridParameters:
+    """Min-max parameters with a float zero point; a scale of 1 for groups that are flat."""
+    low, size = reduce_groups(weight, grid, torch.amin)
+    high, _ = reduce_groups(weight, grid, torch.amax)
+    spanned = parameters_from_range(low, high, grid, size)
+    flat = high - low <= FLAT_RANGE
+    scale = torch.where(flat, torch.ones_like(low), spanned.scale)
+    zero = torch.where(flat, grid.lowest - low, spanned.zero)
+    return GridParameters(scale, zero.round() if round_zero else zero, size)
+
+
+def hqq_parameters(
+    weight: Tensor,
+    grid: Grid,
+    *,
+    lp_norm: float,
+    beta: float,
+    kappa: float,
+    iterations: int,
+    round_zero: bool,
+) -> GridParameters:
+    """Min-max scales with zero points that make the p-norm of the rounding error small.
+
+    Half-quadratic splitting: with codes q of scale s and zero point z, and an auxiliary error
+    e for every weight w, alternately e = shrink(w - s (q - z)), then z = mean of
+    q - (w - e) / s over every group. It ends when the mean |w - s (q - z)| of the whole
+    matrix no longer falls.
+
+    Args:
+        weight: [rows, columns].
+        grid: A grid with float zero points.
+        lp_norm: The norm p, above 0 and at most 1.
+        beta: First weight of the quadratic term.
+        kappa: Factor by which beta grows every iteration.
+        iterations: At most so many.
+        round_zero: Start from a rounded zero point.
+    """
+    start = starting_point(weight, grid, round_zero=round_zero)
+    columns, size = weight.shape[1], start.group_size
+    scale, zero, least = start.scale, start.zero, float("inf")
+    for _ in range(iterations):
+        wide_scale, wide_zero = GridParameters(scale, zero, size).expand(columns)
+        codes = encode(weight, wide_scale, wide_zero, grid)
+        error = weight - decode(codes, wide_scale, wide_zero)
+        target = weight - shrink(error, beta, lp_norm)
+        zero, _ = reduce_groups(codes - target / wide_scale, grid, torch.mean)
+        beta *= kappa
+        mean_error = float(error.abs().mean())
+        # The authors keep the zero point of the step that no longer helped; so do we.
+        if not mean_error < least:
+            break
+        least = mean_error
+    return GridParameters(scale, zero.half().to(zero.dtype) if grid.half_scales else zero, size)
+
+
+@ranges.register("hqq")
+@dataclass(frozen=True)
+class Hqq(Range):
+    """Range stage `hqq`; it ignores the statistics.
+
+    Its zero points are floats of 16 bits and its ranges need not contain zero, whatever the
+    grid asked for.
+
+    Attributes:
+        lp_norm: The norm p of the rounding error that is made small.
+        beta: First weight of the quadratic term.
+        kappa: Factor by which beta grows every iteration.
+        iterations: At most so many.
+        round_zero: Start from a rounded zero point; null does so at 4 bits only, as the
+            authors do.
+    """
+
+    lp_norm: float = 0.7
+    beta: float = 10.0
+    kappa: float = 1.01
+    iterations: int = 20
+    round_zero: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lp_norm <= 1:
+            raise UserError(f"method.range.lp_norm={self.lp_norm}: must be above 0 and at most 1")
+        if self.beta <= 0:
+            raise UserError(f"method.range.beta={self.beta}: must be above 0")
+        if self.kappa < 1:
+            raise UserError(f"method.range.kappa={self.kappa}: must be at least 1")
+        if self.iterations < 1:
+            raise UserError(f"method.range.iterations={self.iterations}: must be at least 1")
+
+    def grid(self, grid: Grid) -> Grid:
+        if grid.symmetric:
+            raise UserError(
+                "symmetric=true with method/range=hqq: HQQ fits nothing but the zero point, which "
+                "a symmetric grid does not have; set symmetric=false or take another range"
+            )
+        return replace(
+            grid,
+            zero_point="float",
+            include_zero=False,
+            minimum_scale=max(grid.minimum_scale, MINIMUM_SCALE),
+        )
+
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        del statistics, layer
+        rounded = grid.bits == ROUND_ZERO_BITS if self.round_zero is None else self.round_zero
+        return hqq_parameters(
+            weight,
+            grid,
+            lp_norm=self.lp_norm,
+            beta=self.beta,
+            kappa=self.kappa,
+            iterations=self.iterations,
+            round_zero=rounded,
+        )

@@ -1,0 +1,96 @@
+"""Learned weight clipping: how far each group's range reaches is trained block by block.
+
+Shao et al. 2023, OmniQuant (arXiv:2308.13137), section 3.2, eq. 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
+from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.soft import SoftRange, straight_through_round
+from edge_asr.quant.stages import Range, ranges
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import BlockWork, Layer
+
+
+class ClippedRanges(SoftRange):
+    """Every group's minimum and maximum times a trainable factor between 0 and 1.
+
+    Attributes:
+        low, high: Logits of the factors, [rows, groups] a layer.
+    """
+
+    def __init__(self, work: BlockWork, *, initial_logit: float, learning_rate: float) -> None:
+        super().__init__()
+        self._names = {name: str(index) for index, name in enumerate(work.block.layers)}
+        self._grid, self._rate = work.grid, learning_rate
+        self.low, self.high = nn.ParameterDict(), nn.ParameterDict()
+        for name, key in self._names.items():
+            extremes, _ = reduce_groups(work.layer(name).weight.detach(), work.grid, torch.amin)
+            for logits in (self.low, self.high):
+                logits[key] = nn.Parameter(torch.full_like(extremes, initial_logit))
+
+    def parameters_of(self, name: str, weight: Tensor) -> GridParameters:
+        key = self._names[name]
+        low, size = reduce_groups(weight, self._grid, torch.amin)
+        high, _ = reduce_groups(weight, self._grid, torch.amax)
+        return parameters_from_range(
+            low * self.low[key].sigmoid(),
+            high * self.high[key].sigmoid(),
+            self._grid,
+            size,
+            straight_through_round,
+        )
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        del iterations
+        return [torch.optim.AdamW(self.parameters(), lr=self._rate, weight_decay=0.0)]
+
+
+@ranges.register("lwc")
+@dataclass(frozen=True)
+class LearnedWeightClipping(Range):
+    """Range stage `lwc`.
+
+    Attributes:
+        iterations: Optimizer steps a block; the authors take 20 epochs of 128 samples (40 at
+            2 bits).
+        learning_rate: Of AdamW, without weight decay.
+        initial_logit: Where the factors start: sigmoid(4) is .982.
+        seed: Seed of the order of the calibration batches.
+    """
+
+    learned: ClassVar[bool] = True
+
+    iterations: int = 320
+    learning_rate: float = 1e-2
+    initial_logit: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"method.range.learning_rate={self.learning_rate}: must be above 0")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.iterations, seed=self.seed)
+
+    def soft_range(self, work: BlockWork) -> SoftRange:
+        return ClippedRanges(
+            work, initial_logit=self.initial_logit, learning_rate=self.learning_rate
+        )
+
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        """Only whole layers of a block have learned factors, see `soft_range`."""
+        del weight, grid, statistics
+        raise TypeError(f"lwc learns a block at a time; {layer.name} was fitted alone")

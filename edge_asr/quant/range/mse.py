@@ -1,0 +1,101 @@
+"""Ranges shrunk until the weights of a group err least.
+
+The search of GPTQ's code (Frantar et al. 2022, arXiv:2210.17323; IST-DASLab/gptq, `quant.py`):
+the min-max range of every group is scaled by 1, 0.99, 0.98, ... and the factor with the
+smallest sum of |error|^2.4 wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import (
+    Grid,
+    GridParameters,
+    decode,
+    encode,
+    parameters_from_range,
+    reduce_groups,
+)
+from edge_asr.quant.stages import Range, ranges
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
+
+
+def group_error(weight: Tensor, parameters: GridParameters, grid: Grid, norm: float) -> Tensor:
+    """Sum of |rounding error|^norm over every group of `weight` [rows, columns]."""
+    scale, zero = parameters.expand(weight.shape[1])
+    error = decode(encode(weight, scale, zero, grid), scale, zero) - weight
+    return reduce_groups(error.abs().pow(norm), grid, torch.sum)[0]
+
+
+def mse_parameters(
+    weight: Tensor, grid: Grid, *, steps: int, max_shrink: float, norm: float
+) -> GridParameters:
+    """Grid parameters of the range, out of a row of shrunk ones, with the least error.
+
+    Args:
+        weight: [rows, columns].
+        grid: The grid.
+        steps: Candidates are 1 - i / steps times the min-max range, both ends alike.
+        max_shrink: How many: i < max_shrink x steps.
+        norm: Exponent of the error that is summed over a group.
+
+    Of candidates that err alike the widest is taken, so no group errs more than by min-max.
+    """
+    low, size = reduce_groups(weight, grid, torch.amin)
+    high, _ = reduce_groups(weight, grid, torch.amax)
+    if grid.include_zero:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    best = parameters_from_range(low, high, grid, size)
+    least = group_error(weight, best, grid, norm)
+    for step in range(1, int(max_shrink * steps)):
+        shrink = 1 - step / steps
+        candidate = parameters_from_range(shrink * low, shrink * high, grid, size)
+        error = group_error(weight, candidate, grid, norm)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = GridParameters(
+            torch.where(better, candidate.scale, best.scale),
+            torch.where(better, candidate.zero, best.zero),
+            size,
+        )
+    return best
+
+
+@ranges.register("mse")
+@dataclass(frozen=True)
+class Mse(Range):
+    """Range stage `mse`; it ignores the statistics.
+
+    Attributes:
+        steps: Candidates shrink in steps of 1 / steps.
+        max_shrink: The search ends before the range has shrunk by this fraction.
+        norm: Exponent of the error; 2 is the mean squared error.
+    """
+
+    steps: int = 100
+    max_shrink: float = 0.8
+    norm: float = 2.4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"method.range.steps={self.steps}: must be at least 1")
+        if not 0 < self.max_shrink <= 1:
+            raise UserError(
+                f"method.range.max_shrink={self.max_shrink}: must be above 0 and at most 1"
+            )
+        if self.norm <= 0:
+            raise UserError(f"method.range.norm={self.norm}: must be above 0")
+
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        del statistics, layer
+        return mse_parameters(
+            weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
+        )

@@ -1,0 +1,69 @@
+"""Ranges between a lower and an upper percentile of every group.
+
+Percentile calibration as in Wu et al. 2020 (arXiv:2004.09602), section 3.3, taken at both ends
+of the weights instead of once of their magnitudes, so that asymmetric grids gain as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
+from edge_asr.quant.stages import Range, ranges
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
+
+
+def percentile_parameters(weight: Tensor, grid: Grid, percentile: float) -> GridParameters:
+    """Grid parameters from the percentiles 100 - `percentile` and `percentile` of every group.
+
+    `weight` is [rows, columns]; percentiles are interpolated linearly between neighbours.
+    Weights outside take the outermost codes. A symmetric grid takes the larger magnitude.
+    """
+
+    def quantile(fraction: float) -> tuple[Tensor, int]:
+        return reduce_groups(weight, grid, lambda values, dim: _quantile(values, dim, fraction))
+
+    low, size = quantile(1 - percentile / 100)
+    high, _ = quantile(percentile / 100)
+    return parameters_from_range(low, high, grid, size)
+
+
+def _quantile(values: Tensor, dim: int, fraction: float) -> Tensor:
+    """The quantile along `dim`. (`torch.quantile` refuses more than 16 million values.)"""
+    ordered = values.sort(dim).values
+    position = fraction * (values.shape[dim] - 1)
+    below, above = math.floor(position), math.ceil(position)
+    return torch.lerp(
+        ordered.select(dim, below), ordered.select(dim, above), weight=position - below
+    )
+
+
+@ranges.register("percentile")
+@dataclass(frozen=True)
+class Percentile(Range):
+    """Range stage `percentile`; it ignores the statistics.
+
+    Attributes:
+        percentile: Upper end of the range, above 50; the lower end is as far from 0. 100 is
+            min-max.
+    """
+
+    percentile: float = 99.9
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise UserError(
+                f"method.range.percentile={self.percentile}: must be above 50 and at most 100"
+            )
+
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        del statistics, layer
+        return percentile_parameters(weight, grid, self.percentile)

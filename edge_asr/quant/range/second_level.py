@@ -1,0 +1,100 @@
+"""SpQR's bilevel quantization: scales and zero points are quantized themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import BITS, SCALE_BITS, Grid, GridParameters, decode, encode
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.stages import Range, ranges
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
+
+
+def requantize(values: Tensor, bits: int, group_size: int) -> tuple[Tensor, float]:
+    """`values` [rows, groups] as they are read back from `bits`-bit codes, and the bits they take.
+
+    The values of `group_size` neighbouring rows (output channels; the last run may be shorter)
+    share a float16 scale and a float16 zero point of their own.
+    """
+    grid = Grid(
+        bits,
+        include_zero=False,
+        zero_point="float",
+        granularity="group",
+        group_size=group_size,
+    )
+    upright = values.T
+    parameters = minmax_parameters(upright, grid)
+    scale, zero = parameters.expand(upright.shape[1])
+    codes = encode(upright, scale, zero, grid)
+    stored = codes.numel() * bits + parameters.scale.numel() * 2 * SCALE_BITS
+    return decode(codes, scale, zero).T.contiguous(), float(stored)
+
+
+def second_level_parameters(
+    weight: Tensor, grid: Grid, *, scale_bits: int, zero_bits: int, group_size: int
+) -> GridParameters:
+    """Min-max parameters of `weight` [rows, columns], quantized to a second level.
+
+    Only zero points that are not integers are quantized; a symmetric grid stores none.
+    """
+    first = minmax_parameters(weight, replace(grid, half_scales=False))
+    scale, stored = requantize(first.scale, scale_bits, group_size)
+    zero = first.zero
+    if not grid.symmetric and grid.zero_point == "float":
+        zero, bits = requantize(first.zero, zero_bits, group_size)
+        stored += bits
+    elif not grid.symmetric:
+        stored += zero.numel() * grid.bits
+    scale = scale.clamp(min=grid.minimum_scale)
+    return GridParameters(scale, zero, first.group_size, stored_bits=stored)
+
+
+@ranges.register("minmax_second_level")
+@dataclass(frozen=True)
+class MinMaxSecondLevel(Range):
+    """Range stage `minmax_second_level`.
+
+    Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
+    that need not contain zero, with zero points that are not rounded; the scales of
+    neighbouring output channels in one group of columns are quantized together, and so are
+    the zero points.
+
+    Attributes:
+        scale_bits: Width of a quantized scale.
+        zero_bits: Width of a quantized zero point.
+        group_size: Output channels whose scales share a second-level scale and zero point.
+    """
+
+    scale_bits: int = 3
+    zero_bits: int = 3
+    group_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("scale_bits", "zero_bits"):
+            if getattr(self, name) not in BITS:
+                raise UserError(
+                    f"method.range.{name}={getattr(self, name)}: "
+                    f"allowed are {BITS.start} to {BITS.stop - 1}"
+                )
+        if self.group_size < 1:
+            raise UserError(f"method.range.group_size={self.group_size}: must be at least 1")
+
+    def grid(self, grid: Grid) -> Grid:
+        return replace(grid, include_zero=False, zero_point="float")
+
+    def fit(
+        self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
+    ) -> GridParameters:
+        del statistics, layer
+        return second_level_parameters(
+            weight,
+            grid,
+            scale_bits=self.scale_bits,
+            zero_bits=self.zero_bits,
+            group_size=self.group_size,
+        )

@@ -1,0 +1,391 @@
+"""Fold orthogonal matrices into a model: residual streams, value heads, inputs of layers.
+
+The folding of QuaRot (Ashkboos et al. 2024, arXiv:2404.00456, section 4, after SliceGPT) for
+encoder-decoder models with LayerNorm. Activations are rows: a rotation takes x to x Q, so a
+layer that reads x becomes W Q and one that writes x becomes Qᵀ W (weights are
+[out_features, in_features]). All functions take any orthogonal matrix.
+
+First `fold_norms` makes every LayerNorm of a stream an RMSNorm without parameters, which
+commutes with any rotation; then `rotate_stream` and `rotate_heads` may follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edge_asr.inventory import Stack
+from edge_asr.models.architecture import Architecture, ResidualStream, Site
+from edge_asr.quant.layers import OnlineWork, QuantizedLinear
+
+ENTRY = "stream_entry"
+
+
+def rotate_inputs(weight: Tensor, matrices: Tensor) -> Tensor:
+    """Weight of a layer whose input rows are rotated.
+
+    Args:
+        weight: [rows, blocks x n]; a bias or a table of rows rotates in the same way.
+        matrices: Orthogonal [n, n], the same for every run of n channels, or [blocks, n, n].
+
+    Returns:
+        W diag(matrices), same shape. Differentiable in both.
+    """
+    blocks = weight.reshape(len(weight), -1, matrices.shape[-1])
+    matrices = matrices.expand(blocks.shape[1], -1, -1)
+    return torch.einsum("rbi,bij->rbj", blocks, matrices).reshape(weight.shape)
+
+
+def rotate_outputs(weight: Tensor, matrices: Tensor) -> Tensor:
+    """diag(matrices)ᵀ W for `weight` [blocks x n, columns]; see `rotate_inputs`."""
+    return rotate_inputs(weight.T, matrices).T
+
+
+class MatrixProduct(OnlineWork):
+    """Multiply every row [..., n] by a dense matrix [n, n]; n² MACs a row."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix.detach().float().clone())
+        self.macs_per_row = matrix.numel()
+        self.stored_bits = 16.0 * matrix.numel()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.matrix.to(inputs.dtype)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """An orthogonal matrix, float64 [n, n], that acts on rows: x -> x @ matrix."""
+
+    matrix: Tensor
+
+    def online(self, *, inverse: bool = False) -> OnlineWork:
+        """The module that applies it, or its inverse, to activations."""
+        return MatrixProduct(self.matrix.T if inverse else self.matrix)
+
+
+class StreamEntry(OnlineWork):
+    """Bring states [..., n] into the rotated stream: centre every row, then rotate it.
+
+    Lives in the first block of a stack and runs before it (`attach`). The block's inputs are
+    thereby the plain states: what is captured before its hooks can be run through it again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotation: nn.Module = nn.Identity()
+
+    def attach(self, block: nn.Module, width: int) -> None:
+        """Make it part of `block`, whose input has `width` channels."""
+        block.add_module(ENTRY, self)
+        self.macs_per_row = width
+        # A bound method, not a closure: copying the block copies its owner along.
+        block.register_forward_pre_hook(self.enter, with_kwargs=True)
+
+    def rotate(self, rotation: OnlineWork) -> None:
+        """Set the rotation that follows the centring. Raises ValueError the second time."""
+        if not isinstance(self.rotation, nn.Identity):
+            raise ValueError("the stream is rotated already")
+        self.rotation = rotation
+        self.macs_per_row += rotation.macs_per_row
+        self.stored_bits += rotation.stored_bits
+
+    def forward(self, states: Tensor) -> Tensor:
+        rotated: Tensor = self.rotation(states - states.mean(-1, keepdim=True))
+        return rotated
+
+    def enter(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forward pre-hook: the hidden states of the call enter the stream."""
+        del block
+        if args:
+            return (self(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"])}
+
+
+class StreamExit(nn.Module):
+    """The last norm of a stack behind the way out of the rotated stream.
+
+    The states arrive centred, and LayerNorm does not mind: norm and head stay as they were.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.rotation: nn.Module = nn.Identity()
+        self.norm = norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        output: Tensor = self.norm(self.rotation(states))
+        return output
+
+
+@contextmanager
+def double_precision(model: PreTrainedModel) -> Iterator[None]:
+    """Hold all parameters in float64 inside the context and in their own precision after it.
+
+    Tied parameters stay tied; a parameter that is new afterwards takes the model's precision.
+    """
+    usual = model.dtype
+    before = {parameter: parameter.dtype for parameter in model.parameters()}
+    for parameter in before:
+        parameter.data = parameter.data.double()
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(before.get(parameter, usual))
+
+
+@torch.no_grad()
+def fold_norms(
+    model: PreTrainedModel, architecture: Architecture, *, untie: bool = False
+) -> list[str]:
+    """Turn every LayerNorm of both residual streams into an RMSNorm without parameters.
+
+    Scales and biases move into the readers; writers are centred over their output channels, so
+    that the mean a LayerNorm would subtract is zero. Where a stream starts with something that
+    cannot be centred in place (the encoder's GELU; a token embedding that is also the head), a
+    `StreamEntry` in front of the first block centres instead, and tables that are added before
+    it stay as they are. A tied head also stays, behind a `StreamExit`.
+
+    A reader without bias would need one for W β. Keys without rotary positions do without it:
+    the constant adds the same to all logits of a query, which softmax ignores.
+
+    Args:
+        model: Rewritten in place; computes the same as before.
+        architecture: Its map.
+        untie: Give head and embedding a table each, folded, instead of entry and exit.
+
+    Returns:
+        Warnings about parameters that the model did not have before.
+
+    Raises:
+        TypeError: when a norm of a stream is no LayerNorm, for example folded already.
+    """
+    warnings = _untie(model, architecture) if untie and _is_tied(model, architecture) else []
+    invariant = {
+        name
+        for block in architecture.blocks(model.config)
+        for site in block.sites
+        for name in site.shift_invariant_layers
+    }
+    for stream in architecture.residual_streams(model.config):
+        entry = _needs_entry(model, architecture, stream)
+        readers = _readers(architecture, stream, model.config)
+        for name in stream.norms:
+            norm = model.get_submodule(name)
+            if not isinstance(norm, nn.LayerNorm):
+                raise TypeError(f"{name} is no LayerNorm but {type(norm).__name__}")
+            if entry and architecture.head in readers[name]:
+                _replace(model, name, StreamExit(norm))
+                continue
+            for reader in readers[name]:
+                warnings += _fold_norm(model, norm, reader, droppable=reader in invariant)
+            plain = nn.RMSNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+            _replace(model, name, plain.train(norm.training))
+        for writer in _writers(model, stream, entry):
+            _centre(writer)
+        if entry:
+            block = _first_block(model, architecture, stream.stack)
+            StreamEntry().attach(block, architecture.width(model.config))
+    return warnings
+
+
+@torch.no_grad()
+def rotate_stream(
+    model: PreTrainedModel, architecture: Architecture, stack: Stack, rotation: Rotation
+) -> None:
+    """Rotate the residual stream of `stack`, after `fold_norms`; the outputs stay the same.
+
+    Raises:
+        ValueError: when its norms are not folded, or it is rotated already.
+    """
+    stream = next(
+        stream
+        for stream in architecture.residual_streams(model.config)
+        if stream.stack == stack
+    )  # fmt: skip
+    if isinstance(model.get_submodule(stream.norms[0]), nn.LayerNorm):
+        raise ValueError(f"fold the norms of the {stack} before its stream is rotated")
+    entered = _needs_entry(model, architecture, stream)
+    matrix = rotation.matrix.to(model.device)
+    if entered:
+        entry = _first_block(model, architecture, stack).get_submodule(ENTRY)
+        assert isinstance(entry, StreamEntry)
+        entry.rotate(rotation.online().to(model.device))
+    for writer in _writers(model, stream, entered):
+        if isinstance(writer, nn.Embedding):
+            writer.weight.copy_(rotate_inputs(writer.weight.double(), matrix))
+            continue
+        writer.weight.copy_(rotate_outputs(writer.weight.double(), matrix))
+        if writer.bias is not None:
+            writer.bias.copy_(rotate_inputs(writer.bias.double()[None], matrix)[0])
+    for name in stream.norms:
+        norm = model.get_submodule(name)
+        if isinstance(norm, StreamExit):
+            norm.rotation = rotation.online(inverse=True).to(model.device)
+            continue
+        for reader in _readers(architecture, stream, model.config)[name]:
+            weight: Any = model.get_submodule(reader).weight
+            weight.copy_(rotate_inputs(weight.double(), matrix))
+
+
+@dataclass(frozen=True)
+class StreamTensors:
+    """Paths of what a rotation of one residual stream acts on, after `fold_norms`.
+
+    Attributes:
+        outputs: Layers that write the stream: weights (and biases) rotate on their outputs.
+        tables: Embeddings that write it.
+        inputs: Layers that read it.
+        entry, exit: Matrices of the explicit rotations into and out of it, where it has them.
+    """
+
+    outputs: tuple[str, ...]
+    tables: tuple[str, ...]
+    inputs: tuple[str, ...]
+    entry: str | None
+    exit: str | None
+
+
+def stream_tensors(
+    model: PreTrainedModel, architecture: Architecture, stream: ResidualStream
+) -> StreamTensors:
+    """What `rotate_stream` rotates, by path, for those who rotate differentiably.
+
+    Entry and exit have a matrix only once a dense `Rotation` is in place.
+    """
+    entered = _needs_entry(model, architecture, stream)
+    kept = set(map(id, _writers(model, stream, entered)))
+    writers = [name for name in stream.writers if id(model.get_submodule(name)) in kept]
+    tables = [name for name in writers if isinstance(model.get_submodule(name), nn.Embedding)]
+    exits = [name for name in stream.norms if isinstance(model.get_submodule(name), StreamExit)]
+    readers = _readers(architecture, stream, model.config)
+    first = {"encoder": architecture.encoder_block, "decoder": architecture.decoder_block}
+    return StreamTensors(
+        outputs=tuple(name for name in writers if name not in tables),
+        tables=tuple(tables),
+        inputs=tuple(name for norm in stream.norms if norm not in exits for name in readers[norm]),
+        entry=f"{first[stream.stack](0).module}.{ENTRY}.rotation.matrix" if entered else None,
+        exit=f"{exits[0]}.rotation.matrix" if exits else None,
+    )
+
+
+@torch.no_grad()
+def rotate_heads(model: nn.Module, site: Site, matrices: Tensor) -> None:
+    """Rotate the values of every head of an attention, and back in the layer that reads them.
+
+    Mixing positions commutes with a rotation of the channels of a head, so this is exact for
+    self- and cross-attention.
+
+    Args:
+        model: Rewritten in place.
+        site: An `out` site: its layer reads, its source writes the values.
+        matrices: Orthogonal float64 [head_dim, head_dim], or [heads, head_dim, head_dim].
+    """
+    value: Any = model.get_submodule(str(site.source))
+    out: Any = model.get_submodule(site.layers[0])
+    matrices = matrices.to(value.weight.device)
+    value.weight.copy_(rotate_outputs(value.weight.double(), matrices))
+    if value.bias is not None:
+        value.bias.copy_(rotate_inputs(value.bias.double()[None], matrices)[0])
+    out.weight.copy_(rotate_inputs(out.weight.double(), matrices))
+
+
+@torch.no_grad()
+def rotate_online(layer: QuantizedLinear, work: OnlineWork) -> None:
+    """Let the orthogonal `work` run on the layer's input and undo it in the layer's weight.
+
+    Rows of the weight [out_features, in_features] turn as rows of the input do: with input x Q
+    and weight W Q the output is x Q Qᵀ Wᵀ.
+    """
+    work = work.to(layer.weight.device)
+    layer.weight.copy_(work(layer.weight.double()))
+    layer.online.append(work)
+
+
+def _is_tied(model: nn.Module, architecture: Architecture) -> bool:
+    head = model.get_submodule(architecture.head)
+    return head.weight is model.get_submodule(architecture.embedding).weight
+
+
+def _untie(model: PreTrainedModel, architecture: Architecture) -> list[str]:
+    """Give the head a table of its own; returns a warning about its size."""
+    head: Any = model.get_submodule(architecture.head)
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return [f"head and embedding are untied: {head.weight.numel()} more parameters to store"]
+
+
+def _needs_entry(model: nn.Module, architecture: Architecture, stream: ResidualStream) -> bool:
+    """Whether the start of the stream cannot be centred and rotated in place."""
+    return architecture.embedding not in stream.writers or _is_tied(model, architecture)
+
+
+def _readers(
+    architecture: Architecture, stream: ResidualStream, config: Any
+) -> dict[str, tuple[str, ...]]:
+    """The layers behind every norm of the stream."""
+    readers = {
+        site.source: site.layers
+        for block in architecture.blocks(config)
+        for site in block.sites
+        if site.source in stream.norms
+    }
+    readers[architecture.decoder_norm] = (architecture.head,)
+    return {norm: readers[norm] for norm in stream.norms}
+
+
+def _writers(model: nn.Module, stream: ResidualStream, entered: bool) -> list[Any]:
+    """The writers behind the entry, if there is one: tables are added before it."""
+    writers = [model.get_submodule(name) for name in stream.writers]
+    return [writer for writer in writers if not (entered and isinstance(writer, nn.Embedding))]
+
+
+def _first_block(model: nn.Module, architecture: Architecture, stack: Stack) -> nn.Module:
+    first = {"encoder": architecture.encoder_block, "decoder": architecture.decoder_block}[stack](0)
+    return model.get_submodule(first.module)
+
+
+def _fold_norm(model: nn.Module, norm: nn.LayerNorm, reader: str, *, droppable: bool) -> list[str]:
+    """Move scale γ and bias β of `norm` into a reader: W diag(γ) and b + W β."""
+    layer: Any = model.get_submodule(reader)
+    weight = layer.weight.double()
+    warnings = []
+    if norm.bias is not None:
+        constant = weight @ norm.bias.double()
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() + constant)
+        elif not droppable:
+            layer.bias = nn.Parameter(constant.to(layer.weight.dtype), requires_grad=False)
+            warnings.append(f"{reader} has a bias now: {len(constant)} more parameters to store")
+    layer.weight.copy_(weight * norm.weight.double())
+    return warnings
+
+
+def _centre(writer: Any) -> None:
+    """Subtract the mean over output channels from everything that `writer` can write."""
+    if isinstance(writer, nn.Embedding):
+        table = writer.weight.double()
+        writer.weight.copy_(table - table.mean(1, keepdim=True))
+        return
+    weight = writer.weight.double()
+    writer.weight.copy_(weight - weight.mean(0))
+    if writer.bias is not None:
+        bias = writer.bias.double()
+        writer.bias.copy_(bias - bias.mean())
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

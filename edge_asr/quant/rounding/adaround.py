@@ -1,0 +1,87 @@
+"""AdaRound: learn for every weight whether to round down or up.
+
+Nagel et al. 2020 (arXiv:2004.10568), section 3.3 and 3.4, eq. 21 to 25; over whole blocks as
+in Li et al. 2021, BRECQ (arXiv:2102.05426), section 3.2, whose loss and weights are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
+from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.stages import LearnedRounding, roundings
+
+# BRECQ's settings: no pull towards the grid at first, then an exponent that falls.
+WARM_UP = 0.2
+EXPONENTS = (20.0, 2.0)
+
+
+def exponent_at(progress: float) -> float:
+    """The regularizer's beta at `progress` (0 to 1), a cosine from 20 to 2 after the warm-up."""
+    first, last = EXPONENTS
+    position = max(0.0, (progress - WARM_UP) / (1 - WARM_UP))
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * position))
+
+
+class PulledCodes(SoftCodes):
+    """Soft codes that a regularizer draws to 0 or 1: sum of 1 - |2 h - 1|^beta (eq. 24)."""
+
+    def __init__(
+        self, starts: Mapping[str, LayerStart], learning_rate: float, regularization: float
+    ) -> None:
+        super().__init__(starts)
+        self._rate, self._regularization = learning_rate, regularization
+
+    def penalty(self, progress: float) -> Tensor | float:
+        if progress < WARM_UP:
+            return 0.0
+        beta = exponent_at(progress)
+        total = sum(
+            (1 - (2 * rectified_sigmoid(logits) - 1).abs().pow(beta)).sum()
+            for logits in self.logits.values()
+        )
+        return self._regularization * total
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        del iterations
+        return [torch.optim.Adam(self.parameters(), lr=self._rate)]
+
+
+@roundings.register("adaround")
+@dataclass(frozen=True)
+class AdaRound(LearnedRounding):
+    """Rounding stage `adaround`.
+
+    Attributes:
+        iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
+            default here is a tenth of the steps at ten times the rate.
+        learning_rate: Of Adam.
+        regularization: Weight of the pull towards 0 and 1.
+        seed: Seed of the order of the calibration batches.
+    """
+
+    iterations: int = 1000
+    learning_rate: float = 1e-2
+    regularization: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "regularization"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.iterations, seed=self.seed)
+
+    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+        return PulledCodes(starts, self.learning_rate, self.regularization)

@@ -1,0 +1,125 @@
+"""AutoRound's SignRound: rounding offsets and range factors trained by signed gradients.
+
+Cheng et al. 2023 (arXiv:2309.05516), section 3, eq. 3 to 6 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import (
+    GridParameters,
+    QuantizedWeight,
+    decode,
+    encode,
+    parameters_from_range,
+)
+from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.soft import LayerStart, SoftRounding, straight_through_round
+from edge_asr.quant.stages import LearnedRounding, roundings
+
+
+class SignSGD(torch.optim.Optimizer):
+    """Steps of one size against the sign of the gradient; the rate falls linearly to zero."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, iterations: int) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self._iterations, self._done = iterations, 0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; a closure is not supported."""
+        assert closure is None
+        left = 1 - self._done / self._iterations
+        self._done += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"] * left)
+
+
+class SignedOffsets(SoftRounding):
+    """An offset in [-1/2, 1/2] for every weight, a factor in [0, 1] for both ends of a range."""
+
+    def __init__(self, starts: Mapping[str, LayerStart], learning_rate: float) -> None:
+        super().__init__()
+        self._starts, self._rate = dict(starts), learning_rate
+        self._keys = {name: str(index) for index, name in enumerate(starts)}
+        self.offset, self.low, self.high = (nn.ParameterDict() for _ in range(3))
+        for name, start in starts.items():
+            key = self._keys[name]
+            self.offset[key] = nn.Parameter(torch.zeros_like(start.weight))
+            for factors in (self.low, self.high):
+                factors[key] = nn.Parameter(torch.ones_like(start.parameters.scale))
+
+    def _codes(self, name: str) -> tuple[Tensor, GridParameters]:
+        start, key = self._starts[name], self._keys[name]
+        fitted, grid = start.parameters, start.grid
+        parameters = parameters_from_range(
+            fitted.scale * (grid.lowest - fitted.zero) * self.low[key],
+            fitted.scale * (grid.highest - fitted.zero) * self.high[key],
+            grid,
+            fitted.group_size,
+            straight_through_round,
+        )
+        scale, zero = parameters.expand(start.weight.shape[1])
+        moved = start.weight + self.offset[key] * scale
+        return encode(moved, scale, zero, grid, straight_through_round), parameters
+
+    def soft(self, name: str) -> Tensor:
+        codes, parameters = self._codes(name)
+        return decode(codes, *parameters.expand(codes.shape[1]))
+
+    @torch.no_grad()
+    def quantized(self, name: str) -> QuantizedWeight:
+        codes, parameters = self._codes(name)
+        return QuantizedWeight(codes.to(torch.int16), parameters, self._starts[name].grid)
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        return [SignSGD(self.parameters(), self._rate or 1 / iterations, iterations)]
+
+    def after_step(self, step: int, iterations: int) -> None:
+        del step, iterations
+        for key in self.offset:
+            self.offset[key].clamp_(-0.5, 0.5)
+            self.low[key].clamp_(0, 1)
+            self.high[key].clamp_(0, 1)
+
+
+@roundings.register("signround")
+@dataclass(frozen=True)
+class SignRound(LearnedRounding):
+    """Rounding stage `signround`; the range it starts from is that of the range stage.
+
+    Attributes:
+        iterations: Optimizer steps a block.
+        learning_rate: First step size, or null for 1 / iterations as the authors take.
+        seed: Seed of the order of the calibration batches.
+    """
+
+    iterations: int = 200
+    learning_rate: float | None = None
+    seed: int = 0
+
+    # The authors keep the parameters of the best loss.
+    evaluations: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise UserError(
+                f"method.rounding.learning_rate={self.learning_rate}: must be above 0, or null"
+            )
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.iterations, evaluations=self.evaluations, seed=self.seed)
+
+    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+        return SignedOffsets(starts, self.learning_rate or 0.0)

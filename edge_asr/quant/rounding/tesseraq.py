@@ -1,0 +1,129 @@
+"""TesseraQ: harden rounding decisions step by step while the rest is trained.
+
+Li and Panda 2024 (arXiv:2410.19103), section 3.2 (progressive adaptive rounding, eq. 5 to 7)
+and 3.3 (dequantization scale tuning, eq. 8); schedule of the authors' configuration in LLMC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from edge_asr.errors import UserError
+from edge_asr.quant.grid import GridParameters
+from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
+from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.stages import LearnedRounding, roundings
+
+SOFT_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
+HARD = 1e4  # a logit that stands for infinity and still has a finite gradient
+
+
+class HardeningCodes(SoftCodes):
+    """Soft codes of which a growing share is fixed, and trainable factors on the scales.
+
+    Attributes:
+        scale_logits: [rows, groups] a layer; a scale is decoded with 2 sigmoid(v) times itself.
+        fixed: Whether a weight's code is decided, bool [rows, columns] a layer.
+    """
+
+    def __init__(self, starts: Mapping[str, LayerStart], part: TesseraQ) -> None:
+        super().__init__(starts)
+        self._part = part
+        self.scale_logits = nn.ParameterDict()
+        for name, start in self.starts.items():
+            key = self.keys[name]
+            self.scale_logits[key] = nn.Parameter(torch.zeros_like(start.parameters.scale))
+            self.register_buffer(f"fixed_{key}", torch.zeros_like(start.weight, dtype=torch.bool))
+        self._harden(part.soft_shares[0])
+
+    def parameters_of(self, name: str) -> GridParameters:
+        fitted = self.starts[name].parameters
+        scale = fitted.scale * 2 * self.scale_logits[self.keys[name]].sigmoid()
+        if self.starts[name].grid.half_scales:
+            scale = scale.half().to(fitted.scale.dtype)
+        return replace(fitted, scale=scale)
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        del iterations
+        groups = [
+            {"params": list(self.logits.values()), "weight_decay": 0.0},
+            {
+                "params": list(self.scale_logits.values()),
+                "weight_decay": self._part.scale_weight_decay,
+                "lr": self._part.scale_learning_rate,
+            },
+        ]
+        return [torch.optim.AdamW(groups, lr=self._part.learning_rate)]
+
+    def after_step(self, step: int, iterations: int) -> None:
+        """Keep decided codes where they are; harden the next share at the end of each stretch."""
+        stretches = len(self._part.soft_shares)
+        for key, logits in self.logits.items():
+            fixed = self.get_buffer(f"fixed_{key}")
+            logits.copy_(torch.where(fixed, logits.sign() * HARD, logits))
+        done = step * stretches // iterations
+        if done > (step - 1) * stretches // iterations:
+            self._harden(self._part.soft_shares[done] if done < stretches else 0.0)
+
+    @torch.no_grad()
+    def _harden(self, soft_share: float) -> None:
+        """Fix all codes but the `soft_share` of each layer that are nearest to undecided."""
+        for key, logits in self.logits.items():
+            fixed = self.get_buffer(f"fixed_{key}")
+            decided = (rectified_sigmoid(logits) - 0.5).abs()
+            decided = torch.where(fixed, torch.inf, decided).flatten()
+            count = decided.numel() - int(soft_share * decided.numel())
+            chosen = torch.topk(decided, count).indices
+            fixed.view(-1)[chosen] = True
+            # An undecided 0 counts as up, as it does when codes are stored.
+            sign = torch.where(logits >= 0, 1.0, -1.0)
+            logits.copy_(torch.where(fixed, sign * HARD, logits))
+
+
+@roundings.register("tesseraq")
+@dataclass(frozen=True)
+class TesseraQ(LearnedRounding):
+    """Rounding stage `tesseraq`.
+
+    Attributes:
+        iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
+        soft_shares: Share of the weights that is still trained in every stretch, falling.
+        learning_rate: Of AdamW for rounding.
+        scale_learning_rate, scale_weight_decay: For the factors on the scales.
+        seed: Seed of the order of the calibration batches.
+    """
+
+    iterations: int = 2500
+    soft_shares: tuple[float, ...] = field(default=SOFT_SHARES)
+    learning_rate: float = 5e-4
+    scale_learning_rate: float = 5e-4
+    scale_weight_decay: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = tuple(self.soft_shares)
+        if not shares or sorted(shares, reverse=True) != list(shares) or shares[0] > 1:
+            raise UserError(
+                f"method.rounding.soft_shares={list(shares)}: give shares between 0 and 1 that fall"
+            )
+        if self.iterations < len(shares):
+            raise UserError(
+                f"method.rounding.iterations={self.iterations}: "
+                f"must be at least one for each of the {len(shares)} soft_shares"
+            )
+        for name in ("learning_rate", "scale_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
+
+    @property
+    def schedule(self) -> Schedule:
+        # Before the last stretch is over most soft codes are far from where they will be stored.
+        return Schedule(self.iterations, evaluations=len(self.soft_shares), seed=self.seed)
+
+    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+        return HardeningCodes(starts, self)

@@ -1,0 +1,156 @@
+"""A block under training, put together from soft stages: transform, then range, then rounding.
+
+Each stage that learns brings a soft version of itself; the others take part as they are. So
+OmniQuant's two learned stages train together, and a learned rounding follows any range.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
+from edge_asr.quant.reconstruction import Learnable
+from edge_asr.quant.work import BlockWork
+
+
+def straight_through_round(values: Tensor) -> Tensor:
+    """Rounding whose gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
+    return values + (values.round() - values).detach()
+
+
+class SoftStage(nn.Module):
+    """A stage with trainable parameters and the optimizers that its paper trains them with."""
+
+    @abstractmethod
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        """Optimizers over all of its parameters."""
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """What it adds to the loss at `progress` (0 to 1) through the schedule."""
+        del progress
+        return 0.0
+
+    def after_step(self, step: int, iterations: int) -> None:
+        """Called after optimizer step number `step` (from 1)."""
+
+
+class SoftTransform(SoftStage):
+    """A trainable rewrite of a block's float parameters."""
+
+    @abstractmethod
+    def rewritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters by path after the rewrite; those it leaves alone included."""
+
+
+class SoftRange(SoftStage):
+    """Trainable scales and zero points."""
+
+    @abstractmethod
+    def parameters_of(self, name: str, weight: Tensor) -> GridParameters:
+        """Differentiable grid parameters of layer `name` with `weight` [rows, columns]."""
+
+
+class SoftRounding(SoftStage):
+    """Trainable grid points."""
+
+    @abstractmethod
+    def soft(self, name: str) -> Tensor:
+        """The layer's weight as training sees it, float32 [rows, columns]."""
+
+    @abstractmethod
+    def quantized(self, name: str) -> QuantizedWeight:
+        """The layer's weight as it would be stored now."""
+
+
+@dataclass(frozen=True)
+class LayerStart:
+    """Where a learned rounding starts from.
+
+    Attributes:
+        weight: Float weight [rows, columns].
+        parameters: Its fitted scales and zero points.
+        grid: Its grid.
+    """
+
+    weight: Tensor
+    parameters: GridParameters
+    grid: Grid
+
+
+class RewrittenBlock(Learnable):
+    """A block whose transform, range or both are learned; weights go to the nearest point."""
+
+    def __init__(self, work: BlockWork, transform: SoftTransform | None, ranges: SoftRange) -> None:
+        super().__init__()
+        self.transform, self.ranges, self._grid = transform, ranges, work.grid
+        self._weights = {f"{name}.weight": name for name in work.block.layers}
+        self._float = {
+            name: value.detach().clone() for name, value in _parameters_by_path(work).items()
+        }
+
+    def rewritten(self) -> dict[str, Tensor]:
+        """The float parameters after the transform."""
+        if self.transform is None:
+            return dict(self._float)
+        return self.transform.rewritten(self._float)
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = self.rewritten()
+        for path, name in self._weights.items():
+            weight = tensors[path]
+            parameters = self.ranges.parameters_of(name, weight)
+            scale, zero = parameters.expand(weight.shape[1])
+            codes = encode(weight, scale, zero, self._grid, straight_through_round)
+            tensors[path] = decode(codes, scale, zero)
+        return tensors
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        return [one for stage in self._stages() for one in stage.optimizers(iterations)]
+
+    def penalty(self, progress: float) -> Tensor | float:
+        return sum(stage.penalty(progress) for stage in self._stages())
+
+    def after_step(self, step: int, iterations: int) -> None:
+        for stage in self._stages():
+            stage.after_step(step, iterations)
+
+    def _stages(self) -> Iterator[SoftStage]:
+        if self.transform is not None:
+            yield self.transform
+        yield self.ranges
+
+
+class RoundedBlock(Learnable):
+    """A block whose rounding is learned."""
+
+    def __init__(self, rounding: SoftRounding, layers: tuple[str, ...]) -> None:
+        super().__init__()
+        self.rounding, self._layers = rounding, layers
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.weight": self.rounding.soft(name) for name in self._layers}
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.weight": self.rounding.quantized(name).dequantize() for name in self._layers
+        }
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        return self.rounding.optimizers(iterations)
+
+    def penalty(self, progress: float) -> Tensor | float:
+        return self.rounding.penalty(progress)
+
+    def after_step(self, step: int, iterations: int) -> None:
+        self.rounding.after_step(step, iterations)
+
+
+def _parameters_by_path(work: BlockWork) -> dict[str, Tensor]:
+    """Every parameter of the block by its path in the model."""
+    inside = {id(value) for value in work.module.parameters()}
+    return {path: value for path, value in work.model.named_parameters() if id(value) in inside}

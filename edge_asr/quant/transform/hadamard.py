@@ -1,0 +1,142 @@
+"""QuaRot: rotate everything a quantizer sees by Hadamard matrices, so that no channel stands out.
+
+Ashkboos et al. 2024 (arXiv:2404.00456), section 4, stages 1a to 1c: residual streams and value
+heads offline, the inputs of `out` (across heads) and `fc2` online. Queries and keys are not
+rotated: that (stage 1d) serves a quantized key cache, and caches stay in floating point here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import Site
+from edge_asr.quant.hadamard import (
+    FastHadamard,
+    RandomHadamard,
+    hadamard_matrix,
+    kronecker_orders,
+    largest_known_order,
+    random_orthogonal,
+)
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.rotation import (
+    Rotation,
+    double_precision,
+    fold_norms,
+    rotate_heads,
+    rotate_online,
+    rotate_stream,
+)
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.work import ModelWork
+
+
+@transforms.register("hadamard")
+@dataclass(frozen=True)
+class Hadamard(Transform):
+    """Transform stage `hadamard`.
+
+    Each stack has a residual stream of its own, rotated by a Hadamard matrix with random signs.
+    The encoder's stem ends in a GELU, so its frames are centred and rotated explicitly before
+    the first block. A token embedding that is tied to the head cannot be folded: centred,
+    rotated and freed of the last norm's scale, the two would be different tables, and on
+    whisper-tiny.en a second one is half the model again. So the table stays as it is; the sum
+    of embedding and position is rotated explicitly, and the final hidden state is rotated back
+    before the last norm. That costs two fast Hadamards a token and a few bits for their signs.
+    With `untie`, or where a checkpoint's head is its own, all of this is folded instead.
+
+    Where no Hadamard matrix of a width is known, an offline rotation is a random orthogonal
+    matrix (applied online, where it must be, as a dense product), and an online one is
+    block-diagonal with the largest known order that divides the width. The record says so.
+
+    Attributes:
+        seed: Of the random signs and of random orthogonal matrices.
+        untie: Store a head of its own instead of two explicit rotations a token.
+        across_heads: Mix the heads' outputs by an online Hadamard too, before `out`.
+    """
+
+    seed: int = 0
+    untie: bool = False
+    across_heads: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
+
+    def rewrite_model(self, work: ModelWork) -> None:
+        rotate_model(work, seed=self.seed, untie=self.untie, across_heads=self.across_heads)
+
+
+def rotate_model(
+    work: ModelWork, *, seed: int, untie: bool, across_heads: bool, dense: bool = False
+) -> None:
+    """Rotate streams, heads and the inputs of `fc2`, see `Hadamard`.
+
+    With `dense`, explicit rotations of the streams are matrices that may be changed later,
+    instead of fast Hadamard transforms.
+    """
+    model, architecture, config = work.model, work.architecture, work.model.config
+    generator = torch.Generator().manual_seed(seed)
+    warnings: list[str] = []
+    with double_precision(model):
+        warnings += fold_norms(model, architecture, untie=untie)
+        for stream in architecture.residual_streams(config):
+            rotation = _stream_rotation(architecture.width(config), generator, warnings)
+            if dense:
+                rotation = Rotation(rotation.matrix)
+            rotate_stream(model, architecture, stream.stack, rotation)
+        heads = dict(zip(("encoder", "decoder"), architecture.heads(config), strict=True))
+        for block in architecture.blocks(config):
+            for site in block.sites:
+                layer = _layer(work, site)
+                if site.role == "fc2":
+                    _mix_online(layer, layer.in_features, 1, warnings)
+                elif site.role == "out":
+                    count = heads[site.stack]
+                    head_dim = layer.in_features // count
+                    rotate_heads(model, site, _head_rotation(head_dim, generator, warnings))
+                    if across_heads:
+                        _mix_online(layer, count, head_dim, warnings)
+    work.warnings += dict.fromkeys(warnings)
+
+
+def _stream_rotation(width: int, generator: torch.Generator, warnings: list[str]) -> Rotation:
+    if kronecker_orders(width) is not None:
+        return RandomHadamard.draw(width, generator)
+    warnings.append(_unknown(width, "residual streams"))
+    return Rotation(random_orthogonal(width, generator))
+
+
+def _head_rotation(head_dim: int, generator: torch.Generator, warnings: list[str]) -> Tensor:
+    if kronecker_orders(head_dim) is not None:
+        return hadamard_matrix(head_dim) / head_dim**0.5
+    warnings.append(_unknown(head_dim, "heads"))
+    return random_orthogonal(head_dim, generator)
+
+
+def _mix_online(layer: QuantizedLinear, count: int, stride: int, warnings: list[str]) -> None:
+    """Mix `count` channels (or heads of `stride` channels) of the layer's input online."""
+    order = largest_known_order(count)
+    if order < count:
+        what = "heads" if stride > 1 else "channels"
+        how = f"mixed online in runs of {order}" if order > 1 else "not mixed"
+        warnings.append(f"hadamard: no matrix of order {count} is known; {count} {what} are {how}")
+    if order > 1:
+        rotate_online(layer, FastHadamard(layer.in_features, order, stride=stride))
+
+
+def _layer(work: ModelWork, site: Site) -> QuantizedLinear:
+    layer = work.model.get_submodule(site.layers[0])
+    assert isinstance(layer, QuantizedLinear)
+    return layer
+
+
+def _unknown(width: int, what: str) -> str:
+    return (
+        f"hadamard: no matrix of order {width} is known; {what} of that width are rotated by a "
+        "random orthogonal matrix"
+    )

@@ -1,0 +1,154 @@
+"""Learnable equivalent transformation: channel scales, shifts and query-key scales, trained.
+
+Shao et al. 2023, OmniQuant (arXiv:2308.13137), section 3.3, eq. 3 to 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import Site
+from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.soft import SoftTransform
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.transform.fold import can_fold
+from edge_asr.quant.work import BlockWork
+
+# The authors keep scales away from zero.
+SMALLEST_SCALE = 1e-2
+
+
+def truncated(scale: Tensor) -> Tensor:
+    """`scale` with magnitudes of at least 0.01; the gradient passes as if it were untouched."""
+    sign = torch.where(scale < 0, -1.0, 1.0)
+    kept = torch.where(scale.abs() < SMALLEST_SCALE, sign * SMALLEST_SCALE, scale)
+    return scale + (kept - scale).detach()
+
+
+class EquivalentTransformation(SoftTransform):
+    """Scales and shifts between every norm or value layer and what reads it.
+
+    Attributes:
+        scale: [channels] a site: the input is divided by it, its weights' columns multiplied.
+        shift: [channels] a site whose source and readers can take one up in their biases.
+        logit_scale: [channels / tied] an attention: queries are divided, keys multiplied.
+    """
+
+    def __init__(self, work: BlockWork, part: LearnedEquivalentTransformation) -> None:
+        super().__init__()
+        self._rate = part.learning_rate
+        self._tied = work.architecture.tied_logit_channels
+        self._sites = {str(index): site for index, site in enumerate(_sites(work))}
+        self.scale, self.shift, self.logit_scale = (nn.ParameterDict() for _ in range(3))
+        for key, site in self._sites.items():
+            statistics = work.statistics(site)
+            low, high = statistics.minimum, statistics.maximum
+            shift = torch.zeros_like(low)
+            if part.shift and _can_shift(work, site):
+                shift = (low + high) / 2
+                self.shift[key] = nn.Parameter(shift.clone())
+            magnitude = torch.maximum((low - shift).abs(), (high - shift).abs()).clamp(min=1e-5)
+            layers = work.layers(site).values()
+            weights = torch.stack([layer.weight.detach().abs().amax(0).cpu() for layer in layers])
+            largest = weights.amax(0).clamp(min=1e-5)
+            initial = magnitude**part.alpha / largest ** (1 - part.alpha)
+            self.scale[key] = nn.Parameter(initial.clamp(min=1e-5))
+            if site.role == "qkv":
+                width = work.layer(site.layers[0]).out_features
+                self.logit_scale[key] = nn.Parameter(torch.ones(width // self._tied))
+
+    def rewritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        result = dict(tensors)
+        for key, site in self._sites.items():
+            scale = truncated(self.scale[key])
+            shift = dict(self.shift.items()).get(key)
+            self._release(result, str(site.source), scale, shift)
+            for name in site.layers:
+                weight = result[f"{name}.weight"]
+                bias = f"{name}.bias"
+                if shift is not None and bias in result:
+                    result[bias] = result[bias] + weight @ shift
+                result[f"{name}.weight"] = weight * scale
+            if key in self.logit_scale:
+                logit = truncated(self.logit_scale[key]).repeat_interleave(self._tied)
+                query, keys = site.logit_layers
+                self._release(result, query, logit, None)
+                self._release(result, keys, 1 / logit, None)
+        return result
+
+    @staticmethod
+    def _release(
+        tensors: dict[str, Tensor], source: str, scale: Tensor, shift: Tensor | None
+    ) -> None:
+        """Shift the source's output channels down and divide them by `scale`."""
+        weight, bias = f"{source}.weight", f"{source}.bias"
+        rows = scale if tensors[weight].ndim == 1 else scale[:, None]
+        tensors[weight] = tensors[weight] / rows
+        if bias in tensors:
+            moved = tensors[bias] if shift is None else tensors[bias] - shift
+            tensors[bias] = moved / scale
+
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        del iterations
+        return [torch.optim.AdamW(self.parameters(), lr=self._rate, weight_decay=0.0)]
+
+
+def _sites(work: BlockWork) -> list[Site]:
+    """Sites whose source can absorb a scale; the authors leave the MLP's second layer alone."""
+    return [site for site in work.block.sites if site.role != "fc2" and can_fold(work, site)]
+
+
+def _can_shift(work: BlockWork, site: Site) -> bool:
+    """Whether biases can take up a shift of the site's input exactly.
+
+    Keys without a bias may drop it, behind whose softmax it is not seen; not so in the shared
+    memory, whose block is judged by the keys themselves.
+    """
+    free = () if site.role == "cross_kv" else site.shift_invariant_layers
+    source = work.model.get_submodule(str(site.source))
+    return getattr(source, "bias", None) is not None and all(
+        getattr(layer, "bias", None) is not None or name in free
+        for name, layer in work.layers(site).items()
+    )
+
+
+@transforms.register("let")
+@dataclass(frozen=True)
+class LearnedEquivalentTransformation(Transform):
+    """Transform stage `let`; trained together with the range stage.
+
+    Attributes:
+        iterations: Optimizer steps a block; the authors take 20 epochs of 128 samples.
+        learning_rate: Of AdamW, without weight decay.
+        alpha: Scales start from SmoothQuant's formula with this exponent.
+        shift: Learn shifts too, where biases can take them up.
+        seed: Seed of the order of the calibration batches.
+    """
+
+    learned: ClassVar[bool] = True
+
+    iterations: int = 320
+    learning_rate: float = 5e-3
+    alpha: float = 0.5
+    shift: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"method.transform.alpha={self.alpha}: must be between 0 and 1")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.iterations, seed=self.seed)
+
+    def soft_transform(self, work: BlockWork) -> SoftTransform:
+        return EquivalentTransformation(work, self)

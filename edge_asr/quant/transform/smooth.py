@@ -1,0 +1,77 @@
+"""SmoothQuant: move the difficulty of uneven input channels from activations into weights.
+
+Xiao et al. 2022 (arXiv:2211.10438), section 4.1, eq. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_asr.errors import UserError
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.transform.fold import fed_by_norm, has_rows, is_scale, scale_site
+from edge_asr.quant.work import BlockWork
+
+# The authors keep weight magnitudes and the scales themselves from falling below this.
+SMALLEST = 1e-5
+
+
+def smooth_scale(largest_input: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
+    """What the weight columns of a site are multiplied by and its inputs divided by.
+
+    Args:
+        largest_input: Largest |x| of every input channel [in_features].
+        weights: Weight [out_features, in_features] of every layer that reads the input.
+        alpha: Share of the difficulty that moves: 0 equalizes weights, 1 activations.
+
+    Returns:
+        max|x|^alpha / max|w|^(1 - alpha), float32 [in_features]; the weight maximum is over the
+        rows of all layers.
+    """
+    largest_weight = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+    largest_weight = largest_weight.float().cpu().clamp(min=SMALLEST)
+    scale = largest_input.float().pow(alpha) / largest_weight.pow(1 - alpha)
+    return scale.clamp(min=SMALLEST)
+
+
+@transforms.register("smooth")
+@dataclass(frozen=True)
+class Smooth(Transform):
+    """Transform stage `smooth`: every site that a norm feeds; `out` and `fc2` stay as they are.
+
+    The keys and values of all cross-attentions read one norm and so share one scale.
+
+    Attributes:
+        alpha: Migration strength, 0 to 1. The paper takes 0.5, and more where activations
+            are harder to quantize than weights.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"method.transform.alpha={self.alpha}: must lie between 0 and 1")
+
+    @torch.no_grad()
+    def rewrite_block(self, work: BlockWork) -> None:
+        sites = [site for site in work.block.sites if fed_by_norm(work, site)]
+        scales = {}
+        for site in sites:
+            if not has_rows(work, site, "smooth"):
+                continue
+            weights = [layer.weight for layer in work.layers(site).values()]
+            scale = smooth_scale(work.statistics(site).largest_magnitude, weights, self.alpha)
+            if is_scale(scale):
+                scales[site] = scale
+            else:
+                work.warnings.append(
+                    f"smooth: inputs or weights of {', '.join(site.layers)} are not finite; "
+                    "left unscaled"
+                )
+        # The sites' inputs do not depend on one another's scales: one observation serves all.
+        for site, scale in scales.items():
+            scale_site(work, site, scale)

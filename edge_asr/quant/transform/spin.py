@@ -1,0 +1,223 @@
+"""SpinQuant: learn the rotations, so that the quantized model's own loss falls.
+
+Liu et al. 2024 (arXiv:2405.16406), section 3: R1 of the residual streams and R2 of the value
+heads start as random Hadamard matrices and are trained by Cayley SGD on the cross-entropy of
+the quantized network; the online Hadamard before `fc2` (R4) is fixed. Keys are not cached
+in low precision here, so there is no R3.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import Site
+from edge_asr.quant.activation import ActivationGrid, InputQuantizer
+from edge_asr.quant.cayley import CayleySGD, nearest_orthogonal
+from edge_asr.quant.grid import Grid, decode, encode
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.rotation import (
+    StreamTensors,
+    double_precision,
+    rotate_inputs,
+    rotate_outputs,
+    stream_tensors,
+)
+from edge_asr.quant.soft import straight_through_round
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.transform.hadamard import rotate_model
+from edge_asr.quant.work import Batch, ModelWork, Reconstruction
+
+
+class Spins(nn.Module):
+    """Further rotations of a model that is rotated already; the identity until trained.
+
+    Attributes:
+        streams: One [width, width] for each residual stream.
+        heads: One [head_dim, head_dim] for every attention, shared by its heads.
+    """
+
+    def __init__(self, work: ModelWork) -> None:
+        super().__init__()
+        architecture, config = work.architecture, work.model.config
+        residual = architecture.residual_streams(config)
+        self._streams: list[StreamTensors] = [
+            stream_tensors(work.model, architecture, stream) for stream in residual
+        ]
+        self._sites: list[Site] = [
+            site
+            for block in architecture.blocks(config)
+            for site in block.sites
+            if site.role == "out"
+        ]
+        heads = dict(zip(("encoder", "decoder"), architecture.heads(config), strict=True))
+        width = architecture.width(config)
+        self.streams = nn.ParameterList([torch.eye(width) for _ in self._streams])
+        self.heads = nn.ParameterList(
+            [torch.eye(width // heads[site.stack]) for site in self._sites]
+        )
+
+    def rotated(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters and buffers by path with the rotations folded in; differentiable."""
+        result = dict(tensors)
+        for paths, matrix in zip(self._streams, self.streams, strict=True):
+            for name in paths.inputs:
+                _change(result, f"{name}.weight", rotate_inputs, matrix)
+            for name in paths.tables:
+                _change(result, f"{name}.weight", rotate_inputs, matrix)
+            for name in paths.outputs:
+                _change(result, f"{name}.weight", rotate_outputs, matrix)
+                _change_bias(result, name, matrix)
+            if paths.entry is not None:
+                _change(result, paths.entry, rotate_inputs, matrix)
+            if paths.exit is not None:
+                _change(result, paths.exit, rotate_outputs, matrix)
+        for site, matrix in zip(self._sites, self.heads, strict=True):
+            value, (out,) = str(site.source), site.layers
+            _change(result, f"{value}.weight", rotate_outputs, matrix)
+            _change_bias(result, value, matrix)
+            _change(result, f"{out}.weight", rotate_inputs, matrix)
+        return result
+
+
+def _change(
+    tensors: dict[str, Tensor],
+    path: str,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    matrix: Tensor,
+) -> None:
+    tensors[path] = kernel(tensors[path], matrix.to(tensors[path].dtype))
+
+
+def _change_bias(tensors: dict[str, Tensor], layer: str, matrix: Tensor) -> None:
+    path = f"{layer}.bias"
+    if path in tensors:
+        tensors[path] = rotate_inputs(tensors[path][None], matrix.to(tensors[path].dtype))[0]
+
+
+@transforms.register("spin")
+@dataclass(frozen=True)
+class Spin(Transform):
+    """Transform stage `spin`.
+
+    The network that is trained through has quantized activations where the run has them, and
+    float weights if GPTQ is to follow, as the authors train; without quantized activations its
+    weights are rounded to nearest instead, for a rotation alone changes nothing in a float model.
+
+    Attributes:
+        steps: Optimizer steps, one calibration batch each.
+        learning_rate: First rate of Cayley SGD; it falls along a cosine.
+        seed: Of the first rotations and of the order of the batches.
+        untie: As in `hadamard`.
+    """
+
+    steps: int = 100
+    learning_rate: float = 1.5
+    seed: int = 0
+    untie: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"method.transform.steps={self.steps}: must be at least 1")
+        if self.learning_rate <= 0:
+            raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
+
+    def rewrite_model(self, work: ModelWork) -> None:
+        rotate_model(work, seed=self.seed, untie=self.untie, across_heads=False, dense=True)
+        spins = Spins(work).to(work.model.device)
+        with _quantized_inputs(work):
+            self._train(work, spins)
+        with torch.no_grad(), double_precision(work.model):
+            tensors = _tensors(work.model)
+            spins.double()
+            for matrix in spins.parameters():
+                # Steps are orthogonal to a few decimals only; folding must be exact.
+                matrix.copy_(nearest_orthogonal(matrix))
+            for path, value in spins.rotated(tensors).items():
+                tensors[path].copy_(value)
+
+    def _train(self, work: ModelWork, spins: Spins) -> None:
+        """Train `spins`, and put them back to where they started if the loss is no less."""
+        fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
+        before, start = _mean_loss(work, spins, fixed), copy.deepcopy(spins.state_dict())
+        optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.steps):
+            index = int(torch.randint(len(work.batches), (1,), generator=generator))
+            with torch.enable_grad():
+                loss, _ = _batch_loss(work, work.batches[index], spins.rotated(fixed))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        after = _mean_loss(work, spins, fixed)
+        if not after < before:
+            spins.load_state_dict(start)
+            after = before
+        work.reconstructions.append(Reconstruction(before, after, self.steps))
+
+
+@torch.no_grad()
+def _mean_loss(work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
+    """Cross-entropy a token over all batches."""
+    total, tokens = 0.0, 0
+    for batch in work.batches:
+        loss, count = _batch_loss(work, batch, spins.rotated(fixed))
+        total, tokens = total + float(loss) * count, tokens + count
+    return total / max(tokens, 1)
+
+
+def _batch_loss(work: ModelWork, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Mean cross-entropy of the next tokens of a batch's transcripts, and their number."""
+    if work.activation is None:
+        for block in work.architecture.blocks(work.model.config):
+            for name in block.layers:
+                tensors[f"{name}.weight"] = _nearest(tensors[f"{name}.weight"], work.grid)
+    device = work.model.device
+    tokens, valid = batch.decoder_input_ids.to(device), batch.token_mask.to(device)
+    inputs = {name: value.to(device) for name, value in batch.encoder_inputs.items()}
+    inputs |= {"decoder_input_ids": tokens}
+    logits = functional_call(work.model, tensors, (), inputs | {"use_cache": False}).logits
+    targets = torch.where(valid[:, 1:], tokens[:, 1:], -100).flatten()
+    count = int((targets >= 0).sum())
+    loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
+    return loss / max(count, 1), count
+
+
+def _nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """`weight` at its nearest grid points, with a straight-through gradient."""
+    scale, zero = minmax_parameters(weight, grid).expand(weight.shape[1])
+    return decode(encode(weight, scale, zero, grid, straight_through_round), scale, zero)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by path."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@contextmanager
+def _quantized_inputs(work: ModelWork) -> Iterator[None]:
+    """Quantize what every layer of a block reads, a scale a token, inside the context."""
+    if work.activation is None:
+        yield
+        return
+    settings = ActivationGrid(work.activation.bits, symmetric=work.activation.symmetric)
+    layers = [layer for layer in work.model.modules() if isinstance(layer, QuantizedLinear)]
+    kept = [layer.quantize_input for layer in layers]
+    try:
+        for layer in layers:
+            layer.quantize_input = InputQuantizer(settings)
+        yield
+    finally:
+        for layer, entry in zip(layers, kept, strict=True):
+            layer.quantize_input = entry

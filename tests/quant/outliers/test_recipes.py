@@ -1,0 +1,111 @@
+"""The recipes quik and spqr: their settings, and through the walker on tiny models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_config import composed
+from tiny import ListCorpus, tone
+
+from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.models.architecture import layers_with_roles
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.outliers.columns import Columns
+from edge_asr.quant.outliers.unstructured import Unstructured
+from edge_asr.quant.range.second_level import MinMaxSecondLevel
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.rounding.gptq import Gptq
+from edge_asr.quant.walker import Quantization, quantize_model
+
+
+def batches_of(checkpoint: Checkpoint) -> list[CalibrationBatch]:
+    noise = torch.randn(24_000, generator=torch.Generator().manual_seed(0)).numpy()
+    clips = [
+        ((tone(seconds) + 0.1 * noise[: int(seconds * 16_000)]).astype("float32"), "one two")
+        for seconds in (1.5, 0.6, 1.1)
+    ]
+    return calibration_batches(checkpoint, ListCorpus(clips), 3, 3, seed=0)
+
+
+def quantized(checkpoint: Checkpoint, *overrides: str) -> tuple[torch.nn.Module, Quantization]:
+    settings = composed(*overrides)
+    model = copy.deepcopy(checkpoint.model)
+    recipe = Recipe.build(settings.method.stages)
+    batches = batches_of(checkpoint)
+    return model, quantize_model(model, checkpoint.architecture, batches, recipe, settings.grid)
+
+
+def test_the_recipes_are_the_papers() -> None:
+    spqr = Recipe.build(composed("method=spqr").method.stages)
+    assert spqr.outliers == Unstructured(relative_threshold=0.2)
+    assert spqr.range == MinMaxSecondLevel(scale_bits=3, zero_bits=3, group_size=16)
+    assert spqr.rounding == Gptq(
+        damping=1.0, act_order=True, static_groups=False, ordered_groups=True
+    )
+    quik = Recipe.build(composed("method=quik").method.stages)
+    assert quik.outliers == Columns(fraction=1 / 16, fc2_bits=8)
+    assert quik.rounding == Gptq()
+
+
+def test_the_recipes_group_size_is_a_default() -> None:
+    assert composed("method=spqr").grid.group_size == 16
+    assert composed("method=spqr", "group_size=32").grid.group_size == 32
+    assert composed("method=spqr", "group_size=null").grid.granularity == "channel"
+    assert composed("method=gptq").grid.granularity == "channel"
+    assert composed("method=spqr").identity() == composed("method=spqr", "group_size=16").identity()
+
+
+def test_a_stage_of_spqr_can_be_replaced() -> None:
+    changed = Recipe.build(composed("method=spqr", "method/rounding=nearest").method.stages)
+    assert type(changed.rounding).__name__ == "Nearest"
+
+
+def test_spqr_runs_through_the_walker(checkpoint: Checkpoint) -> None:
+    bits = 3
+    model, result = quantized(checkpoint, "method=spqr", f"bits={bits}")
+    assert result.layers
+    kept = 0
+    for name, layer in result.layers.items():
+        weight = layer.weight
+        assert bits < weight.effective_bits < 16
+        assert weight.float_columns is None
+        assert torch.equal(model.get_submodule(name).weight, weight.dequantize())
+        kept += 0 if weight.outliers is None else int(weight.outliers.mask.sum())
+    share = kept / sum(layer.weight.codes.numel() for layer in result.layers.values())
+    assert 0 < share < 0.05
+    assert result.output_error < result.nearest_error
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_quik_runs_through_the_walker(checkpoint: Checkpoint, rounding: str) -> None:
+    model, result = quantized(checkpoint, "method=quik", "bits=3", f"method/rounding={rounding}")
+    wide = set(
+        layers_with_roles(list(checkpoint.architecture.blocks(checkpoint.model.config)), ["fc2"])
+    )
+    for name, layer in result.layers.items():
+        weight = layer.weight
+        bits = 8 if name in wide else 3
+        assert weight.grid.bits == bits
+        assert bits < weight.effective_bits < 16
+        assert weight.float_columns is not None
+        assert int(weight.float_columns.sum()) == -(-weight.codes.shape[1] // 16)
+        assert torch.equal(model.get_submodule(name).weight, weight.dequantize())
+    assert result.output_error < result.nearest_error
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("spqr", "method.outliers.relative_threshold=inf"), ("quik", "method.outliers.fraction=0")],
+)
+def test_without_outliers_the_recipes_are_those_of_none(
+    whisper: Checkpoint, name: str, setting: str
+) -> None:
+    # The wider second layer of the MLP is a choice of its own.
+    narrow = ["method.outliers.fc2_bits=null"] if name == "quik" else []
+    _, switched_off = quantized(whisper, f"method={name}", "bits=3", setting, *narrow)
+    _, none = quantized(whisper, f"method={name}", "bits=3", "method/outliers=none")
+    for layer, other in none.layers.items():
+        assert torch.equal(switched_off.layers[layer].weight.codes, other.weight.codes)
+        assert switched_off.layers[layer].weight.stored_bits == other.weight.stored_bits

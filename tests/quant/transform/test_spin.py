@@ -1,0 +1,108 @@
+"""SpinQuant on small models: trained rotations change nothing but how well the model rounds."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from walks import batches_of, largest_change
+
+from edge_asr.errors import UserError
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.cayley import CayleySGD, cayley_step, nearest_orthogonal
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.hadamard import random_orthogonal
+from edge_asr.quant.layers import QuantizedLinear, install_layers
+from edge_asr.quant.transform.hadamard import rotate_model
+from edge_asr.quant.transform.spin import Spin
+from edge_asr.quant.work import ModelWork
+
+
+def bench(checkpoint: Checkpoint, **options: Any) -> ModelWork:
+    """A copy of the model, ready for a rewrite."""
+    model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
+    blocks = architecture.blocks(model.config)
+    install_layers(model, (name for block in blocks for name in block.layers))
+    return ModelWork(model, architecture, batches_of(checkpoint), Grid(3), **options)
+
+
+@pytest.mark.parametrize("activation", [None, ActivationGrid(3)], ids=["weights", "activations"])
+def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
+    checkpoint: Checkpoint, activation: ActivationGrid | None
+) -> None:
+    work = bench(checkpoint, activation=activation)
+    Spin(steps=8).rewrite_model(work)
+    (learned,) = work.reconstructions
+    assert learned.loss_after < learned.loss_before
+    assert 0 < largest_change(checkpoint, checkpoint.model, work.model) < 1e-4
+    assert not any(
+        len(list(layer.quantize_input.parameters())) or layer.quantize_input.__class__.__name__
+        != "Identity"
+        for layer in work.model.modules()
+        if isinstance(layer, QuantizedLinear)
+    )  # fmt: skip
+
+
+def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
+    work = bench(whisper)
+    Spin(steps=3, untie=True).rewrite_model(work)
+    assert 0 < largest_change(whisper, whisper.model, work.model) < 1e-4
+
+
+def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -> None:
+    """With a loss to lower, the weights are those of other rotations than Hadamard's."""
+    spun, started = bench(moonshine), bench(moonshine)
+    Spin(steps=8).rewrite_model(spun)
+    rotate_model(started, seed=0, untie=False, across_heads=False, dense=True)
+    name = moonshine.architecture.encoder_block(0).layers[0]
+    before, after = (one.model.get_submodule(name).weight for one in (started, spun))
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_a_cayley_step_stays_orthogonal_and_goes_downhill() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, start = (random_orthogonal(12, generator).float() for _ in range(2))
+    matrix = nearest_orthogonal(start)
+
+    def distance(x: torch.Tensor) -> float:
+        return float((x - target).square().sum())
+
+    first = distance(matrix)
+    for _ in range(20):
+        moved = cayley_step(matrix, 2 * (matrix - target), rate=0.02)
+        assert distance(moved) < distance(matrix)
+        matrix = moved
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(12), atol=1e-4, rtol=0)
+    assert distance(matrix) < first
+
+
+def test_a_cayley_step_solves_the_cayley_transform() -> None:
+    """Against the transform's closed form, by inverting the matrix."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = random_orthogonal(8, generator)
+    gradient = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    skew = (gradient @ matrix.T - matrix @ gradient.T) / 2
+    rate = 0.1 / float(skew.abs().sum(0).max())
+    one = torch.eye(8, dtype=torch.float64)
+    exact = torch.linalg.inv(one + rate / 2 * skew) @ (one - rate / 2 * skew) @ matrix
+    torch.testing.assert_close(cayley_step(matrix, gradient, rate), exact, atol=1e-8, rtol=0)
+
+
+def test_long_training_stays_orthogonal() -> None:
+    matrix = torch.nn.Parameter(torch.eye(10))
+    optimizer = CayleySGD([matrix], lr=1.5)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(300):
+        matrix.grad = torch.randn(10, 10, generator=generator)
+        optimizer.step()
+    product = matrix.detach() @ matrix.detach().T
+    torch.testing.assert_close(product, torch.eye(10), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"learning_rate": 0.0}])
+def test_bad_settings_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        Spin(**options)

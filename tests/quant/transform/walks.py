@@ -1,0 +1,176 @@
+"""Walks over tiny models in which blocks are rewritten or inspected and nothing is rounded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tiny import ListCorpus, tone
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.models.architecture import Site
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.grid import Grid, QuantizedWeight
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.rounding.nearest import Nearest
+from edge_asr.quant.stages import Transform
+from edge_asr.quant.walker import Quantization, quantize_model
+from edge_asr.quant.work import BlockWork, SiteWork
+
+GRID = Grid(3, granularity="group", group_size=16)
+
+
+class Keep(Nearest):
+    """Rounds nothing."""
+
+    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
+        del work
+        return {}
+
+
+@dataclass(frozen=True)
+class Inspect(Transform):
+    """Calls a function of the test with every block."""
+
+    action: Callable[[BlockWork], None]
+
+    def rewrite_block(self, work: BlockWork) -> None:
+        self.action(work)
+
+
+def batches_of(checkpoint: Checkpoint, seed: int = 0) -> list[CalibrationBatch]:
+    """Two batches of two noisy clips, with padding in frames and tokens."""
+    clips = []
+    for index, seconds in enumerate((1.5, 0.6, 1.1, 0.9)):
+        generator = torch.Generator().manual_seed(10 * seed + index)
+        samples = tone(seconds, 200.0 + 30 * seed)
+        noise = 0.1 * torch.randn(len(samples), generator=generator).numpy()
+        text = "one two" if index < 2 else "she sells sea shells by the sea"
+        clips.append(((samples + noise).astype("float32"), text))
+    return calibration_batches(checkpoint, ListCorpus(clips), 4, 2, seed=0)
+
+
+def uneven(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A copy whose norms and values give channels of very different sizes."""
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if "norm" in name and isinstance(weight, Tensor):
+                weight *= torch.exp(torch.randn(len(weight), generator=generator))
+            if name.endswith("v_proj"):
+                weight *= torch.exp(torch.randn(len(weight), 1, generator=generator))
+    return model
+
+
+def walk(
+    checkpoint: Checkpoint,
+    transform: Transform,
+    *,
+    model: PreTrainedModel | None = None,
+    grid: Grid = GRID,
+) -> tuple[PreTrainedModel, Quantization]:
+    """Rewrite all blocks of a copy of the model, rounding nothing."""
+    model = copy.deepcopy(model or checkpoint.model)
+    stages = ("transform", "outliers", "range", "rounding", "correction")
+    options = {stage: {"name": "none"} for stage in stages}
+    options["range"], options["rounding"] = {"name": "minmax"}, {"name": "nearest"}
+    recipe = replace(Recipe.build(options), transform=transform, rounding=Keep())
+    batches = batches_of(checkpoint)
+    return model, quantize_model(model, checkpoint.architecture, batches, recipe, grid)
+
+
+def works(checkpoint: Checkpoint, model: PreTrainedModel | None = None) -> Iterator[BlockWork]:
+    """The float bench of every block in turn."""
+    seen: list[BlockWork] = []
+    walk(checkpoint, Inspect(seen.append), model=model)
+    yield from seen
+
+
+def site_of(
+    checkpoint: Checkpoint,
+    stack: str,
+    role: str,
+    model: PreTrainedModel | None = None,
+) -> tuple[BlockWork, Site]:
+    """The first site of that role in that stack, on its bench."""
+    for work in works(checkpoint, model):
+        for site in work.block.sites:
+            if (site.stack, site.role) == (stack, role):
+                return work, site
+    raise LookupError(f"no {role} in the {stack}")
+
+
+@torch.no_grad()
+def rows_of(work: BlockWork, module: nn.Module) -> list[Tensor]:
+    """What `module` reads in every batch, valid rows only, by a hook of our own."""
+    seen: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    with module.register_forward_pre_hook(catch, with_kwargs=True):
+        for call in work.calls:
+            work.module(*call.args, **call.kwargs)
+    return [inputs[mask] for inputs, mask in zip(seen, work.masks, strict=True)]
+
+
+def without_rows(work: BlockWork) -> BlockWork:
+    """The same bench, with every row masked."""
+    masks = [torch.zeros_like(mask) for mask in work.masks]
+    return replace(work, masks=masks, warnings=[], _statistics={})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, batches: Sequence[CalibrationBatch]) -> list[Tensor]:
+    """Logits at every batch, padding included."""
+    return [
+        model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids).logits
+        for batch in batches
+    ]
+
+
+def largest_change(
+    checkpoint: Checkpoint, before: PreTrainedModel, after: PreTrainedModel
+) -> float:
+    """Largest logit change on clips that calibration has not seen."""
+    batches = batches_of(checkpoint, seed=1)
+    pairs = zip(outputs(before, batches), outputs(after, batches), strict=True)
+    return max(float((one - other).abs().max()) for one, other in pairs)
+
+
+@dataclass(frozen=True)
+class EncoderOnly(Transform):
+    """Rewrites encoder blocks only, without the memory."""
+
+    part: Transform
+
+    def rewrite_block(self, work: BlockWork) -> None:
+        if work.block.stack == "encoder":
+            self.part.rewrite_block(work)
+
+
+@torch.no_grad()
+def largest_encoder_change(
+    checkpoint: Checkpoint, before: PreTrainedModel, after: PreTrainedModel
+) -> float:
+    """Largest change of the encoder's output on clips that calibration has not seen."""
+    name = checkpoint.architecture.encoder_module
+    changes = []
+    for batch in batches_of(checkpoint, seed=1):
+        states = [
+            model.get_submodule(name)(**batch.encoder_inputs).last_hidden_state
+            for model in (before, after)
+        ]
+        changes.append(float((states[0] - states[1]).abs().max()))
+    return max(changes)
