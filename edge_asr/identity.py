@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_asr.config import CalibrationSettings, MethodSettings, Settings
 from edge_asr.data.embedded import embedded_calibration, embedded_test
 from edge_asr.data.manifest import ManifestCorpus
-from edge_asr.models.loading import locate
+from edge_asr.models.loading import hub_revision, locate
 from edge_asr.record import run_id
 
 
@@ -31,13 +31,15 @@ def run_identity(settings: Settings) -> str:
     """The run's id: the settings that can change a number, and the files they point to.
 
     Raises:
-        UserError: when the model's path leads nowhere.
+        UserError: when the model's path leads nowhere, or a hub id cannot be reached.
     """
     location, source = locate(settings.model.path)
     data, calibration = settings.data, settings.calibration
     identity = settings.identity()
     identity["files"] = {
-        "model": None if source == "hub" else _digest(_model_files(Path(location))),
+        "model": (
+            hub_revision(location) if source == "hub" else _digest(_model_files(Path(location)))
+        ),
         "data": _clips_digest(data.path, data.where, data.limit),
         "calibration": (
             _clips_digest(calibration.path, calibration.where, None, calibration=True)

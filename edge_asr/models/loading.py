@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Architecture, end_tokens
@@ -89,6 +90,20 @@ def locate(reference: str) -> tuple[str, Source]:
             f"{hint}"
         )
     return reference, "hub"
+
+
+def hub_revision(reference: str) -> str:
+    """The commit of the hub id `reference` that loading it now would give.
+
+    Without a network that is the one in the local cache.
+
+    Raises:
+        UserError: when it can neither be reached nor is cached.
+    """
+    with _explained(reference, "hub"), _quiet():
+        config = cached_file(reference, "config.json")
+    # The cache keeps every revision in a folder named by its commit.
+    return Path(str(config)).parent.name
 
 
 def load_checkpoint(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,3 +202,20 @@ def test_the_cap_on_tokens_is_the_familys_unless_given(tmp_path: Path) -> None:
     assert load_checkpoint(whisper).tokens_per_second is None
     assert load_checkpoint(moonshine).tokens_per_second == 6.5
     assert load_checkpoint(moonshine, tokens_per_second=20).tokens_per_second == 20
+
+
+def test_the_revision_of_a_cached_hub_id_is_its_commit(tmp_path: Path) -> None:
+    """In the cache's own layout, and in a process of its own: the library reads the place once."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    shutil.copy(embedded_folder("whisper-micro") / "config.json", snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    script = "from edge_asr.models.loading import hub_revision; print(hub_revision('owner/name'))"
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == commit

@@ -1,0 +1,175 @@
+"""Time and memory of quantization: every method on one model and the same clips.
+
+    python scripts/bench_quantize.py --model FOLDER --manifest calibration.jsonl --clips 64
+
+Each method runs in a process of its own, so that its peak memory is its own too. GPTQ is also
+put in relation to its matrix products alone: the forward passes, Hessians and updates of the
+same shapes, timed in the same run. Methods that train take hours on large models; name those
+you want with --methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from edge_asr.command import CONF
+from edge_asr.config import Settings, settings_from
+from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.quant.layers import install_layers
+from edge_asr.quant.passage import Passage
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.walker import quantize_model
+
+METHODS = (
+    "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",
+    "spinquant", "hqq", "autoround", "adaround",
+)  # fmt: skip
+PRODUCTS = "gptq's matrix products"
+UPDATE_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds and peak resident bytes of one method, and its summed layer-output error."""
+
+    calibrate_s: float
+    quantize_s: float
+    peak_bytes: int
+    output_error: float | None
+
+
+def settings_of(arguments: argparse.Namespace, method: str) -> Settings:
+    """The settings of a run of `method`."""
+    overrides = [
+        f"method={method}",
+        "model=custom",
+        f"model.path={arguments.model}",
+        f"bits={arguments.bits}",
+        f"group_size={arguments.group_size}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("experiment", None)
+    return settings_from({str(key): value for key, value in plain.items()})
+
+
+def draw(
+    arguments: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[list[CalibrationBatch], float]:
+    """The calibration batches and the seconds they took."""
+    where = dict(pair.split("=", 1) for pair in arguments.where)
+    corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
+    began = time.perf_counter()
+    batches = calibration_batches(checkpoint, corpus, arguments.clips, arguments.batch_size, 0)
+    return batches, time.perf_counter() - began
+
+
+def measure(arguments: argparse.Namespace, method: str) -> Measurement:
+    """Quantize the model by `method`, or run GPTQ's matrix products alone."""
+    torch.set_num_threads(arguments.threads)
+    checkpoint = load_checkpoint(str(arguments.model))
+    batches, calibrate_s = draw(arguments, checkpoint)
+    reset_peak_memory()
+    began = time.perf_counter()
+    if method == PRODUCTS:
+        products(checkpoint, batches)
+        return Measurement(calibrate_s, time.perf_counter() - began, peak_memory_bytes(), None)
+    settings = settings_of(arguments, method)
+    recipe = Recipe.build(settings.method.stages)
+    result = quantize_model(
+        checkpoint.model, checkpoint.architecture, batches, recipe, settings.grid
+    )
+    seconds = time.perf_counter() - began
+    return Measurement(calibrate_s, seconds, peak_memory_bytes(), result.output_error)
+
+
+@torch.no_grad()
+def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
+    """What GPTQ cannot do without: every block forward twice, XᵀX of every site's valid rows,
+    Cholesky, inverse and Cholesky of each Hessian, and the update of the columns to the right
+    of every 128 of every layer."""
+    model, architecture = checkpoint.model, checkpoint.architecture
+    blocks = list(architecture.blocks(model.config))
+    install_layers(model, (name for block in blocks for name in block.layers))
+    for station in Passage(model, architecture, batches).stations():
+        for call in station.calls:
+            call.run(station.module)
+        for site in station.block.sites:
+            layers: list[Any] = [model.get_submodule(name) for name in site.layers]
+            columns = layers[0].in_features
+            hessian = torch.eye(columns, dtype=torch.float64)
+            for mask in station.masks:
+                rows = torch.ones(int(mask.sum()), columns)
+                hessian += (rows.T @ rows).double()
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+            upper = torch.linalg.cholesky(inverse, upper=True)
+            for layer in layers:
+                work = layer.weight.double()
+                for start in range(0, columns, UPDATE_BLOCK):
+                    stop = min(start + UPDATE_BLOCK, columns)
+                    work[:, stop:] -= work[:, start:stop] @ upper[start:stop, stop:]
+        station.outputs()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
+    parser.add_argument("--manifest", type=Path, required=True, help="calibration clips")
+    parser.add_argument("--where", action="append", default=[], help="FIELD=VALUE, may be repeated")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", default="128", help="or null")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--out", type=Path, help="write the measurements as JSON")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(vars(measure(arguments, arguments.one))))
+        return
+    names = [*arguments.methods, *([PRODUCTS] if "gptq" in arguments.methods else [])]
+    found: dict[str, Measurement] = {}
+    for name in names:
+        command = [sys.executable, *sys.argv, "--one", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[name] = Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        Console(stderr=True).print(f"{name}: {found[name].quantize_s:.1f} s", highlight=False)
+    show(found)
+    if arguments.out:
+        plain = {name: vars(measurement) for name, measurement in found.items()}
+        arguments.out.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def show(found: dict[str, Measurement]) -> None:
+    """Print the table, and GPTQ's time over that of its products."""
+    table = Table("method", "calibrate s", "quantize s", "peak GB", "output error", box=None)
+    for name, one in found.items():
+        error = "" if one.output_error is None else f"{one.output_error:.4g}"
+        peak = f"{one.peak_bytes / 1e9:.2f}"
+        table.add_row(name, f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}", peak, error)
+    Console().print(table)
+    if PRODUCTS in found:
+        ratio = found["gptq"].quantize_s / found[PRODUCTS].quantize_s
+        Console().print(f"gptq takes {ratio:.2f} times its matrix products", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
