@@ -64,6 +64,13 @@ class MethodSettings:
                 f"method/rounding={self.rounding['name']} with method/range={self.range['name']}: "
                 "either both are none (method=float) or neither"
             )
+        for stage in ("transform", "outliers", "correction"):
+            part = getattr(self, stage)["name"]
+            if part != "none" and not self.quantizes:
+                raise UserError(
+                    f"method/{stage}={part} with method/rounding=none: nothing is quantized, so "
+                    "it would change nothing; choose another method"
+                )
 
     @property
     def quantizes(self) -> bool:

@@ -85,7 +85,7 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     """
     recipe = Recipe.build(settings.method.stages) if settings.method.quantizes else None
     if recipe is not None:
-        recipe.range.grid(settings.grid)  # refuses a grid that the range cannot serve
+        recipe.check_grids(settings.grid, settings.activation_grid)
     corpus = open_corpus(settings)
     run = identity.run_identity(settings)
     folder = settings.results_folder / identity.folder_name(settings, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edge_asr.errors import UserError
 from edge_asr.identity import float_settings, folder_name, run_identity
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.stages import corrections, outliers, ranges, roundings, transforms
 
 
 def composed(*overrides: str) -> Settings:
@@ -26,7 +28,10 @@ def composed(*overrides: str) -> Settings:
     return settings_from(plain)
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "float")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_buildable_recipe(method: str) -> None:
     settings = composed(f"method={method}", "bits=3", "group_size=64")
     Recipe.build(settings.method.stages)
@@ -61,6 +66,7 @@ def test_every_model_file_makes_valid_settings(path: Path) -> None:
         ("protocol.resamples=1", r"protocol\.resamples=1"),
         ("model.tokens_per_second=-1", r"tokens_per_second=-1"),
         ("method/rounding=none", r"method=float"),
+        ("method=float method/transform=awq", r"nothing is quantized"),
         ("act_bits=9", r"act_bits=9: allowed are 2 to 8"),
         ("act_bits=eight", r"act_bits='eight'"),
         ("activation.bits=1", r"activation\.bits=1: allowed are 2 to 8"),
@@ -71,7 +77,7 @@ def test_every_model_file_makes_valid_settings(path: Path) -> None:
 )
 def test_a_bad_value_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        composed(override)
+        composed(*override.split())
 
 
 TOKEN8 = ActivationGrid(8)
@@ -235,5 +241,25 @@ def test_help_has_a_sentence_for_every_option() -> None:
             assert option in described or f"{option}.FIELD" in described, option
     for stage in ("transform", "outliers", "range", "rounding", "correction"):
         assert f"method/{stage}" in described
-    for key in plain["method"]["rounding"]:
-        assert key == "name" or f"method.rounding.{key}" in described
+    for path in (CONF / "method").glob("*/*.yaml"):
+        for key in yaml.safe_load(path.read_text()):
+            assert key in ("name", "defaults") or f"method.{path.parent.name}.{key}" in described, path
+
+
+def test_every_part_file_holds_all_settings_with_their_defaults() -> None:
+    registries = {
+        "transform": transforms,
+        "outliers": outliers,
+        "range": ranges,
+        "rounding": roundings,
+        "correction": corrections,
+    }
+    recipes = {("rounding", "gptq_spqr")}  # the same part with a recipe's own settings
+    for path in (CONF / "method").glob("*/*.yaml"):
+        stage, plain = path.parent.name, yaml.safe_load(path.read_text())
+        if plain["name"] == "none" or (stage, path.stem) in recipes:
+            continue
+        registry: Any = registries[stage]
+        part = registry.build(plain)
+        assert part == registry.build({"name": plain["name"]}), path
+        assert {field.name for field in dataclasses.fields(part)} == set(plain) - {"name"}, path

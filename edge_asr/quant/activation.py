@@ -23,9 +23,11 @@ from edge_asr.quant.grid import (
     SCALE_BITS,
     Grid,
     GridParameters,
+    Round,
     decode,
     encode,
     parameters_from_range,
+    straight_through_round,
 )
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.statistics import InputStatistics
@@ -86,11 +88,15 @@ class ActivationGrid:
         )
 
 
-def token_parameters(rows: Tensor, settings: ActivationGrid) -> GridParameters:
+def token_parameters(
+    rows: Tensor, settings: ActivationGrid, round_values: Round = torch.round
+) -> GridParameters:
     """Scale and zero point [rows, 1] that cover every row of `rows` [rows, channels]."""
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     ratio = settings.clip_ratio
-    return parameters_from_range(low * ratio, high * ratio, settings.grid, rows.shape[1])
+    return parameters_from_range(
+        low * ratio, high * ratio, settings.grid, rows.shape[1], round_values
+    )
 
 
 def static_parameters(
@@ -155,6 +161,8 @@ class InputQuantizer(nn.Module):
     Attributes:
         settings: The grid's settings.
         scale, zero: Static ones [1, 1], or None.
+        range_gradient: Whether the gradient also passes through a token's range, as a rewrite
+            needs that is trained to make ranges smaller (OmniQuant).
         float_columns: Channels [channels], bool, that stay in floating point and have no part in
             the range (QUIK's outliers, Ashkboos et al. 2023, arXiv:2310.09259), or None.
     """
@@ -172,6 +180,7 @@ class InputQuantizer(nn.Module):
         """
         super().__init__()
         self.settings = settings
+        self.range_gradient = False
         for name in ("scale", "zero", "float_columns"):
             self.register_buffer(name, None)
         self._fit(statistics)
@@ -186,8 +195,10 @@ class InputQuantizer(nn.Module):
             return
         if statistics is None:
             raise ValueError("a static range needs statistics")
-        parameters = static_parameters(statistics, self.settings, self.float_columns)
-        self.scale, self.zero = parameters.scale, parameters.zero
+        columns = self.float_columns
+        parameters = static_parameters(statistics, self.settings, columns)
+        device = None if columns is None else columns.device
+        self.scale, self.zero = parameters.scale.to(device), parameters.zero.to(device)
 
     @property
     def stored_bits(self) -> int:
@@ -198,14 +209,20 @@ class InputQuantizer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        ranged = rows.detach()
+        ranged = rows if self.range_gradient else rows.detach()
         if self.float_columns is not None:
             ranged = ranged.masked_fill(self.float_columns, 0)
+        grid = self.settings.grid
         if self.scale is not None and self.zero is not None:
             parameters = GridParameters(self.scale, self.zero, rows.shape[1])
+            quantized = fake_quantize(rows, parameters, grid)
+        elif self.range_gradient:
+            parameters = token_parameters(ranged, self.settings, straight_through_round)
+            scale, zero = parameters.scale, parameters.zero
+            codes = encode(rows, scale, zero, grid, straight_through_round)
+            quantized = decode(codes, scale, zero)
         else:
-            parameters = token_parameters(ranged, self.settings)
-        quantized = fake_quantize(rows, parameters, self.settings.grid)
+            quantized = fake_quantize(rows, token_parameters(ranged, self.settings), grid)
         if self.float_columns is not None:
             quantized = torch.where(self.float_columns, rows, quantized)
         return quantized.to(inputs.dtype).reshape(inputs.shape)
@@ -215,8 +232,14 @@ class InputQuantizer(nn.Module):
 
 
 def quantize_inputs(
-    layers: Iterable[QuantizedLinear], settings: ActivationGrid, statistics: InputStatistics
+    layers: Iterable[QuantizedLinear],
+    settings: ActivationGrid,
+    statistics: InputStatistics,
+    *,
+    range_gradient: bool = False,
 ) -> None:
     """Give every layer, all of which read the activation of `statistics`, an input quantizer."""
     for layer in layers:
-        layer.quantize_input = InputQuantizer(settings, statistics).to(layer.weight.device)
+        quantizer = InputQuantizer(settings, statistics).to(layer.weight.device)
+        quantizer.range_gradient = range_gradient
+        layer.quantize_input = quantizer

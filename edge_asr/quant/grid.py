@@ -8,7 +8,7 @@ every reference can be matched bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -115,6 +115,11 @@ class GridParameters:
         natural = torch.argsort(self.order)
         return scale[:, natural], zero[:, natural]
 
+    def to(self, device: torch.device | str) -> GridParameters:
+        """The same on another device."""
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, scale=self.scale.to(device), zero=self.zero.to(device), order=order)
+
     def bits_on(self, grid: Grid) -> float:
         """Bits of everything here: scales, zero points, the order of columns."""
         order = 0 if self.order is None else INDEX_BITS * self.order.numel()
@@ -208,6 +213,11 @@ def encode(
     return codes.clamp(grid.lowest, grid.highest)
 
 
+def straight_through_round(values: Tensor) -> Tensor:
+    """Rounding whose gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
+    return values + (values.round() - values).detach()
+
+
 def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """The values that `codes` stand for."""
     return scale * (codes - zero)
@@ -271,6 +281,10 @@ class QuantizedWeight:
         if self.outliers is None:
             return values
         return torch.where(self.outliers.mask, self.outliers.values.to(values.dtype), values)
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same on another device; outliers stay where they are made, on the CPU."""
+        return replace(self, codes=self.codes.to(device), parameters=self.parameters.to(device))
 
     @property
     def float_columns(self) -> Tensor | None:

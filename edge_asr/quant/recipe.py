@@ -15,7 +15,9 @@ import edge_asr.quant.range
 import edge_asr.quant.rounding
 import edge_asr.quant.transform  # noqa: F401
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import GridParameters
+from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.combinations import refuse_senseless
+from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.reconstruction import reconstruct
 from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.stages import (
@@ -54,8 +56,17 @@ class Recipe:
             rounding=roundings.build(options["rounding"]),
             correction=corrections.build(options["correction"]),
         )
-        _refuse_senseless(recipe, {stage: str(part["name"]) for stage, part in options.items()})
+        refuse_senseless(recipe, {stage: str(part["name"]) for stage, part in options.items()})
         return recipe
+
+    def check_grids(self, grid: Grid, activation: ActivationGrid | None) -> None:
+        """Raises UserError for a grid of weights or activations that a part cannot work on."""
+        self.range.grid(grid)
+        if self.transform.learned and activation and activation.granularity == "tensor":
+            raise UserError(
+                "activation.granularity=tensor with a learned transform: the rewrite changes what "
+                "layers read while static ranges stand; use activation.granularity=token"
+            )
 
     @property
     def learned(self) -> bool:
@@ -100,31 +111,3 @@ def fixed_fit(parameters: GridParameters) -> Fit:
         return known
 
     return fit
-
-
-def _refuse_senseless(recipe: Recipe, names: Mapping[str, str]) -> None:
-    """Raises UserError, with the reason, for parts that cannot work together."""
-    pairs = {stage: f"method/{stage}={name}" for stage, name in names.items()}
-    learned_rounding = isinstance(recipe.rounding, LearnedRounding)
-    if recipe.transform.learned and names["range"] not in ("minmax", "lwc"):
-        raise UserError(
-            f"{pairs['transform']} with {pairs['range']}: a learned rewrite changes the weights at "
-            "every step, so their range must follow it; use method/range=lwc or minmax"
-        )
-    both = recipe.transform.learned and recipe.range.learned
-    if both and recipe.transform.schedule != recipe.range.schedule:
-        raise UserError(
-            f"{pairs['transform']} with {pairs['range']}: they are trained together; "
-            "give method.transform and method.range the same iterations and seed"
-        )
-    if recipe.range.learned and getattr(recipe.rounding, "static_groups", True) is False:
-        raise UserError(
-            f"{pairs['range']} with method.rounding.static_groups=false: learned ranges belong to "
-            "the original weights and cannot be fitted again; use static_groups=true"
-        )
-    if names["outliers"] != "none" and (learned_rounding or recipe.range.learned):
-        stage = "rounding" if learned_rounding else "range"
-        raise UserError(
-            f"{pairs['outliers']} with {pairs[stage]}: outliers are chosen while weights are "
-            "rounded one by one, after that stage was trained; use method/rounding=gptq or nearest"
-        )

@@ -43,6 +43,8 @@ class Schedule:
         for name in ("iterations", "evaluations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.patience is not None and self.patience < 1:
             raise UserError(f"patience={self.patience}: must be at least 1, or null")
 

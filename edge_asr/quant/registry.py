@@ -41,7 +41,12 @@ class Registry(Generic[Part]):
         Raises:
             UserError: for an unknown part or setting, with the nearest known one.
         """
-        settings = {key: value for key, value in options.items() if key != "name"}
+        # A frozen dataclass holds tuples where a configuration file has lists.
+        settings = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in options.items()
+            if key != "name"
+        }
         name = str(options.get("name", "none"))
         if name not in self._parts:
             raise UserError(f"method/{self.stage}={name}: {nearest(name, self)}")

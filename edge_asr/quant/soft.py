@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
+from edge_asr.quant.grid import (
+    Grid,
+    GridParameters,
+    QuantizedWeight,
+    decode,
+    encode,
+    straight_through_round,
+)
 from edge_asr.quant.reconstruction import Learnable
 from edge_asr.quant.work import BlockWork
-
-
-def straight_through_round(values: Tensor) -> Tensor:
-    """Rounding whose gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
-    return values + (values.round() - values).detach()
 
 
 class SoftStage(nn.Module):

@@ -149,15 +149,16 @@ class LearnedRounding(Rounding):
         """Trainable rounding of the layers in `starts`."""
 
     def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+        device = work.model.device
         starts = {
-            name: LayerStart(weight, site.fits[name](weight), site.grid)
+            name: LayerStart(weight.to(device), site.fits[name](weight).to(device), site.grid)
             for site in sites
             for name, weight in site.weights.items()
         }
-        rounding = self.soft_rounding(starts).to(work.model.device)
+        rounding = self.soft_rounding(starts).to(device)
         block = RoundedBlock(rounding, tuple(starts))
         reconstruct(work, block, self.schedule)
-        return {name: rounding.quantized(name) for name in starts}
+        return {name: rounding.quantized(name).to("cpu") for name in starts}
 
 
 class Correction:

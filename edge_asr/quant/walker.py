@@ -163,8 +163,6 @@ class _Walk:
         self.recipe.transform.rewrite_block(work)
         self._quantize_inputs(work)
         self.recipe.learn_ranges(work)
-        if self.recipe.transform.learned:
-            self._quantize_inputs(work)  # static ranges follow the learned rewrite
         sites = [self._site(work, site) for site in station.block.sites]
         for name, weight in self.recipe.rounding.round_block(work, sites).items():
             self._bake(work, sites, name, weight, nearest_errors[name])
@@ -194,7 +192,9 @@ class _Walk:
             return
         statistics = {site: work.statistics(site) for site in work.block.sites}
         for site, observed in statistics.items():
-            quantize_inputs(work.layers(site).values(), self.activation, observed)
+            layers = work.layers(site).values()
+            learned = self.recipe.transform.learned
+            quantize_inputs(layers, self.activation, observed, range_gradient=learned)
 
     def _site(self, work: BlockWork, site: Site) -> SiteWork:
         """One site, ready to be rounded."""

@@ -15,6 +15,7 @@ from tiny import ListCorpus, tone
 from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
@@ -22,14 +23,16 @@ from edge_asr.quant.range.minmax import MinMax, minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import BlockLoss, Learnable, Schedule, reconstruct
 from edge_asr.quant.rounding.adaround import exponent_at
+from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.rounding.rectified import (
     SoftCodes,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
 )
-from edge_asr.quant.rounding.signround import SignSGD
+from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
 from edge_asr.quant.soft import LayerStart, RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
+from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork
 
 LEARNED: dict[str, dict[str, dict[str, Any]]] = {
@@ -166,6 +169,36 @@ def test_soft_codes_start_at_the_float_weight() -> None:
     assert bool(((codes.quantized("layer").dequantize() - weight).abs() <= 0.51 * step).all())
 
 
+@pytest.mark.parametrize("grid", [Grid(3), Grid(2, symmetric=True), Grid(3, symmetric=True,
+                                                                     signed=True)])  # fmt: skip
+def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
+    weight = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+    parameters = minmax_parameters(weight, grid)
+    soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, 0.0)
+    expected = round_nearest(weight, parameters, grid).dequantize()
+    torch.testing.assert_close(soft.quantized("layer").dequantize(), expected)
+
+
+def test_a_learned_transform_refuses_static_activations() -> None:
+    recipe = Recipe.build(stages(transform={"name": "let"}))
+    static = ActivationGrid(8, granularity="tensor", static_range="extreme")
+    with pytest.raises(UserError, match="granularity=token"):
+        recipe.check_grids(Grid(4), static)
+
+
+def test_let_is_trained_for_the_quantized_inputs_too(whisper: Checkpoint, batches_of: Any) -> None:
+    """With float weights in effect and coarse inputs, only smaller input ranges lower the loss."""
+    model = copy.deepcopy(whisper.model)
+    recipe = Recipe.build(stages(transform={"name": "let", "iterations": 40}))
+    result = quantize_model(
+        model, whisper.architecture, batches_of(whisper), recipe, Grid(8),
+        activation=ActivationGrid(3),
+    )  # fmt: skip
+    for block, done in result.blocks.items():
+        for learned in done.reconstructions:
+            assert learned.loss_after < learned.loss_before, (block, learned)
+
+
 def test_exponent_waits_then_falls_from_20_to_2() -> None:
     assert exponent_at(0.0) == exponent_at(0.2) == 20
     assert exponent_at(0.6) == pytest.approx(11)
@@ -254,6 +287,15 @@ def test_block_loss_ignores_padding(
             "same iterations",
         ),
         ({"outliers": {"name": "columns"}, "rounding": {"name": "adaround"}}, "one by one"),
+        ({"outliers": {"name": "columns"}, "transform": {"name": "let"}}, "one by one"),
+        ({"correction": {"name": "bias"}, "rounding": {"name": "signround"}}, "undo it"),
+        ({"transform": {"name": "cle"}, "range": {"name": "lwc"}}, "no float outputs"),
+        (
+            {"range": {"name": "minmax_second_level"}, "rounding": {"name": "tesseraq"}},
+            "moves every scale",
+        ),
+        ({"rounding": {"name": "tesseraq", "soft_shares": [0.5, -0.1]}}, "soft_shares"),
+        ({"rounding": {"name": "adaround", "seed": 2**70}}, "seed"),
         ({"rounding": {"name": "adaround", "iterations": 0}}, "iterations=0"),
         ({"rounding": {"name": "signround", "learning_rate": -1.0}}, "learning_rate=-1"),
         ({"rounding": {"name": "tesseraq", "iterations": 5}}, "iterations=5"),

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
+from edge_asr.quant.grid import (
+    Grid,
+    GridParameters,
+    parameters_from_range,
+    reduce_groups,
+    straight_through_round,
+)
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.soft import SoftRange, straight_through_round
+from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import (
+    Grid,
     GridParameters,
     QuantizedWeight,
     decode,
     encode,
     parameters_from_range,
+    straight_through_round,
 )
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.soft import LayerStart, SoftRounding, straight_through_round
+from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import LearnedRounding, roundings
 
 
@@ -44,6 +46,15 @@ class SignSGD(torch.optim.Optimizer):
                     parameter.sub_(parameter.grad.sign(), alpha=group["lr"] * left)
 
 
+def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The ends of the range that `parameters_from_range` makes `parameters` of."""
+    scale, zero = parameters.scale, parameters.zero
+    if grid.symmetric:
+        reach = scale * (grid.highest if grid.signed else grid.steps / 2)
+        return -reach, reach
+    return scale * (grid.lowest - zero), scale * (grid.highest - zero)
+
+
 class SignedOffsets(SoftRounding):
     """An offset in [-1/2, 1/2] for every weight, a factor in [0, 1] for both ends of a range."""
 
@@ -60,17 +71,17 @@ class SignedOffsets(SoftRounding):
 
     def _codes(self, name: str) -> tuple[Tensor, GridParameters]:
         start, key = self._starts[name], self._keys[name]
-        fitted, grid = start.parameters, start.grid
+        low, high = range_of(start.parameters, start.grid)
         parameters = parameters_from_range(
-            fitted.scale * (grid.lowest - fitted.zero) * self.low[key],
-            fitted.scale * (grid.highest - fitted.zero) * self.high[key],
-            grid,
-            fitted.group_size,
+            low * self.low[key],
+            high * self.high[key],
+            start.grid,
+            start.parameters.group_size,
             straight_through_round,
         )
         scale, zero = parameters.expand(start.weight.shape[1])
         moved = start.weight + self.offset[key] * scale
-        return encode(moved, scale, zero, grid, straight_through_round), parameters
+        return encode(moved, scale, zero, start.grid, straight_through_round), parameters
 
     def soft(self, name: str) -> Tensor:
         codes, parameters = self._codes(name)

@@ -107,7 +107,8 @@ class TesseraQ(LearnedRounding):
 
     def __post_init__(self) -> None:
         shares = tuple(self.soft_shares)
-        if not shares or sorted(shares, reverse=True) != list(shares) or shares[0] > 1:
+        falling = sorted(shares, reverse=True) == list(shares)
+        if not shares or not falling or shares[0] > 1 or shares[-1] < 0:
             raise UserError(
                 f"method.rounding.soft_shares={list(shares)}: give shares between 0 and 1 that fall"
             )

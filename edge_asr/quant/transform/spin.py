@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.quant.activation import ActivationGrid, InputQuantizer
+from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.cayley import CayleySGD, nearest_orthogonal
-from edge_asr.quant.grid import Grid, decode, encode
+from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rotation import (
@@ -32,7 +32,6 @@ from edge_asr.quant.rotation import (
     rotate_outputs,
     stream_tensors,
 )
-from edge_asr.quant.soft import straight_through_round
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.work import Batch, ModelWork, Reconstruction
@@ -109,8 +108,8 @@ def _change_bias(tensors: dict[str, Tensor], layer: str, matrix: Tensor) -> None
 class Spin(Transform):
     """Transform stage `spin`.
 
-    The network that is trained through has quantized activations where the run has them, and
-    float weights if GPTQ is to follow, as the authors train; without quantized activations its
+    The network that is trained through has quantized activations and float weights where the run
+    quantizes activations, as the authors train for GPTQ; without quantized activations its
     weights are rounded to nearest instead, for a rotation alone changes nothing in a float model.
 
     Attributes:
@@ -128,6 +127,8 @@ class Spin(Transform):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"method.transform.steps={self.steps}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.learning_rate <= 0:
             raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
 
@@ -211,7 +212,7 @@ def _quantized_inputs(work: ModelWork) -> Iterator[None]:
     if work.activation is None:
         yield
         return
-    settings = ActivationGrid(work.activation.bits, symmetric=work.activation.symmetric)
+    settings = replace(work.activation, granularity="token", static_range=None)
     layers = [layer for layer in work.model.modules() if isinstance(layer, QuantizedLinear)]
     kept = [layer.quantize_input for layer in layers]
     try:

@@ -1,0 +1,78 @@
+"""Which parts cannot work together, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edge_asr.errors import UserError
+from edge_asr.quant.stages import LearnedRounding
+
+if TYPE_CHECKING:
+    from edge_asr.quant.recipe import Recipe
+
+
+def refuse_senseless(recipe: Recipe, names: Mapping[str, str]) -> None:
+    """Raises UserError, with the reason, for parts that cannot work together.
+
+    `names` are those of the parts, by stage.
+    """
+    chosen = {stage: f"method/{stage}={name}" for stage, name in names.items()}
+    _refuse_for_learned_transforms(recipe, names, chosen)
+    learned_rounding = isinstance(recipe.rounding, LearnedRounding)
+    if recipe.range.learned and getattr(recipe.rounding, "static_groups", True) is False:
+        raise UserError(
+            f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
+            "the original weights and cannot be fitted again; use static_groups=true"
+        )
+    if learned_rounding and names["range"] == "minmax_second_level":
+        raise UserError(
+            f"{chosen['range']} with {chosen['rounding']}: learned rounding moves every scale, "
+            "which then no longer is on the second level's grid; use method/range=minmax"
+        )
+    if not recipe.learned:
+        return
+    stage = next(
+        stage
+        for stage, learned in (
+            ("rounding", learned_rounding),
+            ("range", recipe.range.learned),
+            ("transform", recipe.transform.learned),
+        )
+        if learned
+    )
+    if names["outliers"] != "none":
+        raise UserError(
+            f"{chosen['outliers']} with {chosen[stage]}: outliers are chosen while weights are "
+            "rounded one by one, after that stage was trained without them; "
+            "use method/rounding=gptq or nearest and a range that is not learned"
+        )
+    if names["correction"] != "none":
+        raise UserError(
+            f"{chosen['correction']} with {chosen[stage]}: training already makes up for the mean "
+            "error of the blocks before, and correcting every layer alone would undo it; "
+            "use method/correction=none"
+        )
+    if names["transform"] == "cle":
+        raise UserError(
+            f"{chosen['transform']} with {chosen[stage]}: the values of a cross-attention are "
+            "rescaled ahead of the block that reads them, so they have no float outputs to learn "
+            "from; use method/transform=awq, smooth or none"
+        )
+
+
+def _refuse_for_learned_transforms(
+    recipe: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
+) -> None:
+    if not recipe.transform.learned:
+        return
+    if names["range"] not in ("minmax", "lwc"):
+        raise UserError(
+            f"{chosen['transform']} with {chosen['range']}: a learned rewrite changes the weights "
+            "at every step, so their range must follow it; use method/range=lwc or minmax"
+        )
+    if recipe.range.learned and recipe.transform.schedule != recipe.range.schedule:
+        raise UserError(
+            f"{chosen['transform']} with {chosen['range']}: they are trained together; "
+            "give method.transform and method.range the same iterations and seed"
+        )
