@@ -32,7 +32,7 @@ def cayley_step(matrix: Tensor, gradient: Tensor, rate: float) -> Tensor:
     return moved
 
 
-def nearest_orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal_again(matrix: Tensor) -> Tensor:
     """The Q of a QR factorization whose R has a positive diagonal: no column changes sign."""
     q, r = torch.linalg.qr(matrix)
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
@@ -54,5 +54,5 @@ class CayleySGD(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 if float(torch.rand(1, generator=self._generator)) < RENEWAL:
-                    parameter.copy_(nearest_orthogonal(parameter))
+                    parameter.copy_(orthogonal_again(parameter))
                 parameter.copy_(cayley_step(parameter, parameter.grad, group["lr"]))

@@ -57,7 +57,23 @@ class Schedule:
         )
 
 
-class Learnable(nn.Module):
+class Trainable(nn.Module):
+    """Parameters that are trained the way their paper trains them."""
+
+    @abstractmethod
+    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
+        """Optimizers over all trainable parameters."""
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """What is added to the loss at `progress` (0 to 1) through the schedule."""
+        del progress
+        return 0.0
+
+    def after_step(self, step: int, iterations: int) -> None:
+        """Called after optimizer step number `step` (from 1): clamp, harden, decay rates."""
+
+
+class Learnable(Trainable):
     """Trainable parameters of one block and the weights they stand for.
 
     `state_dict` must hold everything that training changes, so that the best iterate can be
@@ -71,18 +87,6 @@ class Learnable(nn.Module):
     def stored_tensors(self) -> dict[str, Tensor]:
         """The same as they would be stored now, every weight on its grid."""
         return self.tensors()
-
-    @abstractmethod
-    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
-        """Optimizers over all trainable parameters."""
-
-    def penalty(self, progress: float) -> Tensor | float:
-        """What is added to the loss at `progress` (0 to 1) through the schedule."""
-        del progress
-        return 0.0
-
-    def after_step(self, step: int, iterations: int) -> None:
-        """Called after optimizer step number `step` (from 1): clamp, harden, decay rates."""
 
 
 class BlockLoss:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_asr.quant.grid import (
     Grid,
@@ -21,27 +21,11 @@ from edge_asr.quant.grid import (
     encode,
     straight_through_round,
 )
-from edge_asr.quant.reconstruction import Learnable
+from edge_asr.quant.reconstruction import Learnable, Trainable
 from edge_asr.quant.work import BlockWork
 
 
-class SoftStage(nn.Module):
-    """A stage with trainable parameters and the optimizers that its paper trains them with."""
-
-    @abstractmethod
-    def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
-        """Optimizers over all of its parameters."""
-
-    def penalty(self, progress: float) -> Tensor | float:
-        """What it adds to the loss at `progress` (0 to 1) through the schedule."""
-        del progress
-        return 0.0
-
-    def after_step(self, step: int, iterations: int) -> None:
-        """Called after optimizer step number `step` (from 1)."""
-
-
-class SoftTransform(SoftStage):
+class SoftTransform(Trainable):
     """A trainable rewrite of a block's float parameters."""
 
     @abstractmethod
@@ -49,7 +33,7 @@ class SoftTransform(SoftStage):
         """The parameters by path after the rewrite; those it leaves alone included."""
 
 
-class SoftRange(SoftStage):
+class SoftRange(Trainable):
     """Trainable scales and zero points."""
 
     @abstractmethod
@@ -57,7 +41,7 @@ class SoftRange(SoftStage):
         """Differentiable grid parameters of layer `name` with `weight` [rows, columns]."""
 
 
-class SoftRounding(SoftStage):
+class SoftRounding(Trainable):
     """Trainable grid points."""
 
     @abstractmethod
@@ -121,7 +105,7 @@ class RewrittenBlock(Learnable):
         for stage in self._stages():
             stage.after_step(step, iterations)
 
-    def _stages(self) -> Iterator[SoftStage]:
+    def _stages(self) -> Iterator[Trainable]:
         if self.transform is not None:
             yield self.transform
         yield self.ranges

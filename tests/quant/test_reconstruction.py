@@ -174,7 +174,7 @@ def test_soft_codes_start_at_the_float_weight() -> None:
 def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
     weight = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
     parameters = minmax_parameters(weight, grid)
-    soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, 0.0)
+    soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
     expected = round_nearest(weight, parameters, grid).dequantize()
     torch.testing.assert_close(soft.quantized("layer").dequantize(), expected)
 

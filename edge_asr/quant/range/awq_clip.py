@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters, decode, encode, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
@@ -77,21 +77,11 @@ def awq_clip_parameters(
         error = group_output_error(rounded - weight, blocks)
         return error.sum(0, keepdim=True) if grid.granularity == "tensor" else error
 
-    best = minmax_parameters(weight, grid)
-    least = output_error(best)
-    for step in range(1, int(max_shrink * steps)):
-        limit = (1 - step / steps) * magnitude
-        limit = limit.repeat_interleave(size, dim=1)[:, : weight.shape[1]]
-        candidate = minmax_parameters(torch.clamp(weight, -limit, limit), grid)
-        error = output_error(candidate)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = GridParameters(
-            torch.where(better, candidate.scale, best.scale),
-            torch.where(better, candidate.zero, best.zero),
-            size,
-        )
-    return best
+    def clipped(share: float) -> GridParameters:
+        limit = (share * magnitude).repeat_interleave(size, dim=1)[:, : weight.shape[1]]
+        return minmax_parameters(torch.clamp(weight, -limit, limit), grid)
+
+    return shrink_search(clipped, output_error, steps=steps, max_shrink=max_shrink)
 
 
 @ranges.register("awq_clip")
@@ -111,12 +101,7 @@ class AwqClip(Range):
     skip_logit_layers: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"method.range.steps={self.steps}: must be at least 1")
-        if not 0 < self.max_shrink <= 1:
-            raise UserError(
-                f"method.range.max_shrink={self.max_shrink}: must be above 0 and at most 1"
-            )
+        check_search(self.steps, self.max_shrink)
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

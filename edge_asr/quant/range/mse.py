@@ -21,6 +21,7 @@ from edge_asr.quant.grid import (
     parameters_from_range,
     reduce_groups,
 )
+from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
@@ -51,20 +52,12 @@ def mse_parameters(
     high, _ = reduce_groups(weight, grid, torch.amax)
     if grid.include_zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
-    best = parameters_from_range(low, high, grid, size)
-    least = group_error(weight, best, grid, norm)
-    for step in range(1, int(max_shrink * steps)):
-        shrink = 1 - step / steps
-        candidate = parameters_from_range(shrink * low, shrink * high, grid, size)
-        error = group_error(weight, candidate, grid, norm)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = GridParameters(
-            torch.where(better, candidate.scale, best.scale),
-            torch.where(better, candidate.zero, best.zero),
-            size,
-        )
-    return best
+    return shrink_search(
+        lambda share: parameters_from_range(share * low, share * high, grid, size),
+        lambda parameters: group_error(weight, parameters, grid, norm),
+        steps=steps,
+        max_shrink=max_shrink,
+    )
 
 
 @ranges.register("mse")
@@ -83,12 +76,7 @@ class Mse(Range):
     norm: float = 2.4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"method.range.steps={self.steps}: must be at least 1")
-        if not 0 < self.max_shrink <= 1:
-            raise UserError(
-                f"method.range.max_shrink={self.max_shrink}: must be above 0 and at most 1"
-            )
+        check_search(self.steps, self.max_shrink)
         if self.norm <= 0:
             raise UserError(f"method.range.norm={self.norm}: must be above 0")
 

@@ -58,7 +58,7 @@ def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
 class SignedOffsets(SoftRounding):
     """An offset in [-1/2, 1/2] for every weight, a factor in [0, 1] for both ends of a range."""
 
-    def __init__(self, starts: Mapping[str, LayerStart], learning_rate: float) -> None:
+    def __init__(self, starts: Mapping[str, LayerStart], learning_rate: float | None) -> None:
         super().__init__()
         self._starts, self._rate = dict(starts), learning_rate
         self._keys = {name: str(index) for index, name in enumerate(starts)}
@@ -133,4 +133,4 @@ class SignRound(LearnedRounding):
         return Schedule(self.iterations, evaluations=self.evaluations, seed=self.seed)
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
-        return SignedOffsets(starts, self.learning_rate or 0.0)
+        return SignedOffsets(starts, self.learning_rate)

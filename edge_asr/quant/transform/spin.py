@@ -21,7 +21,7 @@ from torch.nn import functional
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.cayley import CayleySGD, nearest_orthogonal
+from edge_asr.quant.cayley import CayleySGD, orthogonal_again
 from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
@@ -142,7 +142,7 @@ class Spin(Transform):
             spins.double()
             for matrix in spins.parameters():
                 # Steps are orthogonal to a few decimals only; folding must be exact.
-                matrix.copy_(nearest_orthogonal(matrix))
+                matrix.copy_(orthogonal_again(matrix))
             for path, value in spins.rotated(tensors).items():
                 tensors[path].copy_(value)
 

@@ -12,7 +12,7 @@ from walks import batches_of, largest_change
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.cayley import CayleySGD, cayley_step, nearest_orthogonal
+from edge_asr.quant.cayley import CayleySGD, cayley_step, orthogonal_again
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.hadamard import random_orthogonal
 from edge_asr.quant.layers import QuantizedLinear, install_layers
@@ -65,7 +65,7 @@ def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -
 def test_a_cayley_step_stays_orthogonal_and_goes_downhill() -> None:
     generator = torch.Generator().manual_seed(0)
     target, start = (random_orthogonal(12, generator).float() for _ in range(2))
-    matrix = nearest_orthogonal(start)
+    matrix = orthogonal_again(start)
 
     def distance(x: torch.Tensor) -> float:
         return float((x - target).square().sum())
