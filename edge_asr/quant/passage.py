@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,48 @@ class Station:
         module: Runs the block.
         calls: Its inputs, one call a batch.
         masks: Valid rows [batch, positions] of every batch.
+        bulky: The outputs are many times as large as the inputs, so they are not kept.
     """
 
     block: Block
     module: nn.Module
     calls: Sequence[Call]
     masks: Sequence[Tensor]
+    bulky: bool = False
     _outputs: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
-    def outputs(self) -> list[Tensor]:
-        """The block's outputs [batch, positions, channels]; computed once, at the first call."""
+    def outputs(self) -> Sequence[Tensor]:
+        """The block's outputs [batch, positions, channels], of the weights it has now.
+
+        Computed once, at the first call; bulky ones every time one is asked for, and so only
+        as long as the weights stay.
+        """
+        if self.bulky:
+            return _FreshOutputs(self)
         if not self._outputs:
             self._outputs = [call.run(self.module) for call in self.calls]
         return self._outputs
+
+
+class _FreshOutputs(Sequence[Tensor]):
+    """Outputs of a station, computed at every look."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+
+    def __len__(self) -> int:
+        return len(self._station.calls)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    @torch.no_grad()
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(len(self))[index]]
+        return self._station.calls[index].run(self._station.module)
 
 
 class _Captured(Exception):
@@ -69,7 +97,7 @@ class Passage:
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
         states = [Call((call.hidden,), {}) for call in calls]
-        yield Station(block, SharedMemory(norm, layers), states, frames)
+        yield Station(block, SharedMemory(norm, layers), states, frames, bulky=True)
         with torch.no_grad():
             memory = [norm(call.hidden) for call in calls]
         tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]

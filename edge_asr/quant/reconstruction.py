@@ -10,9 +10,10 @@ arXiv:2102.05426, section 3.2).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,25 +29,31 @@ class Schedule:
     """How long and in which order a block is trained.
 
     Attributes:
-        iterations: Optimizer steps, one calibration batch each.
+        iterations: Optimizer steps.
+        clips: Calibration clips a step, drawn from one calibration batch; None for all of it.
         evaluations: How often, evenly spread, the rounded block is measured on all batches.
         patience: Evaluations without a better one before training stops, or None.
-        seed: Seed of the order of the batches.
+        seed: Seed of the order of the clips.
+        field: Where the settings came from, for messages: `method.rounding`.
     """
 
     iterations: int
+    clips: int | None = None
     evaluations: int = 10
     patience: int | None = None
     seed: int = 0
+    field: str = dataclasses.field(default="schedule", compare=False)
 
     def __post_init__(self) -> None:
         for name in ("iterations", "evaluations"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise UserError(f"{self.field}.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("clips", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{self.field}.{name}={value}: must be at least 1, or null")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"patience={self.patience}: must be at least 1, or null")
+            raise UserError(f"{self.field}.seed={self.seed}: must be from 0 to 2^63 - 1")
 
     @property
     def evaluation_steps(self) -> frozenset[int]:
@@ -100,19 +107,27 @@ class BlockLoss:
         self._fixed = {name: value.detach() for name, value in work.module.named_parameters()}
         self.rows = [int(mask.sum()) for mask in work.masks]
 
-    def of_batch(self, index: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Squared distance to the float output, summed over channels, mean over valid rows."""
+    def of_batch(
+        self, index: int, tensors: Mapping[str, Tensor], clips: Tensor | None = None
+    ) -> Tensor:
+        """Squared distance to the float output, summed over channels, mean over valid rows.
+
+        `clips` are numbers of clips of the batch, where not all of them are meant.
+        """
         replaced = self._fixed | {
             self._relative[id(self.work.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call = self.work.calls[index]
+        call, mask = self.work.calls[index], self.work.masks[index]
+        target = self.work.targets[index]
+        if clips is not None:
+            clips = clips.to(mask.device)
+            call, mask, target = call.select(clips), mask[clips], target[clips]
         output = call.run(
             lambda *args, **kwargs: functional_call(self.work.module, replaced, args, kwargs)
         )
-        mask = self.work.masks[index]
-        distance = (output - self.work.targets[index]).square().sum(-1)
-        return (distance * mask).sum() / max(self.rows[index], 1)
+        distance = (output - target).square().sum(-1)
+        return (distance * mask).sum() / mask.sum().clamp(min=1)
 
     @torch.no_grad()
     def over_all(self, tensors: Mapping[str, Tensor]) -> float:
@@ -123,45 +138,41 @@ class BlockLoss:
         return total / max(sum(self.rows), 1)
 
 
-def reconstruct(
-    work: BlockWork,
-    learnable: Learnable,
-    schedule: Schedule,
-    on_evaluation: Callable[[int, float], None] = lambda *_: None,
-) -> Reconstruction:
+def reconstruct(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
     """Train `learnable` on the block, leave it at its best iterate, note the losses in `work`.
 
     The starting point counts as an iterate, so the loss never ends above where it began.
+    `work.on_evaluation` hears of every evaluation.
 
     Args:
         work: The block, with targets.
         learnable: Changed in place.
         schedule: Steps, evaluations, seed.
-        on_evaluation: Called with (step, loss) after every evaluation.
     """
-    result = _train(work, learnable, schedule, on_evaluation)
+    result = _train(work, learnable, schedule)
     work.reconstructions.append(result)
+    if not result.loss_after < result.loss_before:
+        work.warnings.append(
+            f"{work.block.module}: {result.iterations} steps of training did not lower its loss "
+            f"of {result.loss_before:.3g}; it stays as it was before them"
+        )
     return result
 
 
-def _train(
-    work: BlockWork,
-    learnable: Learnable,
-    schedule: Schedule,
-    on_evaluation: Callable[[int, float], None],
-) -> Reconstruction:
+def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
     loss = BlockLoss(work)
     before = best = loss.over_all(learnable.stored_tensors())
     kept = copy.deepcopy(learnable.state_dict())
     if not any(loss.rows):
         return Reconstruction(before, before, 0)
     optimizers = learnable.optimizers(schedule.iterations)
-    batches = _batch_order(loss.rows, schedule.seed)
+    order = _clip_order(work.masks, schedule)
     measured = schedule.evaluation_steps
     waited = step = 0
     for step in range(1, schedule.iterations + 1):
         with torch.enable_grad():
-            total = loss.of_batch(next(batches), learnable.tensors())
+            index, clips = next(order)
+            total = loss.of_batch(index, learnable.tensors(), clips)
             total = total + learnable.penalty((step - 1) / schedule.iterations)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -172,7 +183,7 @@ def _train(
             learnable.after_step(step, schedule.iterations)
         if step in measured:
             current = loss.over_all(learnable.stored_tensors())
-            on_evaluation(step, current)
+            work.on_evaluation(step, schedule.iterations, current)
             waited = 0 if current < best else waited + 1
             if current < best:
                 best, kept = current, copy.deepcopy(learnable.state_dict())
@@ -182,10 +193,20 @@ def _train(
     return Reconstruction(before, best, step)
 
 
-def _batch_order(rows: list[int], seed: int) -> Iterator[int]:
-    """All batches with a valid row, shuffled anew in every round, without end."""
-    generator = torch.Generator().manual_seed(seed)
-    usable = torch.tensor([index for index, count in enumerate(rows) if count])
+def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[tuple[int, Tensor | None]]:
+    """A batch's number and the numbers of some of its clips (None: all), without end.
+
+    Every clip with a valid row comes once in every round, in an order shuffled anew.
+    """
+    generator = torch.Generator().manual_seed(schedule.seed)
+    heard = [mask.any(1).nonzero().flatten().cpu() for mask in masks]
     while True:
-        for position in torch.randperm(len(usable), generator=generator):
-            yield int(usable[position])
+        steps: list[tuple[int, Tensor | None]] = []
+        for index, clips in enumerate(heard):
+            if schedule.clips is None or schedule.clips >= len(masks[index]):
+                steps += [(index, None)] * bool(len(clips))
+                continue
+            shuffled = clips[torch.randperm(len(clips), generator=generator)]
+            steps += [(index, part) for part in shuffled.split(schedule.clips)]
+        for position in torch.randperm(len(steps), generator=generator):
+            yield steps[int(position)]

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from edge_asr.models.architecture import Site
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
@@ -56,6 +57,11 @@ class Outliers:
         """The grid of the site's weights, where it is not that of the whole model."""
         del site
         return grid
+
+    def activation(self, activation: ActivationGrid, site: Site) -> ActivationGrid:
+        """The grid of the site's input, where activations are quantized."""
+        del site
+        return activation
 
     def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
         """What stays off the grid in the layers of `site`, whose input has `statistics`."""

@@ -86,6 +86,15 @@ class InputStatistics:
         """Hessian of the mean squared output error in one weight row: 2 E[x xᵀ]."""
         return 2 * self.second_moment
 
+    def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:
+        """Output error of `rounded` in units of the output's own mean square, both without bias.
+
+        It stays the same where the outputs are rescaled or rotated together, so it can be summed
+        over layers and compared between methods. Zero without any row or output.
+        """
+        power = self.output_error(weight)
+        return self.output_error(weight - rounded) / power if power > 0 else 0.0
+
     def output_error(self, difference: Tensor) -> float:
         """Mean over rows of the squared norm of `difference` x: tr(D E[x xᵀ] Dᵀ).
 

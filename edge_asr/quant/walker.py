@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,10 +42,10 @@ class LayerResult:
 
     Attributes:
         weight: Its codes and grid.
-        output_error: Mean over calibration rows of the squared norm of the change of the
-            layer's output that its weights make, on the inputs of the quantized prefix.
-        nearest_error: The same on the same inputs, had the weights only been rounded to the
-            nearest grid point of their min-max range.
+        output_error: Mean square of the change of the layer's output that its weights make, in
+            units of the output's own mean square, on the inputs of the quantized prefix.
+        nearest_error: The same, had the weights only been rounded to the nearest grid point of
+            their min-max range before the block was rewritten.
     """
 
     weight: QuantizedWeight
@@ -106,7 +107,7 @@ def quantize_model(
     grid: Grid,
     *,
     activation: ActivationGrid | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Quantization:
     """Quantize every block of `model` in place by `recipe`.
 
@@ -117,11 +118,13 @@ def quantize_model(
         recipe: The method.
         grid: The weight grid.
         activation: The grid of what the blocks' Linears read, or None to leave it float.
-        progress: Called with (block and its losses, done, total) after every block.
+        progress: Called with (what goes on, blocks done, total) while a part learns, and with
+            (block and its losses, done, total) after every block.
     """
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
     bench = ModelWork(model, architecture, batches, grid, activation)
+    bench.on_step = lambda step, steps: progress(f"model, step {step} of {steps}", 0, len(blocks))
     recipe.transform.rewrite_model(bench)
     walk = _Walk(model, architecture, recipe, grid, activation)
     walk.result.warnings += bench.warnings
@@ -131,10 +134,14 @@ def quantize_model(
     if recipe.learned:
         reference = Passage(copy.deepcopy(model), architecture, batches).stations()
     for done, station in enumerate(stations, start=1):
-        walk.quantize(station, () if reference is None else next(reference).outputs())
-        if progress is not None:
-            progress(walk.result.summary(station.block.module), done, len(blocks))
+        targets = () if reference is None else next(reference).outputs()
+        walk.quantize(station, targets, partial(_show, progress, done - 1, len(blocks)))
+        progress(walk.result.summary(station.block.module), done, len(blocks))
     return walk.result
+
+
+def _show(progress: Progress, done: int, total: int, text: str) -> None:
+    progress(text, done, total)
 
 
 class _Walk:
@@ -150,13 +157,21 @@ class _Walk:
         self.recipe, self.grid, self.activation = recipe, grid, activation
         self.result = Quantization()
 
-    def quantize(self, station: Station, targets: Sequence[Tensor]) -> None:
-        """Run all stages on one block; `targets` are the float model's outputs, if learned from."""
+    def quantize(
+        self, station: Station, targets: Sequence[Tensor], on_step: Callable[[str], None]
+    ) -> None:
+        """Run all stages on one block.
+
+        `targets` are the float model's outputs, if learned from; `on_step` hears how it goes.
+        """
         began = time.perf_counter()
         work = BlockWork(
             self.model, self.architecture, station.block, station.module,
             station.calls, station.masks, self.grid, targets, self.activation,
         )  # fmt: skip
+        work.on_evaluation = lambda step, steps, loss: on_step(
+            f"{station.block.module}, step {step} of {steps}, loss {loss:.3g}"
+        )
         nearest_errors: dict[str, float] = {}
         for site in station.block.sites:
             nearest_errors |= self._nearest_errors(work, site)
@@ -179,7 +194,8 @@ class _Walk:
         for name, layer in work.layers(site).items():
             weight = layer.weight.detach().cpu()
             nearest = round_nearest(weight, minmax_parameters(weight, self.grid), self.grid)
-            errors[name] = work.statistics(site).output_error(weight - nearest.dequantize())
+            rounded = nearest.dequantize()
+            errors[name] = work.statistics(site).relative_output_error(weight, rounded)
         return errors
 
     def _quantize_inputs(self, work: BlockWork) -> None:
@@ -194,7 +210,8 @@ class _Walk:
         for site, observed in statistics.items():
             layers = work.layers(site).values()
             learned = self.recipe.transform.learned
-            quantize_inputs(layers, self.activation, observed, range_gradient=learned)
+            settings = self.recipe.outliers.activation(self.activation, site)
+            quantize_inputs(layers, settings, observed, range_gradient=learned)
 
     def _site(self, work: BlockWork, site: Site) -> SiteWork:
         """One site, ready to be rounded."""
@@ -230,7 +247,7 @@ class _Walk:
         """Note the quantized weight and put its dequantized values in place."""
         (site,) = (site for site in sites if name in site.weights)
         baked = weight.dequantize()
-        error = site.statistics.output_error(site.weights[name] - baked)
+        error = site.statistics.relative_output_error(site.weights[name], baked)
         self.result.layers[name] = LayerResult(weight, error, nearest_error)
         layer = work.layer(name)
         layer.weight.copy_(baked)

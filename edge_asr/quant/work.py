@@ -52,6 +52,19 @@ class Call:
         output = module(*self.args, **self.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def select(self, clips: Tensor) -> Call:
+        """The same call for `clips` (their numbers) of its batch alone."""
+        count = len(self.hidden)
+
+        def chosen(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim > 1 and len(value) == count:
+                return value[clips]
+            if isinstance(value, tuple | list):
+                return type(value)(chosen(one) for one in value)
+            return value
+
+        return Call(chosen(self.args), {name: chosen(value) for name, value in self.kwargs.items()})
+
     def follow(self, hidden: Tensor) -> Call:
         """The same call with other hidden states, for the block that comes next."""
         return Call((hidden, *self.args[1:]), self.kwargs)
@@ -111,6 +124,7 @@ class ModelWork:
         activation: The grid of what the blocks' layers read, or None.
         warnings: Sentences for the record.
         reconstructions: What a learned rewrite did to its loss.
+        on_step: Hears (steps done, steps in all) while a rewrite is learned.
     """
 
     model: PreTrainedModel
@@ -120,6 +134,7 @@ class ModelWork:
     activation: ActivationGrid | None = None
     warnings: list[str] = field(default_factory=list)
     reconstructions: list[Reconstruction] = field(default_factory=list)
+    on_step: Callable[[int, int], None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -150,13 +165,14 @@ class BlockWork:
         calls: Its inputs of every calibration batch, on the quantized prefix.
         masks: Valid rows [batch, positions] of every calibration batch.
         targets: Outputs of the float model's block on the float model's own inputs, a batch
-            each; empty unless a part of the recipe learns.
+            each, perhaps made anew at every look; empty unless a part of the recipe learns.
         grid: The grid of weights.
         activation: The grid that the block's layers will read their inputs on once the transform
             is done, or None.
         warnings: Sentences for the record; a part appends whatever it could not do as asked.
         learned_fits: Ranges of layers where they were learned; they go before the range part.
         reconstructions: What every learned part did to the block's loss.
+        on_evaluation: Hears (step, steps in all, loss) now and then while a part learns.
     """
 
     model: PreTrainedModel
@@ -171,6 +187,7 @@ class BlockWork:
     warnings: list[str] = field(default_factory=list)
     learned_fits: dict[str, Fit] = field(default_factory=dict)
     reconstructions: list[Reconstruction] = field(default_factory=list)
+    on_evaluation: Callable[[int, int, float], None] = lambda *_: None
     _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
 
     def layer(self, name: str) -> QuantizedLinear:

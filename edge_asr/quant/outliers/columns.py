@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import BITS, Grid
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.stages import Outliers, outliers
@@ -43,9 +44,10 @@ class Columns(Outliers):
 
     Attributes:
         fraction: Columns kept, a fraction of the width, rounded up; 0 to 1.
-        fc2_bits: Width of the codes in the second layer of the MLP, whose input varies most; a
-            larger general width prevails, and null means the general width everywhere. The layer
-            is stored, multiplied and charged at this width.
+        fc2_bits: Width of the codes in the second layer of the MLP, whose input varies most, and
+            of that input where activations are quantized; a larger general width prevails, and
+            null means the general widths everywhere. The layer is stored, multiplied and charged
+            at this width.
     """
 
     fraction: float = 0.0625
@@ -64,6 +66,11 @@ class Columns(Outliers):
         if site.role != "fc2" or self.fc2_bits is None:
             return grid
         return replace(grid, bits=max(grid.bits, self.fc2_bits))
+
+    def activation(self, activation: ActivationGrid, site: Site) -> ActivationGrid:
+        if site.role != "fc2" or self.fc2_bits is None:
+            return activation
+        return replace(activation, bits=max(activation.bits, self.fc2_bits))
 
     def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
         del site

@@ -66,16 +66,17 @@ class LearnedWeightClipping(Range):
     """Range stage `lwc`.
 
     Attributes:
-        iterations: Optimizer steps a block; the authors take 20 epochs of 128 samples (40 at
-            2 bits).
+        iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples (40 at 2 bits).
+        clips: Calibration clips a step, or null for a whole calibration batch.
         learning_rate: Of AdamW, without weight decay.
         initial_logit: Where the factors start: sigmoid(4) is .982.
-        seed: Seed of the order of the calibration batches.
+        seed: Seed of the order of the calibration clips.
     """
 
     learned: ClassVar[bool] = True
 
-    iterations: int = 320
+    iterations: int = 2560
+    clips: int | None = 1
     learning_rate: float = 1e-2
     initial_logit: float = 4.0
     seed: int = 0
@@ -87,7 +88,7 @@ class LearnedWeightClipping(Range):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.iterations, seed=self.seed)
+        return Schedule(self.iterations, self.clips, seed=self.seed, field="method.range")
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         return ClippedRanges(

@@ -63,12 +63,15 @@ class AdaRound(LearnedRounding):
     Attributes:
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
             default here is a tenth of the steps at ten times the rate.
+        clips: Calibration clips a step, or null for a whole calibration batch; the authors take
+            32 images.
         learning_rate: Of Adam.
         regularization: Weight of the pull towards 0 and 1.
-        seed: Seed of the order of the calibration batches.
+        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 1000
+    clips: int | None = 16
     learning_rate: float = 1e-2
     regularization: float = 0.01
     seed: int = 0
@@ -81,7 +84,12 @@ class AdaRound(LearnedRounding):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.iterations, seed=self.seed)
+        return Schedule(
+            self.iterations,
+            self.clips,
+            seed=self.seed,
+            field="method.rounding",
+        )
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return PulledCodes(starts, self.learning_rate, self.regularization)

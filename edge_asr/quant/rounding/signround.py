@@ -110,11 +110,13 @@ class SignRound(LearnedRounding):
 
     Attributes:
         iterations: Optimizer steps a block.
+        clips: Calibration clips a step, or null for a whole calibration batch.
         learning_rate: First step size, or null for 1 / iterations as the authors take.
-        seed: Seed of the order of the calibration batches.
+        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 200
+    clips: int | None = 8
     learning_rate: float | None = None
     seed: int = 0
 
@@ -130,7 +132,13 @@ class SignRound(LearnedRounding):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.iterations, evaluations=self.evaluations, seed=self.seed)
+        return Schedule(
+            self.iterations,
+            self.clips,
+            evaluations=self.evaluations,
+            seed=self.seed,
+            field="method.rounding",
+        )
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return SignedOffsets(starts, self.learning_rate)

@@ -92,13 +92,15 @@ class TesseraQ(LearnedRounding):
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
+        clips: Calibration clips a step, or null for a whole calibration batch.
         soft_shares: Share of the weights that is still trained in every stretch, falling.
         learning_rate: Of AdamW for rounding.
         scale_learning_rate, scale_weight_decay: For the factors on the scales.
-        seed: Seed of the order of the calibration batches.
+        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 2500
+    clips: int | None = 2
     soft_shares: tuple[float, ...] = field(default=SOFT_SHARES)
     learning_rate: float = 5e-4
     scale_learning_rate: float = 5e-4
@@ -124,7 +126,13 @@ class TesseraQ(LearnedRounding):
     @property
     def schedule(self) -> Schedule:
         # Before the last stretch is over most soft codes are far from where they will be stored.
-        return Schedule(self.iterations, evaluations=len(self.soft_shares), seed=self.seed)
+        return Schedule(
+            self.iterations,
+            self.clips,
+            evaluations=len(self.soft_shares),
+            seed=self.seed,
+            field="method.rounding",
+        )
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return HardeningCodes(starts, self)

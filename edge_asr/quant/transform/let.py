@@ -124,16 +124,18 @@ class LearnedEquivalentTransformation(Transform):
     """Transform stage `let`; trained together with the range stage.
 
     Attributes:
-        iterations: Optimizer steps a block; the authors take 20 epochs of 128 samples.
+        iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
+        clips: Calibration clips a step, or null for a whole calibration batch.
         learning_rate: Of AdamW, without weight decay.
         alpha: Scales start from SmoothQuant's formula with this exponent.
         shift: Learn shifts too, where biases can take them up.
-        seed: Seed of the order of the calibration batches.
+        seed: Seed of the order of the calibration clips.
     """
 
     learned: ClassVar[bool] = True
 
-    iterations: int = 320
+    iterations: int = 2560
+    clips: int | None = 1
     learning_rate: float = 5e-3
     alpha: float = 0.5
     shift: bool = True
@@ -148,7 +150,7 @@ class LearnedEquivalentTransformation(Transform):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.iterations, seed=self.seed)
+        return Schedule(self.iterations, self.clips, seed=self.seed, field="method.transform")
 
     def soft_transform(self, work: BlockWork) -> SoftTransform:
         return EquivalentTransformation(work, self)

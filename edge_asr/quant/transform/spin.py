@@ -153,7 +153,8 @@ class Spin(Transform):
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.steps):
+        for done in range(self.steps):
+            work.on_step(done, self.steps)
             index = int(torch.randint(len(work.batches), (1,), generator=generator))
             with torch.enable_grad():
                 loss, _ = _batch_loss(work, work.batches[index], spins.rotated(fixed))
