@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -140,14 +140,21 @@ class MethodSection:
         return stored / weights if weights else self.bits
 
     @property
+    def output_error(self) -> float | None:
+        """Output error summed over all layers, or None where one was not measured."""
+        return _sum_of_all([layer.output_error_after for layer in self.layers])
+
+    @property
     def output_error_ratio(self) -> float | None:
         """Summed output error of all layers over that of rounding to nearest, or None."""
-        before = [layer.output_error_before for layer in self.layers]
-        after = [layer.output_error_after for layer in self.layers]
-        nearest = sum(error for error in before if error is not None)
-        if not nearest or None in before or None in after:
-            return None
-        return sum(error for error in after if error is not None) / nearest
+        nearest = _sum_of_all([layer.output_error_before for layer in self.layers])
+        error = self.output_error
+        return error / nearest if error is not None and nearest else None
+
+
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,7 @@ def test_output_error_ratio_is_of_sums_and_needs_every_layer() -> None:
         LayerSection("b", "encoder", "fc2", 10, 4, 4.5, 2.0, 3.0),
     )
     assert MethodSection("gptq", 4, None, False, layers).output_error_ratio == 0.5
+    assert MethodSection("gptq", 4, None, False, layers).output_error == 5.0
     unknown = (*layers, LayerSection("c", "encoder", "fc1", 10, 4, 4.5))
     assert MethodSection("gptq", 4, None, False, unknown).output_error_ratio is None
     assert MethodSection("float", 32, None, None).output_error_ratio is None

@@ -1,8 +1,10 @@
 """Run records as table rows, one table per protocol, and the leaderboard CSV.
 
 Rates in percent, sizes and traffic in MB (10^6 bytes), arithmetic in GBOPs (10^9 bit
-operations); their ratios are float over quantized, so higher is cheaper. The output error
-ratio is that of the method over rounding to nearest, summed over layers.
+operations); their ratios are float over quantized, so higher is cheaper. The output error is a
+layer's, in units of its output's mean square, summed over layers; its ratio is that of the method
+over rounding to nearest on the inputs it saw. Seconds and peak memory are those of calibration and
+quantization, on whatever machine the record names.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ SUMMARY = (
     "delta_wer_high",
     "empty",
     "looping",
+    "output_error",
     "output_error_ratio",
+    "quantize_seconds",
+    "peak_memory_mb",
     "size_mb",
     "bits_per_parameter",
     "memory_io_mb",
@@ -100,6 +105,15 @@ def _cost_cells(cost: CostSection | None) -> dict[str, Any]:
     }
 
 
+def _effort_cells(record: Record) -> dict[str, float | None]:
+    stages = [stage for stage in record.stages if stage.name in ("calibrate", "quantize")]
+    peaks = [stage.peak_memory_bytes for stage in stages if stage.peak_memory_bytes is not None]
+    return {
+        "quantize_seconds": sum(stage.seconds for stage in stages) if stages else None,
+        "peak_memory_mb": max(peaks) / MB if peaks else None,
+    }
+
+
 def _commit(record: Record) -> str | None:
     commit = record.environment.git_commit
     return f"{commit}-dirty" if commit and record.environment.git_dirty else commit
@@ -135,7 +149,9 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
         **_interval_cells("delta_wer", "delta_wer", difference),
         "empty": sum(result.empty for result in whole),
         "looping": sum(result.looping for result in whole),
+        "output_error": record.method.output_error,
         "output_error_ratio": record.method.output_error_ratio,
+        **_effort_cells(record),
         **_cost_cells(record.cost),
         "float_bits": record.model.float_bits,
         "protocol": protocol,

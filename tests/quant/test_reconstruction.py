@@ -21,7 +21,13 @@ from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.reconstruction import BlockLoss, Learnable, Schedule, reconstruct
+from edge_asr.quant.reconstruction import (
+    BlockLoss,
+    Learnable,
+    Schedule,
+    _clip_order,
+    reconstruct,
+)
 from edge_asr.quant.rounding.adaround import exponent_at
 from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.rounding.rectified import (
@@ -140,6 +146,65 @@ def test_any_learnable_rewrite_leaves_every_block_as_it_is(
     assert bool(shifts) == (checkpoint.architecture.family == "whisper")
 
 
+def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(
+    checkpoint: Checkpoint, batches_of: Any
+) -> None:
+    """By hand from whole-batch outputs: squared distance over the valid rows of the clips."""
+    chosen = torch.tensor([1])
+    for work in block_works(checkpoint, batches_of(checkpoint)):
+        work.targets = [target + 0.1 * torch.randn_like(target) for target in work.targets]
+        loss = BlockLoss(work)
+        for index, (call, mask, target) in enumerate(
+            zip(work.calls, work.masks, work.targets, strict=True)
+        ):
+            with torch.no_grad():
+                change = (call.run(work.module) - target)[1][mask[1]]
+            expected = float(change.square().sum(1).mean()) if len(change) else 0.0
+            assert float(loss.of_batch(index, {}, chosen)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_clip_comes_once_in_a_round() -> None:
+    masks = [torch.ones(5, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
+    masks[0][2] = False
+    order = _clip_order(masks, Schedule(1, clips=3, seed=4))
+    steps = [next(order) for _ in range(3)]
+    seen = sorted(
+        (index, clip)
+        for index, clips in steps
+        for clip in (range(len(masks[index])) if clips is None else clips.tolist())
+    )
+    assert seen == [(0, 0), (0, 1), (0, 3), (0, 4), (1, 0), (1, 1)]
+    assert max(3 if clips is None else len(clips) for _, clips in steps) <= 3
+    again = _clip_order(masks, Schedule(1, clips=3, seed=4))
+    assert str([next(again) for _ in range(3)]) == str(steps)
+
+
+@pytest.mark.parametrize("stage", ["transform", "range", "rounding"])
+def test_impossible_schedules_are_refused_by_the_option_that_made_them(stage: str) -> None:
+    name = {"transform": "let", "range": "lwc", "rounding": "signround"}[stage]
+    for setting, value in (("iterations", 0), ("clips", 0), ("seed", -1)):
+        with pytest.raises(UserError, match=rf"^method\.{stage}\.{setting}={value}"):
+            Recipe.build(stages(**{stage: {"name": name, setting: value}}))
+
+
+def test_the_shared_memory_makes_its_outputs_at_every_look(
+    checkpoint: Checkpoint, batches_of: Any
+) -> None:
+    model = copy.deepcopy(checkpoint.model)
+    memory = checkpoint.architecture.memory_block(model.config)
+    stations = Passage(model, checkpoint.architecture, batches_of(checkpoint)).stations()
+    (station,) = (station for station in stations if station.block.module == memory.module)
+    outputs = station.outputs()
+    assert len(outputs) == len(station.calls)
+    first = outputs[0]
+    with torch.no_grad():
+        model.get_submodule(memory.layers[0]).weight.mul_(2)
+    width = model.get_submodule(memory.layers[0]).out_features
+    again = station.outputs()[0]
+    assert not torch.allclose(again[..., :width], first[..., :width])
+    torch.testing.assert_close(again[..., width:], first[..., width:])
+
+
 def block_works(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> Iterator[BlockWork]:
     """Every block of a copy of the model, with its own outputs as targets."""
     model = copy.deepcopy(checkpoint.model)
@@ -247,6 +312,18 @@ def test_the_best_iterate_is_kept_and_patience_ends_training(
     assert result.loss_after == result.loss_before
     assert result.iterations == 6
     assert work.reconstructions == [result]
+    (warning,) = work.warnings
+    assert f"{work.block.module}: 6 steps of training did not lower its loss" in warning
+
+
+def test_evaluations_are_told(moonshine: Checkpoint, batches_of: Any, first_block: Any) -> None:
+    work = first_block(moonshine, batches_of(moonshine))
+    name = work.block.layers[0]
+    told: list[tuple[int, int]] = []
+    work.on_evaluation = lambda step, steps, _: told.append((step, steps))
+    learnable = Worsening(f"{name}.weight", work.layer(name).weight.detach().clone())
+    reconstruct(work, learnable, Schedule(10, evaluations=4))
+    assert told == [(3, 10), (5, 10), (8, 10), (10, 10)]
 
 
 @pytest.fixture

@@ -113,13 +113,16 @@ class Spin(Transform):
     weights are rounded to nearest instead, for a rotation alone changes nothing in a float model.
 
     Attributes:
-        steps: Optimizer steps, one calibration batch each.
+        steps: Optimizer steps.
+        clips: Calibration clips a step, or null for a whole calibration batch; the authors take one
+            on each of eight devices.
         learning_rate: First rate of Cayley SGD; it falls along a cosine.
-        seed: Of the first rotations and of the order of the batches.
+        seed: Of the first rotations and of the order of the clips.
         untie: As in `hadamard`.
     """
 
     steps: int = 100
+    clips: int | None = 8
     learning_rate: float = 1.5
     seed: int = 0
     untie: bool = False
@@ -127,6 +130,8 @@ class Spin(Transform):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"method.transform.steps={self.steps}: must be at least 1")
+        if self.clips is not None and self.clips < 1:
+            raise UserError(f"method.transform.clips={self.clips}: must be at least 1, or null")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
         if self.learning_rate <= 0:
@@ -155,9 +160,10 @@ class Spin(Transform):
         generator = torch.Generator().manual_seed(self.seed)
         for done in range(self.steps):
             work.on_step(done, self.steps)
-            index = int(torch.randint(len(work.batches), (1,), generator=generator))
+            batch = work.batches[int(torch.randint(len(work.batches), (1,), generator=generator))]
+            order = torch.randperm(len(batch.token_mask), generator=generator)
             with torch.enable_grad():
-                loss, _ = _batch_loss(work, work.batches[index], spins.rotated(fixed))
+                loss, _ = _batch_loss(work, batch, spins.rotated(fixed), order[: self.clips])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -179,15 +185,20 @@ def _mean_loss(work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]) -> fl
     return total / max(tokens, 1)
 
 
-def _batch_loss(work: ModelWork, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the next tokens of a batch's transcripts, and their number."""
+def _batch_loss(
+    work: ModelWork,
+    batch: Batch,
+    tensors: dict[str, Tensor],
+    clips: Tensor | slice = slice(None),
+) -> tuple[Tensor, int]:
+    """Mean cross-entropy of the next tokens of some of a batch's transcripts, and their number."""
     if work.activation is None:
         for block in work.architecture.blocks(work.model.config):
             for name in block.layers:
                 tensors[f"{name}.weight"] = _nearest(tensors[f"{name}.weight"], work.grid)
     device = work.model.device
-    tokens, valid = batch.decoder_input_ids.to(device), batch.token_mask.to(device)
-    inputs = {name: value.to(device) for name, value in batch.encoder_inputs.items()}
+    tokens, valid = batch.decoder_input_ids[clips].to(device), batch.token_mask[clips].to(device)
+    inputs = {name: value[clips].to(device) for name, value in batch.encoder_inputs.items()}
     inputs |= {"decoder_input_ids": tokens}
     logits = functional_call(work.model, tensors, (), inputs | {"use_cache": False}).logits
     targets = torch.where(valid[:, 1:], tokens[:, 1:], -100).flatten()

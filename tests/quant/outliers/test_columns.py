@@ -13,6 +13,7 @@ from quant.bench import correlated_inputs, site_work
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.outliers.columns import Columns, largest_columns
@@ -153,6 +154,11 @@ def test_the_second_layer_of_the_mlp_has_its_own_width() -> None:
     assert Columns().grid(grid, fc2).bits == 8
     assert Columns(fc2_bits=3).grid(grid, fc2).bits == 4
     assert Columns(fc2_bits=None).grid(grid, fc2) == grid
+    inputs = ActivationGrid(4)
+    assert Columns().activation(inputs, fc1) == inputs
+    assert Columns().activation(inputs, fc2) == ActivationGrid(8)
+    assert Columns(fc2_bits=3).activation(inputs, fc2) == inputs
+    assert Columns(fc2_bits=None).activation(inputs, fc2) == inputs
 
 
 @pytest.mark.parametrize(
