@@ -31,13 +31,14 @@ class OutlierRule:
     def keeps_single_weights(self) -> bool:
         return False
 
-    def threshold(self, weight: Tensor, sensitivity: Tensor) -> float:
+    def threshold(self, weight: Tensor, sensitivity: Tensor, grid: Grid) -> float:
         """What the error of a weight, squared and times its sensitivity, must exceed for the
         weight to stay in floating point.
 
-        `weight` is [rows, columns], `sensitivity` [columns].
+        `weight` is [rows, columns], `sensitivity` [columns], in the order in which runs of
+        columns are the groups of `grid`.
         """
-        del weight, sensitivity
+        del weight, sensitivity, grid
         return math.inf
 
     def left_out(self, group: Tensor, sensitivity: Tensor, grid: Grid, threshold: float) -> Tensor:

@@ -64,14 +64,14 @@ class AdaRound(LearnedRounding):
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
             default here is a tenth of the steps at ten times the rate.
         clips: Calibration clips a step, or null for a whole calibration batch; the authors take
-            32 images.
+            32 images, and a clip holds hundreds of rows.
         learning_rate: Of Adam.
         regularization: Weight of the pull towards 0 and 1.
         seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 1000
-    clips: int | None = 16
+    clips: int | None = 4
     learning_rate: float = 1e-2
     regularization: float = 0.01
     seed: int = 0

@@ -151,7 +151,10 @@ class _LayerUnderWay:
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
-        self._threshold = outliers.threshold(self.work, factor.sensitivity)
+        grouped = self._natural if static_groups else slice(None)
+        self._threshold = outliers.threshold(
+            self.work[:, grouped], factor.sensitivity[grouped], grid
+        )
         self._parameters = self._first_fit(weight)
         self._scales, self._zeros = (
             part.double().clone() for part in (self._parameters.scale, self._parameters.zero)

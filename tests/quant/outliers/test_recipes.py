@@ -39,7 +39,7 @@ def quantized(checkpoint: Checkpoint, *overrides: str) -> tuple[torch.nn.Module,
 
 def test_the_recipes_are_the_papers() -> None:
     spqr = Recipe.build(composed("method=spqr").method.stages)
-    assert spqr.outliers == Unstructured(relative_threshold=0.2)
+    assert spqr.outliers == Unstructured(relative_threshold=0.2, fraction=0.01)
     assert spqr.range == MinMaxSecondLevel(scale_bits=3, zero_bits=3, group_size=16)
     assert spqr.rounding == Gptq(
         damping=1.0, act_order=True, static_groups=False, ordered_groups=True

@@ -15,7 +15,12 @@ from quant.bench import correlated_inputs, minmax_fit, site_work
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
 from edge_asr.quant.outlier_rule import OutlierRule, input_sensitivity
-from edge_asr.quant.outliers.unstructured import SingleWeights, Unstructured, leave_one_out_gain
+from edge_asr.quant.outliers.unstructured import (
+    SingleWeights,
+    Unstructured,
+    largest_gains_start,
+    leave_one_out_gain,
+)
 from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
@@ -128,7 +133,7 @@ SPQR_GPTQ = Gptq(damping=1.0, static_groups=False, ordered_groups=True)
 @pytest.mark.parametrize(("rows", "columns", "bits"), [(24, 48, 3), (20, 40, 2), (16, 70, 4)])
 def test_spqr_is_the_papers_algorithm(rows: int, columns: int, bits: int) -> None:
     work = spqr_site(heavy_tailed(columns, rows, columns).double(), bits, 16)
-    work.outliers = Unstructured().rule(work.site, work.statistics)
+    work.outliers = Unstructured(fraction=1.0).rule(work.site, work.statistics)
     ours = SPQR_GPTQ.round(work)["layer"]
     values, mask = spqr_reference(
         work.weights["layer"].numpy(), work.statistics.hessian.numpy(), bits, 16, 0.2
@@ -315,3 +320,39 @@ def test_a_threshold_that_means_nothing_is_refused(value: float) -> None:
 def test_groups_in_rounding_order_must_be_asked_for(options: dict[str, bool], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Gptq(**options)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group_size", [None, 16])
+def test_the_budget_holds_at_every_width(bits: int, group_size: int | None) -> None:
+    """About a hundredth of the weights stays, where the threshold alone keeps many more."""
+    grid = Grid(bits, granularity="group" if group_size else "channel", group_size=group_size)
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
+    work = site_work(weight, correlated_inputs(2, 400, 64), grid)
+    for rounding in (Gptq(), Nearest()):
+        kept = []
+        for budget in (0.01, 1.0):
+            work.outliers = SingleWeights(relative_threshold=1e-3, fraction=budget)
+            outliers = rounding.round(work)["layer"].outliers
+            kept.append(0.0 if outliers is None else float(outliers.mask.float().mean()))
+        assert 0.002 < kept[0] < 0.02, rounding
+        assert kept[1] > 3 * kept[0], rounding
+
+
+def test_the_budget_is_that_many_of_the_largest_gains() -> None:
+    weight = torch.randn(10, 12, generator=torch.Generator().manual_seed(2)).double()
+    sensitivity = torch.linspace(1, 2, 12).double()
+    grid = Grid(3, granularity="group", group_size=5)
+    gains = [
+        gain
+        for first in (0, 5, 10)
+        for gain in leave_one_out_gain(
+            weight[:, first : first + 5], sensitivity[first : first + 5], grid
+        )
+        .flatten()
+        .tolist()
+    ]
+    for fraction, count in ((0.1, 12), (0.05, 6), (0.0, 0)):
+        start = largest_gains_start(weight, sensitivity, grid, fraction)
+        assert sum(gain > start for gain in gains) == count
+    assert largest_gains_start(weight, sensitivity, grid, 1.0) == 0
