@@ -6,7 +6,7 @@ The parts of a method read and change these; the walker puts them together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -153,6 +153,10 @@ class Reconstruction:
     iterations: int
 
 
+class _AllSeen(Exception):
+    """Ends a forward pass once the inputs of all sites are known."""
+
+
 @dataclass
 class BlockWork:
     """One block on the bench.
@@ -232,24 +236,34 @@ class BlockWork:
     def _observe(self) -> dict[Site, InputStatistics]:
         """Run the block on all batches; statistics of the input of every site."""
         current: list[Tensor] = []
+        waiting: set[Site] = set()
         statistics = {
             site: InputStatistics(self.layer(site.layers[0]).in_features)
             for site in self.block.sites
         }
 
-        def watch(observed: InputStatistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _, args: observed.update(args[0], current[0])
+        def watch(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                statistics[site].update(args[0], current[0])
+                waiting.discard(site)
+                if not waiting:
+                    raise _AllSeen
+
+            return see
 
         with ExitStack() as hooks:
             for name in self.block.layers:
                 entry = self.layer(name).quantize_input
                 hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
-            for site, observed in statistics.items():
+            for site in statistics:
                 entry = self.layer(site.layers[0]).quantize_input
-                hooks.enter_context(entry.register_forward_pre_hook(watch(observed)))
+                hooks.enter_context(entry.register_forward_pre_hook(watch(site)))
             for call, mask in zip(self.calls, self.masks, strict=True):
                 current[:] = [mask]
-                call.run(self.module)
+                waiting.update(statistics)
+                # What the last site's layers make of their input nobody asks for.
+                with suppress(_AllSeen):
+                    call.run(self.module)
         return statistics
 
 
