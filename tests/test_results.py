@@ -1,0 +1,58 @@
+"""What the committed records say keeps the promises the tables make."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from edge_asr.record import FLOAT_METHOD, Record, read_record
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PATHS = sorted(RESULTS.rglob("record.json"))
+# Smoothing moves range from activations into weights, which float activations do not thank.
+LARGEST_ERROR = {"smoothquant": 1.05}
+
+
+@cache
+def records() -> dict[Path, Record]:
+    return {path: read_record(path) for path in PATHS}
+
+
+def setting(record: Record) -> tuple[object, ...]:
+    """All but the method that decides how coarse a run is."""
+    method = record.method
+    return record.model.name, method.bits, method.group_size, method.symmetric, method.activation
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.name)
+def test_every_record_has_results_and_a_clean_commit(path: Path) -> None:
+    record = records()[path]
+    assert record.results
+    assert record.environment.git_commit
+    assert not record.environment.git_dirty
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.name)
+def test_what_learned_lowered_the_loss_of_every_block(path: Path) -> None:
+    for block in records()[path].method.blocks:
+        if block.loss_before is not None:
+            assert block.loss_after is not None
+            assert block.loss_after < block.loss_before, block
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.name)
+def test_no_method_has_more_output_error_than_rounding_to_nearest(path: Path) -> None:
+    record = records()[path]
+    if record.method.name in (FLOAT_METHOD, "rtn"):
+        pytest.skip("is what others are compared with")
+    (nearest,) = (
+        other
+        for other in records().values()
+        if other.method.name == "rtn" and setting(other) == setting(record)
+    )
+    assert record.method.output_error is not None
+    assert nearest.method.output_error is not None
+    allowed = LARGEST_ERROR.get(record.method.name, 1.0) * nearest.method.output_error
+    assert record.method.output_error <= allowed
