@@ -4,8 +4,8 @@
 
 Each method runs in a process of its own, so that its peak memory is its own too. GPTQ is also
 put in relation to its matrix products alone: the forward passes, Hessians and updates of the
-same shapes, timed in the same run. Methods that train take hours on large models; name those
-you want with --methods.
+same shapes, timed in the same run. Methods that train take hours on large models: with --steps
+they take only so many steps a block, and their whole schedule's time is estimated from those.
 """
 
 from __future__ import annotations
@@ -40,23 +40,37 @@ METHODS = (
     "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",
     "spinquant", "hqq", "autoround", "adaround",
 )  # fmt: skip
+# The options that say how long a method learns.
+STEPS = {
+    "omniquant": ("method.transform.iterations", "method.range.iterations"),
+    "tesseraq": ("method.rounding.iterations",),
+    "spinquant": ("method.transform.steps",),
+    "autoround": ("method.rounding.iterations",),
+    "adaround": ("method.rounding.iterations",),
+}
 PRODUCTS = "gptq's matrix products"
 UPDATE_BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds and peak resident bytes of one method, and its summed layer-output error."""
+    """Seconds and peak resident bytes of one method, and its summed layer-output error.
+
+    `schedule_s` is the estimated time of the whole schedule where fewer steps were taken.
+    """
 
     calibrate_s: float
     quantize_s: float
     peak_bytes: int
     output_error: float | None
+    schedule_s: float | None = None
 
 
-def settings_of(arguments: argparse.Namespace, method: str) -> Settings:
-    """The settings of a run of `method`."""
+def settings_of(arguments: argparse.Namespace, method: str, steps: int | None = None) -> Settings:
+    """The settings of a run of `method`, of so many steps if it learns."""
+    changes = [] if steps is None else [f"{option}={steps}" for option in STEPS.get(method, ())]
     overrides = [
+        *changes,
         f"method={method}",
         "model=custom",
         f"model.path={arguments.model}",
@@ -91,13 +105,34 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
     if method == PRODUCTS:
         products(checkpoint, batches)
         return Measurement(calibrate_s, time.perf_counter() - began, peak_memory_bytes(), None)
-    settings = settings_of(arguments, method)
+    settings = settings_of(arguments, method, arguments.steps)
     recipe = Recipe.build(settings.method.stages)
     result = quantize_model(
         checkpoint.model, checkpoint.architecture, batches, recipe, settings.grid
     )
     seconds = time.perf_counter() - began
-    return Measurement(calibrate_s, seconds, peak_memory_bytes(), result.output_error)
+    rest = None
+    if arguments.steps is not None and method in STEPS:
+        learned = [*result.reconstructions]
+        learned += [one for block in result.blocks.values() for one in block.reconstructions]
+        trained = sum(one.step_seconds for one in learned)
+        rest = trained * (schedule_steps(arguments, method) / arguments.steps - 1)
+    return Measurement(
+        calibrate_s,
+        seconds,
+        peak_memory_bytes(),
+        result.output_error,
+        None if rest is None else seconds + rest,
+    )
+
+
+def schedule_steps(arguments: argparse.Namespace, method: str) -> int:
+    """Steps a block, or of the whole model, in the method's own schedule."""
+    stages = settings_of(arguments, method).method.stages
+    _, stage, name = STEPS[method][0].split(".")
+    steps = stages[stage][name]
+    assert isinstance(steps, int)
+    return steps
 
 
 @torch.no_grad()
@@ -138,6 +173,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", default="128", help="or null")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, help="steps a block of methods that learn, 10 or more")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -160,11 +196,15 @@ def main() -> None:
 
 def show(found: dict[str, Measurement]) -> None:
     """Print the table, and GPTQ's time over that of its products."""
-    table = Table("method", "calibrate s", "quantize s", "peak GB", "output error", box=None)
+    table = Table(
+        "method", "calibrate s", "quantize s", "whole schedule, about s", "peak GB",
+        "output error", box=None,
+    )  # fmt: skip
     for name, one in found.items():
         error = "" if one.output_error is None else f"{one.output_error:.4g}"
         peak = f"{one.peak_bytes / 1e9:.2f}"
-        table.add_row(name, f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}", peak, error)
+        whole = "" if one.schedule_s is None else f"{one.schedule_s:.0f}"
+        table.add_row(name, f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}", whole, peak, error)
     Console().print(table)
     if PRODUCTS in found:
         ratio = found["gptq"].quantize_s / found[PRODUCTS].quantize_s

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,9 +170,11 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
     order = _clip_order(work.masks, schedule)
     measured = schedule.evaluation_steps
     waited = step = 0
+    seconds = 0.0
     for step in range(1, schedule.iterations + 1):
+        began = time.perf_counter()
+        index, clips = next(order)
         with torch.enable_grad():
-            index, clips = next(order)
             total = loss.of_batch(index, learnable.tensors(), clips)
             total = total + learnable.penalty((step - 1) / schedule.iterations)
         for optimizer in optimizers:
@@ -181,6 +184,7 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
             optimizer.step()
         with torch.no_grad():
             learnable.after_step(step, schedule.iterations)
+        seconds += time.perf_counter() - began
         if step in measured:
             current = loss.over_all(learnable.stored_tensors())
             work.on_evaluation(step, schedule.iterations, current)
@@ -190,7 +194,7 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
             if schedule.patience is not None and waited >= schedule.patience:
                 break
     learnable.load_state_dict(kept)
-    return Reconstruction(before, best, step)
+    return Reconstruction(before, best, step, seconds)
 
 
 def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[tuple[int, Tensor | None]]:

@@ -146,11 +146,13 @@ class Reconstruction:
             distance summed over channels, mean over valid rows.
         loss_after: The same of the best iterate, which is the one kept.
         iterations: Steps taken.
+        step_seconds: Wall time of all steps, without the looks at the loss over all batches.
     """
 
     loss_before: float
     loss_after: float
     iterations: int
+    step_seconds: float = field(default=0.0, compare=False)
 
 
 class _AllSeen(Exception):

@@ -9,6 +9,7 @@ in low precision here, so there is no R3.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -158,6 +159,7 @@ class Spin(Transform):
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(self.seed)
+        began = time.perf_counter()
         for done in range(self.steps):
             work.on_step(done, self.steps)
             batch = work.batches[int(torch.randint(len(work.batches), (1,), generator=generator))]
@@ -168,11 +170,12 @@ class Spin(Transform):
             loss.backward()
             optimizer.step()
             schedule.step()
+        seconds = time.perf_counter() - began
         after = _mean_loss(work, spins, fixed)
         if not after < before:
             spins.load_state_dict(start)
             after = before
-        work.reconstructions.append(Reconstruction(before, after, self.steps))
+        work.reconstructions.append(Reconstruction(before, after, self.steps, seconds))
 
 
 @torch.no_grad()
