@@ -217,7 +217,7 @@ class InputQuantizer(nn.Module):
             parameters = GridParameters(self.scale, self.zero, rows.shape[1])
             quantized = fake_quantize(rows, parameters, grid)
         elif self.range_gradient:
-            parameters = token_parameters(ranged, self.settings, straight_through_round)
+            parameters = token_parameters(ranged, self.settings)
             scale, zero = parameters.scale, parameters.zero
             codes = encode(rows, scale, zero, grid, straight_through_round)
             quantized = decode(codes, scale, zero)

@@ -174,7 +174,7 @@ def parameters_from_range(
     if grid.zero_point == "integer":
         zero = round_values(zero).clamp(grid.lowest, grid.highest)
     elif grid.half_scales:
-        zero = zero.half().to(low.dtype)
+        zero = as_half(zero)
     return GridParameters(scale, zero, group_size)
 
 
@@ -195,7 +195,15 @@ def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
 def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
     """`scale` as it is kept: at least the smallest, and at the width it is charged with."""
     scale = scale.clamp(min=grid.minimum_scale)
-    return scale.half().to(scale.dtype) if grid.half_scales else scale
+    return as_half(scale) if grid.half_scales else scale
+
+
+def as_half(values: Tensor) -> Tensor:
+    """`values` at float16's precision in their own dtype.
+
+    The gradient passes as if nothing had happened: cast to float16, large ones would be infinite.
+    """
+    return values + (values.half().to(values.dtype) - values).detach()
 
 
 def encode(

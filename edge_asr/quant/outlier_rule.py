@@ -69,10 +69,15 @@ class OutlierRule:
             left_out = self.left_out(group, sensitivity[part], grid, threshold)
             if columns is not None:
                 left_out = left_out | columns[part]
-            rest = group.masked_fill(left_out, 0).sum(1, keepdim=True)
-            mean = rest / (~left_out).sum(1, keepdim=True).clamp(min=1)
-            view[:, part] = torch.where(left_out, mean, group)
+            view[:, part] = mean_for(group, left_out)
         return view
+
+
+def mean_for(group: Tensor, left_out: Tensor) -> Tensor:
+    """`group` [rows, columns] with the row's mean of the others where `left_out` (same shape)."""
+    rest = group.masked_fill(left_out, 0).sum(1, keepdim=True)
+    mean = rest / (~left_out).sum(1, keepdim=True).clamp(min=1)
+    return torch.where(left_out, mean, group)
 
 
 def input_sensitivity(hessian: Tensor, damping: float = 1.0) -> Tensor:

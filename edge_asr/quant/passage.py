@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.models.architecture import Architecture, Block
-from edge_asr.quant.work import Batch, Call, SharedMemory
+from edge_asr.quant.work import Batch, Call, OutputsOnDemand, SharedMemory
 
 
 @dataclass
@@ -45,30 +45,10 @@ class Station:
         as long as the weights stay.
         """
         if self.bulky:
-            return _FreshOutputs(self)
+            return OutputsOnDemand(self.module, self.calls)
         if not self._outputs:
             self._outputs = [call.run(self.module) for call in self.calls]
         return self._outputs
-
-
-class _FreshOutputs(Sequence[Tensor]):
-    """Outputs of a station, computed at every look."""
-
-    def __init__(self, station: Station) -> None:
-        self._station = station
-
-    def __len__(self) -> int:
-        return len(self._station.calls)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    @torch.no_grad()
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(len(self))[index]]
-        return self._station.calls[index].run(self._station.module)
 
 
 class _Captured(Exception):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edge_asr.errors import UserError
-from edge_asr.quant.work import BlockWork, Reconstruction
+from edge_asr.quant.work import BlockWork, OutputsOnDemand, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,46 @@ class BlockLoss:
         self._fixed = {name: value.detach() for name, value in work.module.named_parameters()}
         self.rows = [int(mask.sum()) for mask in work.masks]
 
-    def of_batch(
-        self, index: int, tensors: Mapping[str, Tensor], clips: Tensor | None = None
+    def of_step(
+        self,
+        tensors: Mapping[str, Tensor],
+        index: int,
+        clips: Tensor | None = None,
+        usual_rows: float | None = None,
     ) -> Tensor:
         """Squared distance to the float output, summed over channels, mean over valid rows.
 
-        `clips` are numbers of clips of the batch, where not all of them are meant.
+        Args:
+            tensors: The block's changed parameters by path.
+            index: Number of the batch.
+            clips: Numbers of clips of the batch, where not all of them are meant.
+            usual_rows: Divides the sum instead of the number of rows, so that every row weighs
+                the same in training however long the clips of a step are.
         """
         replaced = self._fixed | {
             self._relative[id(self.work.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call, mask = self.work.calls[index], self.work.masks[index]
-        target = self.work.targets[index]
+        call, mask, targets = self.work.calls[index], self.work.masks[index], self.work.targets
         if clips is not None:
             clips = clips.to(mask.device)
-            call, mask, target = call.select(clips), mask[clips], target[clips]
+            call, mask = call.select(clips), mask[clips]
+        if isinstance(targets, OutputsOnDemand):
+            target = targets.of(index, clips)
+        else:
+            target = targets[index] if clips is None else targets[index][clips]
         output = call.run(
             lambda *args, **kwargs: functional_call(self.work.module, replaced, args, kwargs)
         )
         distance = (output - target).square().sum(-1)
-        return (distance * mask).sum() / mask.sum().clamp(min=1)
+        rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
+        return (distance * mask).sum() / rows
 
     @torch.no_grad()
     def over_all(self, tensors: Mapping[str, Tensor]) -> float:
         """The loss over all batches, every valid row counted once."""
         total = sum(
-            float(self.of_batch(index, tensors)) * rows for index, rows in enumerate(self.rows)
+            float(self.of_step(tensors, index)) * rows for index, rows in enumerate(self.rows)
         )
         return total / max(sum(self.rows), 1)
 
@@ -155,7 +168,7 @@ def reconstruct(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Re
     if not result.loss_after < result.loss_before:
         work.warnings.append(
             f"{work.block.module}: {result.iterations} steps of training did not lower its loss "
-            f"of {result.loss_before:.3g}; it stays as it was before them"
+            f"of {result.loss_before:.3g}; it stays where they started"
         )
     return result
 
@@ -167,7 +180,7 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
     if not any(loss.rows):
         return Reconstruction(before, before, 0)
     optimizers = learnable.optimizers(schedule.iterations)
-    order = _clip_order(work.masks, schedule)
+    order, usual_rows = _clip_order(work.masks, schedule), _usual_rows(work.masks, schedule)
     measured = schedule.evaluation_steps
     waited = step = 0
     seconds = 0.0
@@ -175,7 +188,7 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
         began = time.perf_counter()
         index, clips = next(order)
         with torch.enable_grad():
-            total = loss.of_batch(index, learnable.tensors(), clips)
+            total = loss.of_step(learnable.tensors(), index, clips, usual_rows)
             total = total + learnable.penalty((step - 1) / schedule.iterations)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -203,7 +216,7 @@ def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[tuple[i
     Every clip with a valid row comes once in every round, in an order shuffled anew.
     """
     generator = torch.Generator().manual_seed(schedule.seed)
-    heard = [mask.any(1).nonzero().flatten().cpu() for mask in masks]
+    heard = _heard_clips(masks)
     while True:
         steps: list[tuple[int, Tensor | None]] = []
         for index, clips in enumerate(heard):
@@ -214,3 +227,17 @@ def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[tuple[i
             steps += [(index, part) for part in shuffled.split(schedule.clips)]
         for position in torch.randperm(len(steps), generator=generator):
             yield steps[int(position)]
+
+
+def _heard_clips(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers of the clips of every batch that have a valid row."""
+    return [mask.any(1).nonzero().flatten().cpu() for mask in masks]
+
+
+def _usual_rows(masks: Sequence[Tensor], schedule: Schedule) -> float:
+    """Valid rows a step, the mean over a round of `_clip_order`."""
+    steps = 0
+    for mask, clips in zip(masks, _heard_clips(masks), strict=True):
+        together = len(mask) if schedule.clips is None else min(schedule.clips, len(mask))
+        steps += math.ceil(len(clips) / together)
+    return sum(int(mask.sum()) for mask in masks) / max(steps, 1)

@@ -87,19 +87,21 @@ class InputStatistics:
         return 2 * self.second_moment
 
     def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:
-        """Output error of `rounded` in units of the output's own mean square, both without bias.
+        """Output error of `rounded` in units of the output's variance, summed over channels.
 
-        It stays the same where the outputs are rescaled or rotated together, so it can be summed
-        over layers and compared between methods. Zero without any row or output.
+        The variance stays the same where outputs are rescaled or rotated together, and where a
+        constant moves from the input into the bias, so the error can be summed over layers and
+        compared between methods. Zero without any row or variance.
         """
-        power = self.output_error(weight)
-        return self.output_error(weight - rounded) / power if power > 0 else 0.0
+        wide = weight.detach().double().cpu()
+        variance = self.output_error(weight) - float((wide @ self.mean).square().sum())
+        return self.output_error(weight - rounded) / variance if variance > 0 else 0.0
 
     def output_error(self, difference: Tensor) -> float:
         """Mean over rows of the squared norm of `difference` x: tr(D E[x xᵀ] Dᵀ).
 
-        `difference` is [out_features, columns], for example W - Ŵ (or W for the output's
-        own mean square).
+        `difference` is [out_features, columns], for example W - Ŵ (or W for the mean square of
+        the output without its bias).
         """
         wide = difference.detach().double().cpu()
         return float(((wide @ self.second_moment) * wide).sum())

@@ -43,9 +43,10 @@ class LayerResult:
     Attributes:
         weight: Its codes and grid.
         output_error: Mean square of the change of the layer's output that its weights make, in
-            units of the output's own mean square, on the inputs of the quantized prefix.
+            units of the output's variance, on the inputs of the quantized prefix.
         nearest_error: The same, had the weights only been rounded to the nearest grid point of
-            their min-max range before the block was rewritten.
+            their min-max range before the block was rewritten (but after the whole model was, as
+            rotations do: see a run of `rtn` for what those change).
     """
 
     weight: QuantizedWeight

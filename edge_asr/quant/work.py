@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,31 @@ class Call:
     def follow(self, hidden: Tensor) -> Call:
         """The same call with other hidden states, for the block that comes next."""
         return Call((hidden, *self.args[1:]), self.kwargs)
+
+
+class OutputsOnDemand(Sequence[Tensor]):
+    """The outputs of calls of a module, computed at every look with the weights it then has."""
+
+    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+        self._module, self._calls = module, calls
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @torch.no_grad()
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        """The output of call number `index`, or of some `clips` of its batch alone."""
+        call = self._calls[index]
+        return (call if clips is None else call.select(clips)).run(self._module)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.of(one) for one in range(len(self))[index]]
+        return self.of(index)
 
 
 class SharedMemory(nn.Module):

@@ -2,9 +2,9 @@
 
 Rates in percent, sizes and traffic in MB (10^6 bytes), arithmetic in GBOPs (10^9 bit
 operations); their ratios are float over quantized, so higher is cheaper. The output error is a
-layer's, in units of its output's mean square, summed over layers; its ratio is that of the method
-over rounding to nearest on the inputs it saw. Seconds and peak memory are those of calibration and
-quantization, on whatever machine the record names.
+layer's, in units of its output's variance, summed over layers; its ratio is that of the method
+over rounding to nearest on the inputs it saw (of a rotated model: of its rotated weights). Seconds
+and peak memory are those of calibration and quantization, on whatever machine the record names.
 """
 
 from __future__ import annotations

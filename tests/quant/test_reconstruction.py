@@ -50,7 +50,7 @@ LEARNED: dict[str, dict[str, dict[str, Any]]] = {
         "transform": {"name": "let", "iterations": 60},
         "range": {"name": "lwc", "iterations": 60},
     },
-    "lwc": {"range": {"name": "lwc", "iterations": 60}},
+    "lwc": {"range": {"name": "lwc", "iterations": 60, "learning_rate": 5e-2}},
 }
 
 
@@ -160,7 +160,9 @@ def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(
             with torch.no_grad():
                 change = (call.run(work.module) - target)[1][mask[1]]
             expected = float(change.square().sum(1).mean()) if len(change) else 0.0
-            assert float(loss.of_batch(index, {}, chosen)) == pytest.approx(expected, rel=1e-4)
+            assert float(loss.of_step({}, index, chosen)) == pytest.approx(expected, rel=1e-4)
+            summed = float(loss.of_step({}, index, chosen, 10.0))
+            assert summed == pytest.approx(expected * len(change) / 10, rel=1e-4)
 
 
 def test_every_clip_comes_once_in_a_round() -> None:

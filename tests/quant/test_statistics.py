@@ -51,15 +51,21 @@ def test_every_clip_with_a_valid_row_has_its_extremes() -> None:
     assert torch.equal(statistics.part(1, 2).clip_minimum, statistics.clip_minimum[:, 1:3])
 
 
-def test_relative_output_error_does_not_see_a_rescaling_of_the_outputs() -> None:
+def test_relative_output_error_does_not_see_rescaled_outputs_or_shifted_inputs() -> None:
     generator = torch.Generator().manual_seed(3)
-    statistics = InputStatistics(6)
-    statistics.update(torch.randn(2, 9, 6, generator=generator), torch.ones(2, 9, dtype=torch.bool))
+    inputs, shift = torch.randn(2, 9, 6, generator=generator), torch.randn(6, generator=generator)
     weight, rounded = (torch.randn(4, 6, generator=generator) for _ in range(2))
-    expected = statistics.output_error(weight - rounded) / statistics.output_error(weight)
-    got = statistics.relative_output_error
-    assert abs(got(weight, rounded) / expected - 1) < 1e-6
-    assert abs(got(7 * weight, 7 * rounded) / expected - 1) < 1e-6
-    assert got(weight, weight) == 0
-    assert got(torch.zeros(4, 6), torch.zeros(4, 6)) == 0
+    outputs = (inputs @ weight.T).flatten(0, 1)
+    variance = float((outputs - outputs.mean(0)).square().sum(1).mean())
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    plain, shifted = InputStatistics(6), InputStatistics(6)
+    plain.update(inputs, mask)
+    shifted.update(inputs + shift, mask)
+    for statistics in (plain, shifted):
+        expected = statistics.output_error(weight - rounded) / variance
+        got = statistics.relative_output_error
+        assert abs(got(weight, rounded) / expected - 1) < 1e-5
+        assert abs(got(7 * weight, 7 * rounded) / expected - 1) < 1e-5
+        assert got(weight, weight) == 0
+        assert got(torch.zeros(4, 6), torch.zeros(4, 6)) == 0
     assert InputStatistics(6).relative_output_error(weight, rounded) == 0

@@ -6,7 +6,6 @@ in Li et al. 2021, BRECQ (arXiv:2102.05426), section 3.2, whose loss and weights
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,10 +24,10 @@ EXPONENTS = (20.0, 2.0)
 
 
 def exponent_at(progress: float) -> float:
-    """The regularizer's beta at `progress` (0 to 1), a cosine from 20 to 2 after the warm-up."""
+    """The regularizer's beta at `progress` (0 to 1): from 20 straight to 2 after the warm-up."""
     first, last = EXPONENTS
     position = max(0.0, (progress - WARM_UP) / (1 - WARM_UP))
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * position))
+    return first + (last - first) * position
 
 
 class PulledCodes(SoftCodes):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import GridParameters
+from edge_asr.quant.grid import GridParameters, as_half
 from edge_asr.quant.reconstruction import Schedule
 from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
 from edge_asr.quant.soft import LayerStart, SoftRounding
@@ -27,13 +27,15 @@ class HardeningCodes(SoftCodes):
     """Soft codes of which a growing share is fixed, and trainable factors on the scales.
 
     Attributes:
-        scale_logits: [rows, groups] a layer; a scale is decoded with 2 sigmoid(v) times itself.
+        scale_logits: [rows, groups] a layer; a scale is decoded with 2 sigma(v) times itself,
+            sigma the rectified sigmoid.
         fixed: Whether a weight's code is decided, bool [rows, columns] a layer.
     """
 
     def __init__(self, starts: Mapping[str, LayerStart], part: TesseraQ) -> None:
         super().__init__(starts)
         self._part = part
+        self._optimizer: torch.optim.Optimizer | None = None
         self.scale_logits = nn.ParameterDict()
         for name, start in self.starts.items():
             key = self.keys[name]
@@ -43,9 +45,9 @@ class HardeningCodes(SoftCodes):
 
     def parameters_of(self, name: str) -> GridParameters:
         fitted = self.starts[name].parameters
-        scale = fitted.scale * 2 * self.scale_logits[self.keys[name]].sigmoid()
+        scale = fitted.scale * 2 * rectified_sigmoid(self.scale_logits[self.keys[name]])
         if self.starts[name].grid.half_scales:
-            scale = scale.half().to(fitted.scale.dtype)
+            scale = as_half(scale)
         return replace(fitted, scale=scale)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
@@ -58,7 +60,8 @@ class HardeningCodes(SoftCodes):
                 "lr": self._part.scale_learning_rate,
             },
         ]
-        return [torch.optim.AdamW(groups, lr=self._part.learning_rate)]
+        self._optimizer = torch.optim.Adam(groups, lr=self._part.learning_rate)
+        return [self._optimizer]
 
     def after_step(self, step: int, iterations: int) -> None:
         """Keep decided codes where they are; harden the next share at the end of each stretch."""
@@ -69,6 +72,9 @@ class HardeningCodes(SoftCodes):
         done = step * stretches // iterations
         if done > (step - 1) * stretches // iterations:
             self._harden(self._part.soft_shares[done] if done < stretches else 0.0)
+            if self._optimizer is not None:
+                # Every stretch is a training of its own: moments start anew.
+                self._optimizer.state.clear()
 
     @torch.no_grad()
     def _harden(self, soft_share: float) -> None:
@@ -94,7 +100,7 @@ class TesseraQ(LearnedRounding):
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
         clips: Calibration clips a step, or null for a whole calibration batch.
         soft_shares: Share of the weights that is still trained in every stretch, falling.
-        learning_rate: Of AdamW for rounding.
+        learning_rate: Of Adam for rounding.
         scale_learning_rate, scale_weight_decay: For the factors on the scales.
         seed: Seed of the order of the calibration clips.
     """

@@ -123,6 +123,11 @@ def _can_shift(work: BlockWork, site: Site) -> bool:
 class LearnedEquivalentTransformation(Transform):
     """Transform stage `let`; trained together with the range stage.
 
+    The start differs from the authors' code in three points. It takes |x| after the shift and |w|
+    (they: |x| before it, and the largest w with its sign). The shift is the middle of the whole
+    calibration range (they: a running mean over samples). Alpha is 0.5 everywhere (they: 0.75 for
+    4-bit weights and activations of OPT).
+
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
         clips: Calibration clips a step, or null for a whole calibration batch.

@@ -20,12 +20,13 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.architecture import Site, end_tokens
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.cayley import CayleySGD, orthogonal_again
 from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.reconstruction import Schedule
 from edge_asr.quant.rotation import (
     StreamTensors,
     double_precision,
@@ -36,6 +37,9 @@ from edge_asr.quant.rotation import (
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.work import Batch, ModelWork, Reconstruction
+
+# How often the loss over all clips is looked at; the rotations of the least are kept.
+EVALUATIONS = 5
 
 
 class Spins(nn.Module):
@@ -118,6 +122,8 @@ class Spin(Transform):
         clips: Calibration clips a step, or null for a whole calibration batch; the authors take one
             on each of eight devices.
         learning_rate: First rate of Cayley SGD; it falls along a cosine.
+        max_grad_norm: Gradients of all rotations together that are longer are shortened to this, as
+            the authors' trainer does unless told otherwise.
         seed: Of the first rotations and of the order of the clips.
         untie: As in `hadamard`.
     """
@@ -125,6 +131,7 @@ class Spin(Transform):
     steps: int = 100
     clips: int | None = 8
     learning_rate: float = 1.5
+    max_grad_norm: float = 1.0
     seed: int = 0
     untie: bool = False
 
@@ -135,8 +142,9 @@ class Spin(Transform):
             raise UserError(f"method.transform.clips={self.clips}: must be at least 1, or null")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
-        if self.learning_rate <= 0:
-            raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"method.transform.{name}={getattr(self, name)}: must be above 0")
 
     def rewrite_model(self, work: ModelWork) -> None:
         rotate_model(work, seed=self.seed, untie=self.untie, across_heads=False, dense=True)
@@ -153,29 +161,34 @@ class Spin(Transform):
                 tensors[path].copy_(value)
 
     def _train(self, work: ModelWork, spins: Spins) -> None:
-        """Train `spins`, and put them back to where they started if the loss is no less."""
+        """Train `spins` and leave them at the best of a few looks; the start is one of them."""
         fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
-        before, start = _mean_loss(work, spins, fixed), copy.deepcopy(spins.state_dict())
+        before = best = _mean_loss(work, spins, fixed)
+        kept = copy.deepcopy(spins.state_dict())
+        measured = Schedule(self.steps, evaluations=EVALUATIONS).evaluation_steps
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = torch.Generator().manual_seed(self.seed)
-        began = time.perf_counter()
-        for done in range(self.steps):
-            work.on_step(done, self.steps)
+        seconds = 0.0
+        for done in range(1, self.steps + 1):
+            began = time.perf_counter()
             batch = work.batches[int(torch.randint(len(work.batches), (1,), generator=generator))]
             order = torch.randperm(len(batch.token_mask), generator=generator)
             with torch.enable_grad():
                 loss, _ = _batch_loss(work, batch, spins.rotated(fixed), order[: self.clips])
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(spins.parameters(), self.max_grad_norm)
             optimizer.step()
             schedule.step()
-        seconds = time.perf_counter() - began
-        after = _mean_loss(work, spins, fixed)
-        if not after < before:
-            spins.load_state_dict(start)
-            after = before
-        work.reconstructions.append(Reconstruction(before, after, self.steps, seconds))
+            seconds += time.perf_counter() - began
+            work.on_step(done, self.steps)
+            if done in measured and (current := _mean_loss(work, spins, fixed)) < best:
+                best, kept = current, copy.deepcopy(spins.state_dict())
+        spins.load_state_dict(kept)
+        if not best < before:
+            work.warnings.append(f"spin: {self.steps} steps did not lower the loss of {before:.3g}")
+        work.reconstructions.append(Reconstruction(before, best, self.steps, seconds))
 
 
 @torch.no_grad()
@@ -194,7 +207,10 @@ def _batch_loss(
     tensors: dict[str, Tensor],
     clips: Tensor | slice = slice(None),
 ) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the next tokens of some of a batch's transcripts, and their number."""
+    """Mean cross-entropy of some of a batch's transcripts, and the number of their tokens.
+
+    The token that ends a transcript counts; the prompt, which is forced in decoding, does not.
+    """
     if work.activation is None:
         for block in work.architecture.blocks(work.model.config):
             for name in block.layers:
@@ -203,11 +219,24 @@ def _batch_loss(
     tokens, valid = batch.decoder_input_ids[clips].to(device), batch.token_mask[clips].to(device)
     inputs = {name: value[clips].to(device) for name, value in batch.encoder_inputs.items()}
     inputs |= {"decoder_input_ids": tokens}
+    prompt = len(work.architecture.prompt(work.model))
     logits = functional_call(work.model, tensors, (), inputs | {"use_cache": False}).logits
-    targets = torch.where(valid[:, 1:], tokens[:, 1:], -100).flatten()
+    targets = _next_tokens(tokens, valid, prompt, min(end_tokens(work.model)))
     count = int((targets >= 0).sum())
-    loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return loss / max(count, 1), count
+
+
+def _next_tokens(tokens: Tensor, valid: Tensor, prompt: int, end: int) -> Tensor:
+    """What follows every position of `tokens` [batch, positions], or -100 where nobody asks.
+
+    `valid` marks tokens that are no padding, which comes last; the first `prompt` are given.
+    """
+    following = torch.full_like(tokens, end)
+    following[:, :-1] = torch.where(valid[:, 1:], tokens[:, 1:], end)
+    following[~valid] = -100
+    following[:, : prompt - 1] = -100
+    return following
 
 
 def _nearest(weight: Tensor, grid: Grid) -> Tensor:

@@ -18,7 +18,6 @@ from edge_asr.quant.outlier_rule import OutlierRule, input_sensitivity
 from edge_asr.quant.outliers.unstructured import (
     SingleWeights,
     Unstructured,
-    largest_gains_start,
     leave_one_out_gain,
 )
 from edge_asr.quant.range.minmax import MinMax
@@ -335,24 +334,5 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None) -> N
             work.outliers = SingleWeights(relative_threshold=1e-3, fraction=budget)
             outliers = rounding.round(work)["layer"].outliers
             kept.append(0.0 if outliers is None else float(outliers.mask.float().mean()))
-        assert 0.002 < kept[0] < 0.02, rounding
+        assert 0.006 < kept[0] < 0.015, rounding
         assert kept[1] > 3 * kept[0], rounding
-
-
-def test_the_budget_is_that_many_of_the_largest_gains() -> None:
-    weight = torch.randn(10, 12, generator=torch.Generator().manual_seed(2)).double()
-    sensitivity = torch.linspace(1, 2, 12).double()
-    grid = Grid(3, granularity="group", group_size=5)
-    gains = [
-        gain
-        for first in (0, 5, 10)
-        for gain in leave_one_out_gain(
-            weight[:, first : first + 5], sensitivity[first : first + 5], grid
-        )
-        .flatten()
-        .tolist()
-    ]
-    for fraction, count in ((0.1, 12), (0.05, 6), (0.0, 0)):
-        start = largest_gains_start(weight, sensitivity, grid, fraction)
-        assert sum(gain > start for gain in gains) == count
-    assert largest_gains_start(weight, sensitivity, grid, 1.0) == 0

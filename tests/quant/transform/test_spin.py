@@ -17,7 +17,7 @@ from edge_asr.quant.grid import Grid
 from edge_asr.quant.hadamard import random_orthogonal
 from edge_asr.quant.layers import QuantizedLinear, install_layers
 from edge_asr.quant.transform.hadamard import rotate_model
-from edge_asr.quant.transform.spin import Spin
+from edge_asr.quant.transform.spin import Spin, _next_tokens
 from edge_asr.quant.work import ModelWork
 
 
@@ -106,3 +106,12 @@ def test_long_training_stays_orthogonal() -> None:
 def test_bad_settings_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         Spin(**options)
+
+
+def test_the_end_is_a_target_and_the_prompt_is_none() -> None:
+    tokens = torch.tensor([[8, 9, 3, 4, 5], [8, 9, 6, 0, 0]])
+    valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    expected = [[-100, 3, 4, 5, 7], [-100, 6, 7, -100, -100]]
+    assert _next_tokens(tokens, valid, prompt=2, end=7).tolist() == expected
+    first = _next_tokens(tokens, valid, prompt=1, end=7)
+    assert first[:, 0].tolist() == [9, 9]
