@@ -93,8 +93,8 @@ class InputStatistics:
         constant moves from the input into the bias, so the error can be summed over layers and
         compared between methods. Zero without any row or variance.
         """
-        wide = weight.detach().double().cpu()
-        variance = self.output_error(weight) - float((wide @ self.mean).square().sum())
+        offset = weight.detach().double().cpu() @ self.mean
+        variance = self.output_error(weight) - float(offset.square().sum())
         return self.output_error(weight - rounded) / variance if variance > 0 else 0.0
 
     def output_error(self, difference: Tensor) -> float:
@@ -104,4 +104,4 @@ class InputStatistics:
         the output without its bias).
         """
         wide = difference.detach().double().cpu()
-        return float(((wide @ self.second_moment) * wide).sum())
+        return float(((wide @ self._products) * wide).sum()) / max(self.rows, 1)

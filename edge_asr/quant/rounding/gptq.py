@@ -66,15 +66,20 @@ def factorize(
         order = torch.argsort(torch.where(dead, 0.0, diagonal), descending=True, stable=True)
     if last is not None:
         order = torch.cat([order[~last[order]], order[last[order]]])
-    ordered = hessian[order][:, order]
+    backwards = order.flip(0)
+    reversed_hessian = hessian[backwards][:, backwards]
     mean = float(diagonal.mean())
     while True:
-        damped = ordered + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
+        damped = reversed_hessian.clone()
+        damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed and torch.isfinite(lower).all():
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed and torch.isfinite(upper).all():
+            # With the columns the other way round, H = U Uᵀ has an upper U; so H^-1 = VᵀV with
+            # V = U^-1, which is the upper Cholesky factor of H^-1 without H^-1.
+            unit = torch.eye(len(hessian), dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
+            upper = inverse.flip(0, 1)
+            if torch.isfinite(upper).all():
                 return InverseFactor(upper, order, dead, damping)
         if damping >= damping_limit:
             return None
@@ -115,20 +120,22 @@ def gptq_round(
     work, upper = layer.work, factor.upper
     for start in range(0, layer.rounded_columns, block_size):
         stop = min(start + block_size, layer.rounded_columns)
-        errors = torch.empty_like(work[:, start:stop])
+        errors = torch.empty_like(work[start:stop])
         for column in range(start, stop):
             error = layer.round_column(column)
-            work[:, column + 1 : stop] -= error[:, None] * upper[column, column + 1 : stop]
-            errors[:, column - start] = error
-        work[:, stop:] -= errors @ upper[start:stop, stop:]
+            work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+            errors[column - start] = error
+        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return layer.result()
 
 
 class _LayerUnderWay:
     """One layer with its columns in the order in which they are rounded.
 
+    All of it is stored by column, so that the values of one column lie side by side.
+
     Attributes:
-        work: The weight, every column as updated so far, float64 [rows, columns].
+        work: The weight, every column as updated so far, float64 [columns, rows].
         rounded_columns: The columns before those that stay in floating point.
     """
 
@@ -145,22 +152,23 @@ class _LayerUnderWay:
         self._static, self._dtype = static_groups, weight.dtype
         self._natural = torch.argsort(factor.order)
         # A double-precision copy costs little at these widths and keeps ties away from noise.
-        work = weight.double().clone()
-        work[:, factor.dead] = 0
-        self.work = work[:, factor.order]
+        work = weight.double().T.clone()
+        work[factor.dead] = 0
+        self.work = work[factor.order]
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
         grouped = self._natural if static_groups else slice(None)
         self._threshold = outliers.threshold(
-            self.work[:, grouped], factor.sensitivity[grouped], grid
+            self.work[grouped].T, factor.sensitivity[grouped], grid
         )
         self._parameters = self._first_fit(weight)
         self._scales, self._zeros = (
-            part.double().clone() for part in (self._parameters.scale, self._parameters.zero)
+            part.double().T.clone() for part in (self._parameters.scale, self._parameters.zero)
         )
         self._codes = torch.zeros_like(self.work)
         self._kept = torch.zeros_like(self.work, dtype=torch.bool)
+        self._units = factor.upper.diagonal().tolist()
 
     def _first_fit(self, weight: Tensor) -> GridParameters:
         """Parameters of all groups of the original weight."""
@@ -183,14 +191,14 @@ class _LayerUnderWay:
         """
         stop = min(column + self._parameters.group_size, self.rounded_columns)
         view = self._outliers.fit_view(
-            self.work[:, column:stop],
+            self.work[column:stop].T,
             self._factor.sensitivity[column:stop],
             self._grid,
             self._threshold,
         )
         fresh = self._fit(view.to(self._dtype), column)
-        self._scales[:, group] = fresh.scale[:, 0].double()
-        self._zeros[:, group] = fresh.zero[:, 0].double()
+        self._scales[group] = fresh.scale[:, 0].double()
+        self._zeros[group] = fresh.zero[:, 0].double()
 
     def round_column(self, column: int) -> Tensor:
         """Round one column; its errors [rows], in units of what later columns can make up for."""
@@ -198,22 +206,27 @@ class _LayerUnderWay:
         group = (int(self._factor.order[column]) if self._static else column) // size
         if not self._static and column % size == 0:
             self._refit(column, group)
-        exact, scale, zero = self.work[:, column], self._scales[:, group], self._zeros[:, group]
-        unit = self._factor.upper[column, column]
+        exact, scale, zero = self.work[column], self._scales[group], self._zeros[group]
+        unit = self._units[column]
         code = encode(exact, scale, zero, self._grid)
-        value = decode(code, scale, zero)
-        kept = ((exact - value) / unit).square() > self._threshold
-        self._codes[:, column], self._kept[:, column] = code, kept
-        return (exact - torch.where(kept, exact.half().double(), value)) / unit
+        self._codes[column] = code
+        error = (exact - decode(code, scale, zero)) / unit
+        if not self._outliers.keeps_single_weights:
+            return error
+        kept = error.square() > self._threshold
+        self._kept[column] = kept
+        return torch.where(kept, (exact - exact.half().double()) / unit, error)
 
     def result(self) -> QuantizedWeight:
         """The quantized weight, in the natural column order."""
         natural, columns = self._natural, self._outliers.columns
         parameters = replace(
-            self._parameters, scale=self._scales.to(self._dtype), zero=self._zeros.to(self._dtype)
+            self._parameters,
+            scale=self._scales.T.to(self._dtype).contiguous(),
+            zero=self._zeros.T.to(self._dtype).contiguous(),
         )
-        outliers = kept_weights(self.work[:, natural], self._kept[:, natural], columns)
-        codes = self._codes[:, natural].to(torch.int16)
+        outliers = kept_weights(self.work[natural].T, self._kept[natural].T, columns)
+        codes = self._codes[natural].T.to(torch.int16).contiguous()
         return QuantizedWeight(codes, parameters, self._grid, outliers)
 
 
