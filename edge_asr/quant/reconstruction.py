@@ -210,34 +210,37 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
     return Reconstruction(before, best, step, seconds)
 
 
-def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[tuple[int, Tensor | None]]:
+Step = tuple[int, Tensor | None]
+
+
+def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[Step]:
     """A batch's number and the numbers of some of its clips (None: all), without end.
 
     Every clip with a valid row comes once in every round, in an order shuffled anew.
     """
     generator = torch.Generator().manual_seed(schedule.seed)
-    heard = _heard_clips(masks)
     while True:
-        steps: list[tuple[int, Tensor | None]] = []
-        for index, clips in enumerate(heard):
-            if schedule.clips is None or schedule.clips >= len(masks[index]):
-                steps += [(index, None)] * bool(len(clips))
-                continue
-            shuffled = clips[torch.randperm(len(clips), generator=generator)]
-            steps += [(index, part) for part in shuffled.split(schedule.clips)]
+        steps = _one_round(masks, schedule.clips, generator)
         for position in torch.randperm(len(steps), generator=generator):
             yield steps[int(position)]
 
 
-def _heard_clips(masks: Sequence[Tensor]) -> list[Tensor]:
-    """Numbers of the clips of every batch that have a valid row."""
-    return [mask.any(1).nonzero().flatten().cpu() for mask in masks]
+def _one_round(
+    masks: Sequence[Tensor], count: int | None, generator: torch.Generator
+) -> list[Step]:
+    """Every batch's clips with a valid row, shuffled and `count` a step."""
+    steps: list[Step] = []
+    for index, mask in enumerate(masks):
+        heard = mask.any(1).nonzero().flatten().cpu()
+        if count is None or count >= len(mask):
+            steps += [(index, None)] * bool(len(heard))
+            continue
+        shuffled = heard[torch.randperm(len(heard), generator=generator)]
+        steps += [(index, part) for part in shuffled.split(count) if len(part)]
+    return steps
 
 
 def _usual_rows(masks: Sequence[Tensor], schedule: Schedule) -> float:
     """Valid rows a step, the mean over a round of `_clip_order`."""
-    steps = 0
-    for mask, clips in zip(masks, _heard_clips(masks), strict=True):
-        together = len(mask) if schedule.clips is None else min(schedule.clips, len(mask))
-        steps += math.ceil(len(clips) / together)
-    return sum(int(mask.sum()) for mask in masks) / max(steps, 1)
+    steps = _one_round(masks, schedule.clips, torch.Generator())
+    return sum(int(mask.sum()) for mask in masks) / max(len(steps), 1)

@@ -122,7 +122,8 @@ class Unstructured(Outliers):
     (variance over rows x sensitivity), as in the authors' code.
 
     That threshold is made for 3 and 4 bits in small groups: at 2 bits it keeps one normally
-    distributed weight of ten in groups of 16, and in whole rows nearly half. So the threshold is
+    distributed weight of ten in groups of 16, and more than a third of moonshine-micro's in whole
+    rows. So the threshold is
     raised where it would keep more than a budget of weights.
 
     Attributes:
