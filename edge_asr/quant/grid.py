@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -107,6 +107,8 @@ class GridParameters:
 
     def expand(self, columns: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every column, each [rows, columns]."""
+        if self.group_size >= columns:
+            return self.scale.expand(-1, columns), self.zero.expand(-1, columns)
         repeat = self.group_size
         scale = self.scale.repeat_interleave(repeat, dim=1)[:, :columns]
         zero = self.zero.repeat_interleave(repeat, dim=1)[:, :columns]
@@ -203,7 +205,7 @@ def as_half(values: Tensor) -> Tensor:
 
     The gradient passes as if nothing had happened: cast to float16, large ones would be infinite.
     """
-    return values + (values.half().to(values.dtype) - values).detach()
+    return _replaced(values, values.detach().half().to(values.dtype))
 
 
 def encode(
@@ -223,7 +225,26 @@ def encode(
 
 def straight_through_round(values: Tensor) -> Tensor:
     """Rounding whose gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
-    return values + (values.round() - values).detach()
+    return _replaced(values, values.detach().round())
+
+
+class _Replaced(torch.autograd.Function):
+    """Other values in the place of a tensor's, to which the gradient goes as if they were its."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, others: Tensor) -> Tensor:
+        del ctx, values
+        return others
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        del ctx
+        return gradients[0], None
+
+
+def _replaced(values: Tensor, others: Tensor) -> Tensor:
+    result: Tensor = _Replaced.apply(values, others)
+    return result
 
 
 def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

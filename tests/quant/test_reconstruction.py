@@ -36,6 +36,7 @@ from edge_asr.quant.rounding.rectified import (
     rectified_sigmoid,
 )
 from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
+from edge_asr.quant.rounding.tesseraq import HardeningCodes, TesseraQ
 from edge_asr.quant.soft import LayerStart, RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
 from edge_asr.quant.walker import quantize_model
@@ -234,6 +235,28 @@ def test_soft_codes_start_at_the_float_weight() -> None:
     torch.testing.assert_close(codes.soft("layer")[inside], weight[inside], atol=1e-5, rtol=0)
     step = codes.parameters_of("layer").scale
     assert bool(((codes.quantized("layer").dequantize() - weight).abs() <= 0.51 * step).all())
+
+
+def test_decided_codes_stay_and_the_undecided_move() -> None:
+    """TesseraQ: nothing but hardening changes a fixed logit, whatever the gradients are."""
+    weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    start = LayerStart(weight, minmax_parameters(weight, Grid(3)), Grid(3))
+    part = TesseraQ(iterations=20, soft_shares=(0.5, 0.25))
+    codes = part.soft_rounding({"one": start})
+    assert isinstance(codes, HardeningCodes)
+    (optimizer,) = codes.optimizers(20)
+    target = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
+    for step in range(1, 21):
+        before, fixed = codes.logits["0"].detach().clone(), codes.get_buffer("fixed_0").clone()
+        assert int((~fixed).sum()) == (48 if step <= 10 else 24)
+        optimizer.zero_grad()
+        (codes.soft("one") - target).square().sum().backward()
+        optimizer.step()
+        assert torch.equal(codes.logits["0"][fixed], before[fixed])
+        assert not torch.equal(codes.logits["0"][~fixed], before[~fixed])
+        codes.after_step(step, 20)
+    assert bool(codes.get_buffer("fixed_0").all())
+    assert torch.equal(codes.soft("one"), codes.quantized("one").dequantize())
 
 
 @pytest.mark.parametrize("grid", [Grid(3), Grid(2, symmetric=True), Grid(3, symmetric=True,

@@ -65,7 +65,7 @@ class ClippedRanges(SoftRange):
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         del iterations
-        return [torch.optim.AdamW(self.parameters(), lr=self._rate, weight_decay=0.0)]
+        return [torch.optim.AdamW(self.parameters(), self._rate, weight_decay=0.0, fused=True)]
 
 
 @ranges.register("lwc")

@@ -51,7 +51,7 @@ class PulledCodes(SoftCodes):
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         del iterations
-        return [torch.optim.Adam(self.parameters(), lr=self._rate)]
+        return [torch.optim.Adam(self.parameters(), lr=self._rate, fused=True)]
 
 
 @roundings.register("adaround")

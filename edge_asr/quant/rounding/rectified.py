@@ -16,10 +16,18 @@ from edge_asr.quant.soft import LayerStart, SoftRounding
 STRETCH = (-0.1, 1.1)
 
 
+def clip(values: Tensor, low: float, high: float) -> Tensor:
+    """`values` between `low` and `high`: `clamp` with a gradient several times as fast to take.
+
+    Unlike `clamp`'s it is zero at the ends too.
+    """
+    return nn.functional.hardtanh(values, low, high)
+
+
 def rectified_sigmoid(logits: Tensor) -> Tensor:
     """clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1): exactly 0 and 1 at finite logits."""
     low, high = STRETCH
-    return (logits.sigmoid() * (high - low) + low).clamp(0, 1)
+    return clip(logits.sigmoid() * (high - low) + low, 0, 1)
 
 
 def inverse_rectified_sigmoid(values: Tensor) -> Tensor:
@@ -69,4 +77,4 @@ class SoftCodes(SoftRounding):
     def _decoded(self, name: str, codes: Tensor) -> Tensor:
         start = self.starts[name]
         scale, zero = self.parameters_of(name).expand(codes.shape[1])
-        return decode(codes.clamp(start.grid.lowest, start.grid.highest), scale, zero)
+        return decode(clip(codes, start.grid.lowest, start.grid.highest), scale, zero)

@@ -60,15 +60,16 @@ class HardeningCodes(SoftCodes):
                 "lr": self._part.scale_learning_rate,
             },
         ]
-        self._optimizer = torch.optim.Adam(groups, lr=self._part.learning_rate)
+        self._optimizer = torch.optim.Adam(groups, lr=self._part.learning_rate, fused=True)
         return [self._optimizer]
 
     def after_step(self, step: int, iterations: int) -> None:
-        """Keep decided codes where they are; harden the next share at the end of each stretch."""
+        """Harden the next share at the end of each stretch.
+
+        Decided codes stay where they are by themselves: so far out the gradient is exactly zero,
+        the moments are too since the stretch began, and logits have no weight decay.
+        """
         stretches = len(self._part.soft_shares)
-        for key, logits in self.logits.items():
-            fixed = self.get_buffer(f"fixed_{key}")
-            logits.copy_(torch.where(fixed, logits.sign() * HARD, logits))
         done = step * stretches // iterations
         if done > (step - 1) * stretches // iterations:
             self._harden(self._part.soft_shares[done] if done < stretches else 0.0)

@@ -96,7 +96,7 @@ class EquivalentTransformation(SoftTransform):
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         del iterations
-        return [torch.optim.AdamW(self.parameters(), lr=self._rate, weight_decay=0.0)]
+        return [torch.optim.AdamW(self.parameters(), self._rate, weight_decay=0.0, fused=True)]
 
 
 def _sites(work: BlockWork) -> list[Site]:
