@@ -6,16 +6,19 @@ Each method runs in a process of its own, so that its peak memory is its own too
 put in relation to its matrix products alone: the forward passes, Hessians and updates of the
 same shapes, timed in the same run. Methods that train take hours on large models: with --steps
 they take only so many steps a block, and their whole schedule's time is estimated from those.
+With --out every measurement is kept as soon as it is there; methods found in that file are not
+measured again, so that further calls, with other --clips or --steps, add to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,15 @@ from edge_asr.command import CONF
 from edge_asr.config import Settings, settings_from
 from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.plain_json import finite, parse, write_text_atomically
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import quantize_model
+from edge_asr.record import Environment, current_environment
 
 METHODS = (
     "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",
@@ -48,22 +54,52 @@ STEPS = {
     "autoround": ("method.rounding.iterations",),
     "adaround": ("method.rounding.iterations",),
 }
-PRODUCTS = "gptq's matrix products"
+PRODUCTS = "gptq products"
 UPDATE_BLOCK = 128
+FEWEST_STEPS = 10  # TesseraQ needs one for each of its stretches
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Seconds and peak resident bytes of one method, and its summed layer-output error.
 
-    `schedule_s` is the estimated time of the whole schedule where fewer steps were taken.
+    `schedule_s` is the estimated time of the whole schedule where only `steps` were taken.
     """
 
+    clips: int
+    steps: int | None
     calibrate_s: float
     quantize_s: float
     peak_bytes: int
     output_error: float | None
     schedule_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measurements of one model in one environment, by method."""
+
+    environment: Environment
+    model: str
+    bits: int
+    group_size: str
+    batch_size: int
+    measurements: dict[str, Measurement]
+
+    def joined(self, path: Path) -> Bench:
+        """This with the measurements that `path` holds already.
+
+        Raises UserError where those were made of something else, or by other code.
+        """
+        if not path.exists():
+            return self
+        before = parse(Bench, json.loads(path.read_text()), path)
+        if replace(before, measurements={}) != replace(self, measurements={}):
+            raise UserError(
+                f"--out={path}: it holds measurements of another model, width, batch size, "
+                "machine or commit; give another file"
+            )
+        return replace(self, measurements=before.measurements | self.measurements)
 
 
 def settings_of(arguments: argparse.Namespace, method: str, steps: int | None = None) -> Settings:
@@ -104,7 +140,10 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
     began = time.perf_counter()
     if method == PRODUCTS:
         products(checkpoint, batches)
-        return Measurement(calibrate_s, time.perf_counter() - began, peak_memory_bytes(), None)
+        seconds = time.perf_counter() - began
+        return Measurement(
+            arguments.clips, None, calibrate_s, seconds, peak_memory_bytes(), output_error=None
+        )
     settings = settings_of(arguments, method, arguments.steps)
     recipe = Recipe.build(settings.method.stages)
     result = quantize_model(
@@ -118,6 +157,8 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
         trained = sum(one.step_seconds for one in learned)
         rest = trained * (schedule_steps(arguments, method) / arguments.steps - 1)
     return Measurement(
+        arguments.clips,
+        arguments.steps if method in STEPS else None,
         calibrate_s,
         seconds,
         peak_memory_bytes(),
@@ -138,7 +179,7 @@ def schedule_steps(arguments: argparse.Namespace, method: str) -> int:
 @torch.no_grad()
 def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
     """What GPTQ cannot do without: every block forward twice, XᵀX of every site's valid rows,
-    Cholesky, inverse and Cholesky of each Hessian, and the update of the columns to the right
+    the Cholesky factor of each Hessian and its inverse, and the update of the columns to the right
     of every 128 of every layer."""
     model, architecture = checkpoint.model, checkpoint.architecture
     blocks = list(architecture.blocks(model.config))
@@ -149,12 +190,13 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
         for site in station.block.sites:
             layers: list[Any] = [model.get_submodule(name) for name in site.layers]
             columns = layers[0].in_features
-            hessian = torch.eye(columns, dtype=torch.float64)
+            unit = torch.eye(columns, dtype=torch.float64)
+            hessian = unit.clone()
             for mask in station.masks:
                 rows = torch.ones(int(mask.sum()), columns)
                 hessian += (rows.T @ rows).double()
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-            upper = torch.linalg.cholesky(inverse, upper=True)
+            root = torch.linalg.cholesky(hessian.flip(0, 1))
+            upper = torch.linalg.solve_triangular(root, unit, upper=False).flip(0, 1)
             for layer in layers:
                 work = layer.weight.double()
                 for start in range(0, columns, UPDATE_BLOCK):
@@ -173,7 +215,9 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", default="128", help="or null")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--steps", type=int, help="steps a block of methods that learn, 10 or more")
+    parser.add_argument(
+        "--steps", type=int, help=f"steps a block of methods that learn, {FEWEST_STEPS} or more"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -181,30 +225,52 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(vars(measure(arguments, arguments.one))))
         return
-    names = [*arguments.methods, *([PRODUCTS] if "gptq" in arguments.methods else [])]
-    found: dict[str, Measurement] = {}
-    for name in names:
+    if arguments.steps is not None and arguments.steps < FEWEST_STEPS:
+        parser.error(f"--steps {arguments.steps}: give {FEWEST_STEPS} or more")
+    try:
+        show(bench(arguments))
+    except UserError as error:
+        parser.error(str(error))
+
+
+def bench(arguments: argparse.Namespace) -> dict[str, Measurement]:
+    """Measure every method that `--out` does not hold yet, each in a process of its own."""
+    made = Bench(
+        environment=current_environment("cpu", arguments.threads),
+        model=arguments.model.name,
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        batch_size=arguments.batch_size,
+        measurements={},
+    )
+    if arguments.out:
+        made = made.joined(arguments.out)
+    for name in [*arguments.methods, *([PRODUCTS] if "gptq" in arguments.methods else [])]:
+        if name in made.measurements:
+            continue
         command = [sys.executable, *sys.argv, "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = Measurement(**json.loads(done.stdout.splitlines()[-1]))
-        Console(stderr=True).print(f"{name}: {found[name].quantize_s:.1f} s", highlight=False)
-    show(found)
-    if arguments.out:
-        plain = {name: vars(measurement) for name, measurement in found.items()}
-        arguments.out.write_text(json.dumps(plain, indent=1) + "\n")
+        one = Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        made = replace(made, measurements=made.measurements | {name: one})
+        Console(stderr=True).print(f"{name}: {one.quantize_s:.1f} s", highlight=False)
+        if arguments.out:
+            plain = finite(dataclasses.asdict(made))
+            write_text_atomically(arguments.out, json.dumps(plain, indent=2) + "\n")
+    return made.measurements
 
 
 def show(found: dict[str, Measurement]) -> None:
     """Print the table, and GPTQ's time over that of its products."""
     table = Table(
-        "method", "calibrate s", "quantize s", "whole schedule, about s", "peak GB",
+        "method", "clips", "calibrate s", "quantize s", "schedule s", "peak GB",
         "output error", box=None,
     )  # fmt: skip
     for name, one in found.items():
         error = "" if one.output_error is None else f"{one.output_error:.4g}"
         peak = f"{one.peak_bytes / 1e9:.2f}"
         whole = "" if one.schedule_s is None else f"{one.schedule_s:.0f}"
-        table.add_row(name, f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}", whole, peak, error)
+        seconds = f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}"
+        table.add_row(name, str(one.clips), *seconds, whole, peak, error)
     Console().print(table)
     if PRODUCTS in found:
         ratio = found["gptq"].quantize_s / found[PRODUCTS].quantize_s
