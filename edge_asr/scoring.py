@@ -43,10 +43,12 @@ def score_run(
             if transcription.damaged
             else f"data: {dataset!r} holds no clip"
         )
-    own = _score(settings, hypotheses)
+    own = score_hypotheses(settings, hypotheses)
     plain = None
     if baseline is not None:
-        plain = _score(settings, _paired(hypotheses, baseline))
+        remedy = "make the float run again with method=float rerun=true"
+        named = "method: this run and the float run"
+        plain = score_hypotheses(settings, paired(hypotheses, baseline, named, remedy))
     conditions = [hypothesis.metadata.get("condition", "") for hypothesis in hypotheses]
     results = [_result(settings, dataset, ALL, transcription, own, plain)]
     for condition in sorted({name for name in conditions if name}):
@@ -73,28 +75,35 @@ def score_run(
     return tuple(results), (average,)
 
 
-def _paired(hypotheses: Sequence[Hypothesis], baseline: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """The float model's hypotheses in the order of `hypotheses`.
+def paired(
+    hypotheses: Sequence[Hypothesis], others: Sequence[Hypothesis], named: str, remedy: str = ""
+) -> list[Hypothesis]:
+    """The hypotheses of another run in the order of `hypotheses`.
+
+    Args:
+        hypotheses, others: Of the same clips.
+        named: The two runs, for the message.
+        remedy: What to do where they differ.
 
     Raises:
         UserError: when the two are not of the same clips by id, reference and samples.
     """
-    floats = {hypothesis.id: hypothesis for hypothesis in baseline}
-    clips, float_clips = (
-        {row.id: (row.text, row.samples) for row in rows} for rows in (hypotheses, baseline)
+    by_id = {hypothesis.id: hypothesis for hypothesis in others}
+    clips, other_clips = (
+        {row.id: (row.text, row.samples) for row in rows} for rows in (hypotheses, others)
     )
     # The file lies beside the record but no digest guards it: it may be cut short or copied.
-    differing = [name for name in clips | float_clips if clips.get(name) != float_clips.get(name)]
+    differing = [name for name in clips | other_clips if clips.get(name) != other_clips.get(name)]
     if differing:
         raise UserError(
-            "method: the float run's hypotheses do not match these clips: id, text or samples of "
-            f"{len(differing)} differ, the first {differing[0]!r}; make the float run again with "
-            "method=float rerun=true"
+            f"{named} are not of the same clips: id, text or samples of {len(differing)} differ, "
+            f"the first {differing[0]!r}; {remedy or 'compare runs on the same data'}"
         )
-    return [floats[hypothesis.id] for hypothesis in hypotheses]
+    return [by_id[hypothesis.id] for hypothesis in hypotheses]
 
 
-def _score(settings: ProtocolSettings, hypotheses: Sequence[Hypothesis]) -> Score:
+def score_hypotheses(settings: ProtocolSettings, hypotheses: Sequence[Hypothesis]) -> Score:
+    """Error counts of the hypotheses under the protocol."""
     return score(
         [hypothesis.text for hypothesis in hypotheses],
         [hypothesis.pred_text for hypothesis in hypotheses],

@@ -71,5 +71,7 @@ def test_pairs_are_found_whatever_their_order() -> None:
 def test_a_float_run_on_other_clips_is_a_user_error(
     floats: tuple[Hypothesis, ...], first: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"do not match .* the first '{first}'; .* rerun=true"):
+    with pytest.raises(
+        UserError, match=rf"not of the same clips.* the first '{first}'; .* rerun=true"
+    ):
         score_run(SETTINGS, "speech", Transcription(CLIPS, ()), floats)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.models.architecture import Architecture, Block
-from edge_asr.quant.work import Batch, Call, OutputsOnDemand, SharedMemory
+from edge_asr.quant.work import Batch, Call, KeptOutputs, Outputs, OutputsOnDemand, SharedMemory
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Station:
     calls: Sequence[Call]
     masks: Sequence[Tensor]
     bulky: bool = False
-    _outputs: list[Tensor] = field(default_factory=list)
+    _outputs: Outputs = field(default_factory=KeptOutputs)
 
     @torch.no_grad()
-    def outputs(self) -> Sequence[Tensor]:
+    def outputs(self) -> Outputs:
         """The block's outputs [batch, positions, channels], of the weights it has now.
 
         Computed once, at the first call; bulky ones every time one is asked for, and so only
@@ -47,7 +47,7 @@ class Station:
         if self.bulky:
             return OutputsOnDemand(self.module, self.calls)
         if not self._outputs:
-            self._outputs = [call.run(self.module) for call in self.calls]
+            self._outputs = KeptOutputs(call.run(self.module) for call in self.calls)
         return self._outputs
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edge_asr.errors import UserError
-from edge_asr.quant.work import BlockWork, OutputsOnDemand, Reconstruction
+from edge_asr.quant.work import BlockWork, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,14 @@ class BlockLoss:
             self._relative[id(self.work.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call, mask, targets = self.work.calls[index], self.work.masks[index], self.work.targets
+        call, mask = self.work.calls[index], self.work.masks[index]
         if clips is not None:
             clips = clips.to(mask.device)
             call, mask = call.select(clips), mask[clips]
-        if isinstance(targets, OutputsOnDemand):
-            target = targets.of(index, clips)
-        else:
-            target = targets[index] if clips is None else targets[index][clips]
         output = call.run(
             lambda *args, **kwargs: functional_call(self.work.module, replaced, args, kwargs)
         )
-        distance = (output - target).square().sum(-1)
+        distance = (output - self.work.targets.of(index, clips)).square().sum(-1)
         rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
         return (distance * mask).sum() / rows
 

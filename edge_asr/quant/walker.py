@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from edge_asr.models.architecture import Architecture, Site
@@ -29,8 +28,10 @@ from edge_asr.quant.work import (
     Batch,
     BlockWork,
     Fit,
+    KeptOutputs,
     Layer,
     ModelWork,
+    Outputs,
     Reconstruction,
     SiteWork,
 )
@@ -135,7 +136,7 @@ def quantize_model(
     if recipe.learned:
         reference = Passage(copy.deepcopy(model), architecture, batches).stations()
     for done, station in enumerate(stations, start=1):
-        targets = () if reference is None else next(reference).outputs()
+        targets = KeptOutputs() if reference is None else next(reference).outputs()
         walk.quantize(station, targets, partial(_show, progress, done - 1, len(blocks)))
         progress(walk.result.summary(station.block.module), done, len(blocks))
     return walk.result
@@ -158,9 +159,7 @@ class _Walk:
         self.recipe, self.grid, self.activation = recipe, grid, activation
         self.result = Quantization()
 
-    def quantize(
-        self, station: Station, targets: Sequence[Tensor], on_step: Callable[[str], None]
-    ) -> None:
+    def quantize(self, station: Station, targets: Outputs, on_step: Callable[[str], None]) -> None:
         """Run all stages on one block.
 
         `targets` are the float model's outputs, if learned from; `on_step` hears how it goes.

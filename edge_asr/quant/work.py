@@ -5,7 +5,8 @@ The parts of a method read and change these; the walker puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload, runtime_checkable
@@ -70,8 +71,38 @@ class Call:
         return Call((hidden, *self.args[1:]), self.kwargs)
 
 
-class OutputsOnDemand(Sequence[Tensor]):
-    """The outputs of calls of a module, computed at every look with the weights it then has."""
+class Outputs(Sequence[Tensor]):
+    """The outputs of a module's calls, one a calibration batch."""
+
+    @abstractmethod
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        """The output of call number `index`, or of some `clips` of its batch alone."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.of(one) for one in range(len(self))[index]]
+        return self.of(range(len(self))[index])
+
+
+class KeptOutputs(Outputs):
+    """Outputs that were computed once and lie in memory."""
+
+    def __init__(self, outputs: Iterable[Tensor] = ()) -> None:
+        self._outputs = list(outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        return self._outputs[index] if clips is None else self._outputs[index][clips]
+
+
+class OutputsOnDemand(Outputs):
+    """Outputs computed at every look, with the weights the module then has."""
 
     def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
         self._module, self._calls = module, calls
@@ -81,18 +112,8 @@ class OutputsOnDemand(Sequence[Tensor]):
 
     @torch.no_grad()
     def of(self, index: int, clips: Tensor | None = None) -> Tensor:
-        """The output of call number `index`, or of some `clips` of its batch alone."""
         call = self._calls[index]
         return (call if clips is None else call.select(clips)).run(self._module)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self.of(one) for one in range(len(self))[index]]
-        return self.of(index)
 
 
 class SharedMemory(nn.Module):
@@ -213,7 +234,7 @@ class BlockWork:
     calls: Sequence[Call]
     masks: Sequence[Tensor]
     grid: Grid
-    targets: Sequence[Tensor] = ()
+    targets: Outputs = field(default_factory=KeptOutputs)
     activation: ActivationGrid | None = None
     warnings: list[str] = field(default_factory=list)
     learned_fits: dict[str, Fit] = field(default_factory=dict)

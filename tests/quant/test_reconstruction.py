@@ -40,7 +40,7 @@ from edge_asr.quant.rounding.tesseraq import HardeningCodes, TesseraQ
 from edge_asr.quant.soft import LayerStart, RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
 from edge_asr.quant.walker import quantize_model
-from edge_asr.quant.work import BlockWork
+from edge_asr.quant.work import BlockWork, KeptOutputs
 
 LEARNED: dict[str, dict[str, dict[str, Any]]] = {
     "adaround": {"rounding": {"name": "adaround", "iterations": 60}},
@@ -153,7 +153,7 @@ def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(
     """By hand from whole-batch outputs: squared distance over the valid rows of the clips."""
     chosen = torch.tensor([1])
     for work in block_works(checkpoint, batches_of(checkpoint)):
-        work.targets = [target + 0.1 * torch.randn_like(target) for target in work.targets]
+        work.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in work.targets)
         loss = BlockLoss(work)
         for index, (call, mask, target) in enumerate(
             zip(work.calls, work.masks, work.targets, strict=True)
@@ -357,7 +357,7 @@ def first_block() -> Any:
 
     def build(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> BlockWork:
         work = next(block_works(checkpoint, batches))
-        work.targets = [target + 0.01 for target in work.targets]
+        work.targets = KeptOutputs(target + 0.01 for target in work.targets)
         return work
 
     return build
