@@ -74,5 +74,5 @@ def _refuse_for_learned_transforms(
     if recipe.range.learned and recipe.transform.schedule != recipe.range.schedule:
         raise UserError(
             f"{chosen['transform']} with {chosen['range']}: they are trained together; "
-            "give method.transform and method.range the same iterations, clips and seed"
+            "give method.transform and method.range the same iterations, clips, patience and seed"
         )

@@ -16,6 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,46 @@ class Schedule:
         count = min(self.evaluations, self.iterations)
         return frozenset(
             math.ceil(self.iterations * number / count) for number in range(1, count + 1)
+        )
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Settings that every part has which is trained block by block.
+
+    Attributes:
+        iterations: Optimizer steps a block.
+        clips: Calibration clips a step, or null for a whole calibration batch.
+        patience: Looks at the loss without a better one before a block's training stops, or null
+            to train to the end.
+        seed: Seed of the order of the calibration clips.
+    """
+
+    stage: ClassVar[str]
+
+    iterations: int
+    clips: int | None
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _ = self.schedule
+
+    @property
+    def evaluations(self) -> int:
+        """Looks at the loss of the rounded block, evenly spread over its training."""
+        return 10
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a block is trained. Raises UserError, naming the option, where that is impossible."""
+        return Schedule(
+            self.iterations,
+            self.clips,
+            self.evaluations,
+            self.patience,
+            self.seed,
+            field=f"method.{self.stage}",
         )
 
 

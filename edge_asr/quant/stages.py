@@ -145,6 +145,8 @@ class SiteRounding(Rounding):
 class LearnedRounding(Rounding):
     """Trains the rounding of a whole block from the ranges that were fitted to it."""
 
+    stage: ClassVar[str] = "rounding"
+
     @property
     @abstractmethod
     def schedule(self) -> Schedule:

@@ -185,9 +185,17 @@ def test_every_clip_comes_once_in_a_round() -> None:
 @pytest.mark.parametrize("stage", ["transform", "range", "rounding"])
 def test_impossible_schedules_are_refused_by_the_option_that_made_them(stage: str) -> None:
     name = {"transform": "let", "range": "lwc", "rounding": "signround"}[stage]
-    for setting, value in (("iterations", 0), ("clips", 0), ("seed", -1)):
+    for setting, value in (("iterations", 0), ("clips", 0), ("patience", 0), ("seed", -1)):
         with pytest.raises(UserError, match=rf"^method\.{stage}\.{setting}={value}"):
             Recipe.build(stages(**{stage: {"name": name, setting: value}}))
+
+
+@pytest.mark.parametrize("stage", ["transform", "range", "rounding"])
+def test_parts_hand_their_settings_to_the_schedule(stage: str) -> None:
+    name = {"transform": "let", "range": "lwc", "rounding": "tesseraq"}[stage]
+    settings = {"iterations": 30, "clips": None, "patience": 3, "seed": 5}
+    part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
+    assert part.schedule == Schedule(30, None, evaluations=10, patience=3, seed=5)
 
 
 def test_the_shared_memory_makes_its_outputs_at_every_look(

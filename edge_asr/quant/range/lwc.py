@@ -19,7 +19,7 @@ from edge_asr.quant.grid import (
     reduce_groups,
     straight_through_round,
 )
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
@@ -70,36 +70,31 @@ class ClippedRanges(SoftRange):
 
 @ranges.register("lwc")
 @dataclass(frozen=True)
-class LearnedWeightClipping(Range):
+class LearnedWeightClipping(Scheduled, Range):
     """Range stage `lwc`.
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples (40 at 2 bits).
-        clips: Calibration clips a step, or null for a whole calibration batch.
+        clips, patience, seed: See `Scheduled`.
         learning_rate: Of AdamW, without weight decay.
         initial_logit: Where the factors start: sigmoid(4) is .982.
         zero_gradient: Let the gradient pass the rounding of the zero point as it passes that of
             weights; the authors do not. The loss often ends some percent lower with it.
-        seed: Seed of the order of the calibration clips.
     """
 
     learned: ClassVar[bool] = True
+    stage: ClassVar[str] = "range"
 
     iterations: int = 2560
     clips: int | None = 1
     learning_rate: float = 1e-2
     initial_logit: float = 4.0
     zero_gradient: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"method.range.learning_rate={self.learning_rate}: must be above 0")
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.iterations, self.clips, seed=self.seed, field="method.range")
+        super().__post_init__()
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         return ClippedRanges(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
 from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import LearnedRounding, roundings
@@ -56,39 +56,28 @@ class PulledCodes(SoftCodes):
 
 @roundings.register("adaround")
 @dataclass(frozen=True)
-class AdaRound(LearnedRounding):
+class AdaRound(Scheduled, LearnedRounding):
     """Rounding stage `adaround`.
 
     Attributes:
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
             default here is a tenth of the steps at ten times the rate.
-        clips: Calibration clips a step, or null for a whole calibration batch; the authors take
-            32 images, and a clip holds hundreds of rows.
+        clips, patience, seed: See `Scheduled`; the authors take 32 images a step, and a clip
+            holds hundreds of rows.
         learning_rate: Of Adam.
         regularization: Weight of the pull towards 0 and 1.
-        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 1000
     clips: int | None = 4
     learning_rate: float = 1e-2
     regularization: float = 0.01
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "regularization"):
             if getattr(self, name) <= 0:
                 raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(
-            self.iterations,
-            self.clips,
-            seed=self.seed,
-            field="method.rounding",
-        )
+        super().__post_init__()
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return PulledCodes(starts, self.learning_rate, self.regularization)

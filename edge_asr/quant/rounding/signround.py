@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from edge_asr.quant.grid import (
     straight_through_round,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import LearnedRounding, roundings
 
@@ -126,45 +125,34 @@ class SignedOffsets(SoftRounding):
 
 @roundings.register("signround")
 @dataclass(frozen=True)
-class SignRound(LearnedRounding):
+class SignRound(Scheduled, LearnedRounding):
     """Rounding stage `signround`; the range it starts from is that of the range stage.
 
     Attributes:
-        iterations: Optimizer steps a block.
-        clips: Calibration clips a step, or null for a whole calibration batch.
+        iterations, clips, patience, seed: See `Scheduled`.
         learning_rate: First step size, or null for 1 / iterations as the authors take (twice that
             from 1,000 iterations on at 3 bits and below).
         snapped: Start from the range that the rounded zero point leaves, whatever the range stage.
             The authors start from the extremes of the weights, as is done here behind `minmax`
             unless this is set; set, it often ends lower at 2 bits.
-        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 200
     clips: int | None = 8
     learning_rate: float | None = None
     snapped: bool = False
-    seed: int = 0
-
-    # The authors keep the parameters of the best loss.
-    evaluations: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise UserError(
                 f"method.rounding.learning_rate={self.learning_rate}: must be above 0, or null"
             )
-        _ = self.schedule
+        super().__post_init__()
 
     @property
-    def schedule(self) -> Schedule:
-        return Schedule(
-            self.iterations,
-            self.clips,
-            evaluations=self.evaluations,
-            seed=self.seed,
-            field="method.rounding",
-        )
+    def evaluations(self) -> int:
+        # The authors keep the parameters of the best loss of all steps.
+        return 20
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return SignedOffsets(starts, self.learning_rate, self.snapped)

@@ -14,7 +14,7 @@ from torch import nn
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import GridParameters, as_half
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
 from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import LearnedRounding, roundings
@@ -94,16 +94,16 @@ class HardeningCodes(SoftCodes):
 
 @roundings.register("tesseraq")
 @dataclass(frozen=True)
-class TesseraQ(LearnedRounding):
+class TesseraQ(Scheduled, LearnedRounding):
     """Rounding stage `tesseraq`.
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
-        clips: Calibration clips a step, or null for a whole calibration batch.
+        clips, patience, seed: See `Scheduled`. Before the last stretch is over most soft codes
+            are far from where they will be stored, so patience seldom pays here.
         soft_shares: Share of the weights that is still trained in every stretch, falling.
         learning_rate: Of Adam for rounding.
         scale_learning_rate, scale_weight_decay: For the factors on the scales.
-        seed: Seed of the order of the calibration clips.
     """
 
     iterations: int = 2500
@@ -112,7 +112,6 @@ class TesseraQ(LearnedRounding):
     learning_rate: float = 5e-4
     scale_learning_rate: float = 5e-4
     scale_weight_decay: float = 1e-4
-    seed: int = 0
 
     def __post_init__(self) -> None:
         shares = tuple(self.soft_shares)
@@ -129,17 +128,11 @@ class TesseraQ(LearnedRounding):
         for name in ("learning_rate", "scale_learning_rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
+        super().__post_init__()
 
     @property
-    def schedule(self) -> Schedule:
-        # Before the last stretch is over most soft codes are far from where they will be stored.
-        return Schedule(
-            self.iterations,
-            self.clips,
-            evaluations=len(self.soft_shares),
-            seed=self.seed,
-            field="method.rounding",
-        )
+    def evaluations(self) -> int:
+        return len(self.soft_shares)
 
     def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
         return HardeningCodes(starts, self)

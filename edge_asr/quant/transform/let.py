@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import SoftTransform
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold
@@ -120,7 +120,7 @@ def _can_shift(work: BlockWork, site: Site) -> bool:
 
 @transforms.register("let")
 @dataclass(frozen=True)
-class LearnedEquivalentTransformation(Transform):
+class LearnedEquivalentTransformation(Scheduled, Transform):
     """Transform stage `let`; trained together with the range stage.
 
     The start differs from the authors' code in three points. It takes |x| after the shift and |w|
@@ -130,32 +130,27 @@ class LearnedEquivalentTransformation(Transform):
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
-        clips: Calibration clips a step, or null for a whole calibration batch.
+        clips, patience, seed: See `Scheduled`.
         learning_rate: Of AdamW, without weight decay.
         alpha: Scales start from SmoothQuant's formula with this exponent.
         shift: Learn shifts too, where biases can take them up.
-        seed: Seed of the order of the calibration clips.
     """
 
     learned: ClassVar[bool] = True
+    stage: ClassVar[str] = "transform"
 
     iterations: int = 2560
     clips: int | None = 1
     learning_rate: float = 5e-3
     alpha: float = 0.5
     shift: bool = True
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"method.transform.alpha={self.alpha}: must be between 0 and 1")
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.iterations, self.clips, seed=self.seed, field="method.transform")
+        super().__post_init__()
 
     def soft_transform(self, work: BlockWork) -> SoftTransform:
         return EquivalentTransformation(work, self)

@@ -14,7 +14,7 @@ from torch import Tensor
 from edge_asr.errors import UserError
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import fed_by_norm, has_rows, is_scale, scale_site
-from edge_asr.quant.work import BlockWork
+from edge_asr.quant.work import BlockWork, ModelWork
 
 # The authors keep weight magnitudes and the scales themselves from falling below this.
 SMALLEST = 1e-5
@@ -55,6 +55,13 @@ class Smooth(Transform):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"method.transform.alpha={self.alpha}: must lie between 0 and 1")
+
+    def rewrite_model(self, work: ModelWork) -> None:
+        if work.activation is None:
+            work.warnings.append(
+                "smooth: activations are not quantized, so weights get uneven for nothing; "
+                "set act_bits=8"
+            )
 
     @torch.no_grad()
     def rewrite_block(self, work: BlockWork) -> None:

@@ -25,10 +25,12 @@ from walks import (
 from edge_asr.command import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.grid import Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.smooth import Smooth, smooth_scale
-from edge_asr.quant.work import BlockWork
+from edge_asr.quant.work import BlockWork, ModelWork
 
 SMOOTHED = ("qkv", "cross_q", "cross_kv", "fc1")
 
@@ -55,7 +57,17 @@ def test_smoothing_leaves_the_logits_as_they_are(checkpoint: Checkpoint, alpha: 
                     key = f"{name}.weight"
                     assert not torch.allclose(before[key], after[key])
     assert largest_change(checkpoint, checkpoint.model, model) < 1e-4
-    assert not result.warnings
+    (warning,) = result.warnings
+    assert "act_bits=8" in warning
+
+
+@pytest.mark.parametrize("activation", [None, ActivationGrid(8)])
+def test_smoothing_for_float_activations_is_warned_of(
+    moonshine: Checkpoint, activation: ActivationGrid | None
+) -> None:
+    work = ModelWork(moonshine.model, moonshine.architecture, (), Grid(4), activation)
+    Smooth().rewrite_model(work)
+    assert len(work.warnings) == (activation is None)
 
 
 def test_smoothing_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
