@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from edge_asr.errors import UserError
-from edge_asr.quant.stages import LearnedRounding
-
-if TYPE_CHECKING:
-    from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.stages import LearnedRounding, Parts
 
 
-def refuse_senseless(recipe: Recipe, names: Mapping[str, str]) -> None:
+def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
     """Raises UserError, with the reason, for parts that cannot work together.
 
-    `names` are those of the parts, by stage.
+    `names` are the names of `parts`, by stage.
     """
     chosen = {stage: f"method/{stage}={name}" for stage, name in names.items()}
-    _refuse_for_learned_transforms(recipe, names, chosen)
-    learned_rounding = isinstance(recipe.rounding, LearnedRounding)
-    if recipe.range.learned and getattr(recipe.rounding, "static_groups", True) is False:
+    _refuse_for_learned_transforms(parts, names, chosen)
+    learned_rounding = isinstance(parts.rounding, LearnedRounding)
+    if parts.range.learned and getattr(parts.rounding, "static_groups", True) is False:
         raise UserError(
             f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
             "the original weights and cannot be fitted again; use static_groups=true"
@@ -30,14 +26,14 @@ def refuse_senseless(recipe: Recipe, names: Mapping[str, str]) -> None:
             f"{chosen['range']} with {chosen['rounding']}: learned rounding moves every scale, "
             "which then no longer is on the second level's grid; use method/range=minmax"
         )
-    if not recipe.learned:
+    if not parts.learned:
         return
     stage = next(
         stage
         for stage, learned in (
             ("rounding", learned_rounding),
-            ("range", recipe.range.learned),
-            ("transform", recipe.transform.learned),
+            ("range", parts.range.learned),
+            ("transform", parts.transform.learned),
         )
         if learned
     )
@@ -62,16 +58,16 @@ def refuse_senseless(recipe: Recipe, names: Mapping[str, str]) -> None:
 
 
 def _refuse_for_learned_transforms(
-    recipe: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
+    parts: Parts, names: Mapping[str, str], chosen: Mapping[str, str]
 ) -> None:
-    if not recipe.transform.learned:
+    if not parts.transform.learned:
         return
     if names["range"] not in ("minmax", "lwc"):
         raise UserError(
             f"{chosen['transform']} with {chosen['range']}: a learned rewrite changes the weights "
             "at every step, so their range must follow it; use method/range=lwc or minmax"
         )
-    if recipe.range.learned and recipe.transform.schedule != recipe.range.schedule:
+    if parts.range.learned and parts.transform.schedule != parts.range.schedule:
         raise UserError(
             f"{chosen['transform']} with {chosen['range']}: they are trained together; "
             "give method.transform and method.range the same iterations, clips, patience and seed"

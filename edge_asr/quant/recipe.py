@@ -21,12 +21,7 @@ from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.reconstruction import reconstruct
 from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.stages import (
-    Correction,
-    LearnedRounding,
-    Outliers,
-    Range,
-    Rounding,
-    Transform,
+    Parts,
     corrections,
     outliers,
     ranges,
@@ -37,14 +32,8 @@ from edge_asr.quant.work import BlockWork, Fit
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A method: one part for every stage."""
-
-    transform: Transform
-    outliers: Outliers
-    range: Range
-    rounding: Rounding
-    correction: Correction
+class Recipe(Parts):
+    """A method: its parts, checked against each other, and what they do together."""
 
     @classmethod
     def build(cls, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -67,15 +56,6 @@ class Recipe:
                 "activation.granularity=tensor with a learned transform: the rewrite changes what "
                 "layers read while static ranges stand; use activation.granularity=token"
             )
-
-    @property
-    def learned(self) -> bool:
-        """Whether a part is trained against the float model's outputs."""
-        return (
-            self.transform.learned
-            or self.range.learned
-            or isinstance(self.rounding, LearnedRounding)
-        )
 
     def learn_ranges(self, work: BlockWork) -> None:
         """Train the block's transform and ranges together, where either is learned.

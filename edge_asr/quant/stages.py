@@ -176,6 +176,26 @@ class Correction:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """One part for every stage."""
+
+    transform: Transform
+    outliers: Outliers
+    range: Range
+    rounding: Rounding
+    correction: Correction
+
+    @property
+    def learned(self) -> bool:
+        """Whether one of them is trained against the float model's outputs."""
+        return (
+            self.transform.learned
+            or self.range.learned
+            or isinstance(self.rounding, LearnedRounding)
+        )
+
+
 transforms: Registry[Transform] = Registry("transform")
 outliers: Registry[Outliers] = Registry("outliers")
 ranges: Registry[Range] = Registry("range")
