@@ -39,6 +39,7 @@ from edge_asr.plain_json import finite, parse, write_text_atomically
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.statistics import column_products
 from edge_asr.quant.walker import quantize_model
 from edge_asr.record import Environment, current_environment
 
@@ -194,7 +195,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
             hessian = unit.clone()
             for mask in station.masks:
                 rows = torch.ones(int(mask.sum()), columns)
-                hessian += (rows.T @ rows).double()
+                hessian += column_products(rows).double()
             root = torch.linalg.cholesky(hessian.flip(0, 1))
             upper = torch.linalg.solve_triangular(root, unit, upper=False).flip(0, 1)
             for layer in layers:
