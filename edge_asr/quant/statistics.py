@@ -21,6 +21,16 @@ def column_products(rows: Tensor) -> Tensor:
     return products
 
 
+def quadratic_form(rows: Tensor, symmetric: Tensor) -> float:
+    """Sum of x S xᵀ over `rows` [count, columns] with S [columns, columns] symmetric."""
+    total = 0.0
+    for start in range(0, rows.shape[1], STRIPE):
+        stripe = rows[:, start : start + STRIPE] @ symmetric[start : start + STRIPE, start:]
+        stripe[:, STRIPE:] *= 2
+        total += float((stripe * rows[:, start:]).sum())
+    return total
+
+
 class InputStatistics:
     """Moments and extremes of a site's input, over valid rows only.
 
@@ -119,4 +129,4 @@ class InputStatistics:
         the output without its bias).
         """
         wide = difference.detach().double().cpu()
-        return float(((wide @ self._products) * wide).sum()) / max(self.rows, 1)
+        return quadratic_form(wide, self._products) / max(self.rows, 1)

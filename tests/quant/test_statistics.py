@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_asr.quant.statistics import STRIPE, InputStatistics, column_products
+from edge_asr.quant.statistics import STRIPE, InputStatistics, column_products, quadratic_form
 
 
 @pytest.mark.parametrize("columns", [1, 7, STRIPE, STRIPE + 1, 2 * STRIPE + 300])
@@ -14,6 +14,15 @@ def test_column_products_are_those_of_the_whole_matrix(columns: int) -> None:
     found = column_products(rows)
     expected = (rows.double().T @ rows.double()).float()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 7, STRIPE, STRIPE + 1, 2 * STRIPE + 300])
+def test_quadratic_form_is_the_trace_of_the_whole_product(columns: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(3, columns, generator=generator, dtype=torch.float64)
+    root = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    expected = float(torch.trace(rows @ (root + root.T) @ rows.T))
+    assert quadratic_form(rows, root + root.T) == pytest.approx(expected, rel=1e-9)
 
 
 def test_masked_rows_do_not_count() -> None:
