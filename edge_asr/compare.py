@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,119 +12,154 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
-from edge_asr.experiment import HYPOTHESES_NAME
-from edge_asr.metrics.significance import Interval, paired_difference
-from edge_asr.metrics.wer import Score
+from edge_asr.metrics.significance import LEVEL, paired_difference
 from edge_asr.plain_json import write_text_atomically
-from edge_asr.record import FLOAT_METHOD, RECORD_NAME, Record, read_record
+from edge_asr.record import ALL, FLOAT_METHOD, RECORD_NAME, Record, Result, read_record
+from edge_asr.report.__main__ import USAGE_ERROR
 from edge_asr.report.cells import with_interval
+from edge_asr.report.console import WIDEST
 from edge_asr.scoring import paired, score_hypotheses
 from edge_asr.transcribe import Hypothesis, read_hypotheses
-
-USAGE_ERROR = 2
-WIDEST = 120
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its record and what it heard."""
+    """A finished run: its record, the row of all its clips, and what it heard."""
 
     record: Record
-    protocol: ProtocolSettings
+    result: Result
     hypotheses: tuple[Hypothesis, ...]
 
     @property
     def label(self) -> str:
-        """Its model, method and width: `whisper-micro awq W4 g32 A8`."""
+        """Its model, method and widths: `whisper-micro awq W4 g32 sym A8`."""
         method = self.record.method
         words = [self.record.model.name, method.name]
         words += [] if method.name == FLOAT_METHOD else [f"W{method.bits:g}"]
         words += [] if method.group_size is None else [f"g{method.group_size}"]
+        words += ["sym"] if method.symmetric else []
         words += [] if method.activation is None else [method.activation.label]
         return " ".join(words)
+
+    def protocol(self, resamples: int, seed: int) -> ProtocolSettings:
+        return ProtocolSettings(self.result.protocol, resamples, seed)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """WER of two runs on the same clips and the paired difference, in percent."""
+    """WER of two runs on the same clips and the paired difference with its interval, in percent.
+
+    Bits are stored bits a weight, scales and outliers included.
+    """
 
     run: str
+    run_id: str
     effective_bits: float
     wer: float
     against: str
+    against_id: str
     against_effective_bits: float
     against_wer: float
-    difference: Interval
+    difference: float
+    low: float
+    high: float
+    level: float
+    resamples: int
+    dataset: str
+    protocol: str
+    utterances: int
 
 
 def read_run(folder: Path) -> Run:
     """The run that was stored in `folder`.
 
     Raises:
-        UserError: No record there, one without results, or one whose hypotheses stayed behind.
+        UserError: No record there, one without results, or hypotheses that stayed behind or are
+            not those that the record was made of.
     """
     record = read_record(folder / RECORD_NAME)
-    if not record.results:
-        raise UserError(f"{folder}: the run has no results; finish it first")
-    if not (folder / HYPOTHESES_NAME).exists():
+    result = next((row for row in record.results if row.condition == ALL), None)
+    if result is None or result.wer is None:
+        raise UserError(f"{folder}: the record holds no WER; finish the run first")
+    again = "make the run again with the same options and rerun=true"
+    path = folder / (record.hypotheses_file or "")
+    if not path.is_file():
+        raise UserError(f"{folder}: no hypotheses lie beside the record; {again}")
+    run = Run(record, result, read_hypotheses(path))
+    wer = score_hypotheses(run.protocol(100, 0), run.hypotheses).wer
+    if len(run.hypotheses) != result.utterances or not math.isclose(wer, result.wer):
         raise UserError(
-            f"{folder}: {HYPOTHESES_NAME} is not beside the record; "
-            "make the run again with the same options and rerun=true"
+            f"{path}: {len(run.hypotheses)} hypotheses with a WER of {wer:.2f} are not those of "
+            f"the record ({result.utterances}, {result.wer:.2f}); {again}"
         )
-    settings = record.config["protocol"]
-    return Run(record, ProtocolSettings(**settings), read_hypotheses(folder / HYPOTHESES_NAME))
+    return run
 
 
-def compare(run: Run, against: Run) -> Comparison:
+def compare(run: Run, against: Run, *, resamples: int = 2000, seed: int = 0) -> Comparison:
     """The WER of `run` less that of `against`, every clip paired with itself.
 
-    The interval is the bootstrap of `paired_difference`.
+    The interval is the bootstrap of `paired_difference`, of `resamples` draws.
 
     Raises:
-        UserError: The two were scored differently or heard other clips.
+        UserError: The two were scored by different protocols or heard other clips.
     """
-    if run.protocol != against.protocol:
-        raise UserError(f"{run.label} and {against.label} were scored by different protocols")
-    other = paired(run.hypotheses, against.hypotheses, f"{run.label} and {against.label}")
-    scores: list[Score] = [score_hypotheses(run.protocol, rows) for rows in (run.hypotheses, other)]
-    difference = paired_difference(
-        *scores, resamples=run.protocol.resamples, seed=run.protocol.seed
-    )
+    one, other = run.result, against.result
+    if one.protocol != other.protocol:
+        raise UserError(
+            f"protocol: {run.label} was scored by {one.protocol}, {against.label} by "
+            f"{other.protocol}; make one of them again with protocol.name of the other"
+        )
+    settings = run.protocol(resamples, seed)
+    rows = paired(run.hypotheses, against.hypotheses, f"{run.label} and {against.label}")
+    own, plain = score_hypotheses(settings, run.hypotheses), score_hypotheses(settings, rows)
+    difference = paired_difference(own, plain, resamples=resamples, level=LEVEL, seed=seed)
     return Comparison(
         run=run.label,
+        run_id=run.record.run_id,
         effective_bits=run.record.method.effective_bits,
-        wer=scores[0].wer,
+        wer=own.wer,
         against=against.label,
+        against_id=against.record.run_id,
         against_effective_bits=against.record.method.effective_bits,
-        against_wer=scores[1].wer,
-        difference=difference,
+        against_wer=plain.wer,
+        difference=difference.estimate,
+        low=difference.low,
+        high=difference.high,
+        level=difference.level,
+        resamples=resamples,
+        dataset=one.dataset,
+        protocol=one.protocol,
+        utterances=one.utterances,
     )
-
-
-def _frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    rows = []
-    for one in comparisons:
-        interval = asdict(one.difference)
-        rows.append(
-            {name: value for name, value in asdict(one).items() if name != "difference"}
-            | {"difference": interval["estimate"], "low": interval["low"], "high": interval["high"]}
-        )
-    return pd.DataFrame(rows)
 
 
 def _table(comparisons: Sequence[Comparison]) -> Table:
-    table = Table("run", "bits", "WER", "against", "bits", "WER", "difference", box=None)
+    table = Table("run", box=None)
+    for heading in ("bits", "WER %", "against", "bits", "WER %", "difference [95 %]"):
+        table.add_column(heading, no_wrap=heading != "against")
     for one in comparisons:
-        difference = one.difference
-        table.add_row(
-            one.run, f"{one.effective_bits:.2f}", f"{one.wer:.1f}", one.against,
-            f"{one.against_effective_bits:.2f}", f"{one.against_wer:.1f}",
-            with_interval(difference.estimate, difference.low, difference.high, sign=True),
+        row = (
+            one.run, f"{one.effective_bits:.2f}", f"{one.wer:.1f}",
+            one.against, f"{one.against_effective_bits:.2f}", f"{one.against_wer:.1f}",
+            with_interval(one.difference, one.low, one.high, sign=True),
         )  # fmt: skip
+        # Text, not strings: rich would read the brackets of an interval as markup.
+        table.add_row(*map(Text, row))
     return table
+
+
+def _write(path: Path, comparisons: Sequence[Comparison]) -> None:
+    frame = pd.DataFrame([asdict(one) for one in comparisons])
+    try:
+        write_text_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    except OSError as error:
+        raise UserError(
+            f"--out={path}: cannot be written ({error.strerror}); give a file you may write"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,15 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         against = read_run(options.against)
         comparisons = [compare(read_run(folder), against) for folder in options.run]
+        if options.out:
+            _write(options.out, comparisons)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     console = Console()
-    table = _table(comparisons)
-    (console if console.is_terminal else Console(width=WIDEST)).print(table)
-    if options.out:
-        text = _frame(comparisons).to_csv(index=False, lineterminator="\n")
-        write_text_atomically(options.out, text)
+    (console if console.is_terminal else Console(width=WIDEST)).print(_table(comparisons))
     return 0
 
 

@@ -4,9 +4,11 @@
 
 Each method runs in a process of its own, so that its peak memory is its own too. GPTQ is also
 put in relation to its matrix products alone: the forward passes, Hessians and updates of the
-same shapes, timed in the same run. Methods that train take hours on large models: with --steps
-they take only so many steps a block, and their whole schedule's time is estimated from those.
-With --out every measurement is kept as soon as it is there; methods found in that file are not
+same shapes by the same routines, timed right after it. Methods that train take hours on large
+models: with --steps they take only so many steps a block, and their whole schedule's time is
+estimated from those.
+
+With --out every measurement is kept as soon as it is there. Methods found in that file are not
 measured again, so that further calls, with other --clips or --steps, add to it.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -34,7 +37,7 @@ from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
-from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
 from edge_asr.plain_json import finite, parse, write_text_atomically
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
@@ -78,29 +81,49 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measurements of one model in one environment, by method."""
+    """Measurements of one model on one corpus in one environment, by method."""
 
     environment: Environment
     model: str
+    weights_sha256: str
+    manifest_sha256: str
+    where: tuple[str, ...]
     bits: int
     group_size: str
     batch_size: int
     measurements: dict[str, Measurement]
 
     def joined(self, path: Path) -> Bench:
-        """This with the measurements that `path` holds already.
+        """This with the measurements that `path` holds already, if it exists.
 
-        Raises UserError where those were made of something else, or by other code.
+        Raises UserError where those were made of something else or by other code.
         """
         if not path.exists():
             return self
-        before = parse(Bench, json.loads(path.read_text()), path)
-        if replace(before, measurements={}) != replace(self, measurements={}):
+        try:
+            before = parse(Bench, json.loads(path.read_text()), path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--out={path}: holds no measurements ({error})") from error
+        for entry in dataclasses.fields(Bench):
+            mine, theirs = getattr(self, entry.name), getattr(before, entry.name)
+            if entry.name != "measurements" and mine != theirs:
+                raise UserError(
+                    f"--out={path}: its {entry.name} is {theirs}, not {mine}; give another file"
+                )
+        if self.environment.git_dirty:
             raise UserError(
-                f"--out={path}: it holds measurements of another model, width, batch size, "
-                "machine or commit; give another file"
+                f"--out={path}: the checkout has changes, so who knows what code measured before; "
+                "commit them, keep the file outside of the checkout, or give another file"
             )
         return replace(self, measurements=before.measurements | self.measurements)
+
+    @property
+    def gptq_over_products(self) -> float | None:
+        """GPTQ's time over that of its matrix products, if both were measured on as many clips."""
+        gptq, alone = (self.measurements.get(name) for name in ("gptq", PRODUCTS))
+        if gptq is None or alone is None or gptq.clips != alone.clips:
+            return None
+        return gptq.quantize_s / alone.quantize_s
 
 
 def settings_of(arguments: argparse.Namespace, method: str, steps: int | None = None) -> Settings:
@@ -234,11 +257,14 @@ def main() -> None:
         parser.error(str(error))
 
 
-def bench(arguments: argparse.Namespace) -> dict[str, Measurement]:
+def bench(arguments: argparse.Namespace) -> Bench:
     """Measure every method that `--out` does not hold yet, each in a process of its own."""
     made = Bench(
         environment=current_environment("cpu", arguments.threads),
         model=arguments.model.name,
+        weights_sha256=weights_sha256(load_checkpoint(str(arguments.model)).model),
+        manifest_sha256=hashlib.sha256(arguments.manifest.read_bytes()).hexdigest(),
+        where=tuple(arguments.where),
         bits=arguments.bits,
         group_size=arguments.group_size,
         batch_size=arguments.batch_size,
@@ -246,35 +272,38 @@ def bench(arguments: argparse.Namespace) -> dict[str, Measurement]:
     )
     if arguments.out:
         made = made.joined(arguments.out)
+    console = Console(stderr=True)
     for name in [*arguments.methods, *([PRODUCTS] if "gptq" in arguments.methods else [])]:
         if name in made.measurements:
+            clips = made.measurements[name].clips
+            console.print(f"{name}: measured before, on {clips} clips", highlight=False)
             continue
         command = [sys.executable, *sys.argv, "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         one = Measurement(**json.loads(done.stdout.splitlines()[-1]))
         made = replace(made, measurements=made.measurements | {name: one})
-        Console(stderr=True).print(f"{name}: {one.quantize_s:.1f} s", highlight=False)
+        console.print(f"{name}: {one.quantize_s:.1f} s", highlight=False)
         if arguments.out:
             plain = finite(dataclasses.asdict(made))
             write_text_atomically(arguments.out, json.dumps(plain, indent=2) + "\n")
-    return made.measurements
+    return made
 
 
-def show(found: dict[str, Measurement]) -> None:
+def show(made: Bench) -> None:
     """Print the table, and GPTQ's time over that of its products."""
     table = Table(
         "method", "clips", "calibrate s", "quantize s", "schedule s", "peak GB",
         "output error", box=None,
     )  # fmt: skip
-    for name, one in found.items():
+    for name, one in made.measurements.items():
         error = "" if one.output_error is None else f"{one.output_error:.4g}"
         peak = f"{one.peak_bytes / 1e9:.2f}"
         whole = "" if one.schedule_s is None else f"{one.schedule_s:.0f}"
         seconds = f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}"
         table.add_row(name, str(one.clips), *seconds, whole, peak, error)
     Console().print(table)
-    if PRODUCTS in found:
-        ratio = found["gptq"].quantize_s / found[PRODUCTS].quantize_s
+    ratio = made.gptq_over_products
+    if ratio is not None:
         Console().print(f"gptq takes {ratio:.2f} times its matrix products", highlight=False)
 
 

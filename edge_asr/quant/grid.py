@@ -106,7 +106,10 @@ class GridParameters:
     stored_bits: float | None = None
 
     def expand(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of every column, each [rows, columns]."""
+        """Scale and zero point of every column, each [rows, columns].
+
+        They may share the memory of `scale` and `zero`; do not write to them.
+        """
         if self.group_size >= columns:
             return self.scale.expand(-1, columns), self.zero.expand(-1, columns)
         repeat = self.group_size
@@ -205,7 +208,7 @@ def as_half(values: Tensor) -> Tensor:
 
     The gradient passes as if nothing had happened: cast to float16, large ones would be infinite.
     """
-    return _replaced(values, values.detach().half().to(values.dtype))
+    return straight_through(values, values.detach().half().to(values.dtype))
 
 
 def encode(
@@ -224,27 +227,27 @@ def encode(
 
 
 def straight_through_round(values: Tensor) -> Tensor:
-    """Rounding whose gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432)."""
-    return _replaced(values, values.detach().round())
+    """Rounding whose gradient is that of the identity."""
+    return straight_through(values, values.detach().round())
 
 
-class _Replaced(torch.autograd.Function):
-    """Other values in the place of a tensor's, to which the gradient goes as if they were its."""
+def straight_through(values: Tensor, replacement: Tensor) -> Tensor:
+    """`replacement`, whose gradient goes to `values` unchanged (Bengio et al. 2013,
+    arXiv:1308.3432). It may share the memory of `replacement`; do not write to it."""
+    result: Tensor = _StraightThrough.apply(values, replacement)
+    return result
 
+
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, others: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, replacement: Tensor) -> Tensor:
         del ctx, values
-        return others
+        return replacement
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         del ctx
         return gradients[0], None
-
-
-def _replaced(values: Tensor, others: Tensor) -> Tensor:
-    result: Tensor = _Replaced.apply(values, others)
-    return result
 
 
 def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Scheduled:
     """Settings that every part has which is trained block by block.
 
     Attributes:
+        stage: The part's stage, for messages; the stage's own base class says it.
         iterations: Optimizer steps a block.
         clips: Calibration clips a step, or null for a whole calibration batch.
         patience: Looks at the loss without a better one before a block's training stops, or null

@@ -31,6 +31,7 @@ class Transform:
     `learned` says that the rewrite is trained, block by block, against the float model.
     """
 
+    stage: ClassVar[str] = "transform"
     learned: ClassVar[bool] = False
 
     def rewrite_model(self, work: ModelWork) -> None:
@@ -75,6 +76,7 @@ class Range(ABC):
     `learned` says that they are trained, block by block, against the float model.
     """
 
+    stage: ClassVar[str] = "range"
     learned: ClassVar[bool] = False
 
     def soft_range(self, work: BlockWork) -> SoftRange:
@@ -125,6 +127,8 @@ class LayerFit:
 class Rounding(ABC):
     """Which grid point every weight takes."""
 
+    stage: ClassVar[str] = "rounding"
+
     @abstractmethod
     def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
         """Quantize every layer of the block's `sites`."""
@@ -144,8 +148,6 @@ class SiteRounding(Rounding):
 
 class LearnedRounding(Rounding):
     """Trains the rounding of a whole block from the ranges that were fitted to it."""
-
-    stage: ClassVar[str] = "rounding"
 
     @property
     @abstractmethod

@@ -10,7 +10,10 @@ STRIPE = 512
 
 
 def column_products(rows: Tensor) -> Tensor:
-    """XᵀX of X [rows, columns]: [columns, columns], of which little more than half is computed."""
+    """XᵀX of X [rows, columns]: [columns, columns].
+
+    Of many columns little more than half is computed and mirrored; up to `STRIPE`, all of it.
+    """
     columns = rows.shape[1]
     products = rows.new_empty(columns, columns)
     for start in range(0, columns, STRIPE):

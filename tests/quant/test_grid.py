@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.grid import (
+    Grid,
+    GridParameters,
+    decode,
+    encode,
+    parameters_from_range,
+    reduce_groups,
+)
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest
 
@@ -159,3 +166,19 @@ def test_encode_and_decode_are_inverse_on_the_grid() -> None:
 def test_impossible_grids_are_refused_by_name(options: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Grid(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [3, 7, 9])
+def test_every_column_has_the_scale_of_its_group(size: int) -> None:
+    """Column by column, and the gradient of a group is the sum of its columns'."""
+    groups = -(-7 // size)
+    scale = torch.randn(2, groups, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    wide, zero = GridParameters(scale, 2 * scale.detach(), size).expand(7)
+    assert wide.shape == zero.shape == (2, 7)
+    for column in range(7):
+        assert torch.equal(wide[:, column], scale[:, column // size])
+        assert torch.equal(zero[:, column], 2 * scale[:, column // size])
+    (wide * torch.arange(7.0)).sum().backward()
+    expected = [sum(range(7)[group * size : (group + 1) * size]) for group in range(groups)]
+    assert scale.grad is not None
+    assert scale.grad.tolist() == [expected, expected]

@@ -16,7 +16,7 @@ from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
@@ -190,12 +190,21 @@ def test_impossible_schedules_are_refused_by_the_option_that_made_them(stage: st
             Recipe.build(stages(**{stage: {"name": name, setting: value}}))
 
 
-@pytest.mark.parametrize("stage", ["transform", "range", "rounding"])
-def test_parts_hand_their_settings_to_the_schedule(stage: str) -> None:
-    name = {"transform": "let", "range": "lwc", "rounding": "tesseraq"}[stage]
+@pytest.mark.parametrize(
+    ("stage", "name", "evaluations"),
+    [
+        ("transform", "let", 10),
+        ("range", "lwc", 10),
+        ("rounding", "adaround", 10),
+        ("rounding", "signround", 20),
+        ("rounding", "tesseraq", 10),
+    ],
+)
+def test_parts_hand_their_settings_to_the_schedule(stage: str, name: str, evaluations: int) -> None:
     settings = {"iterations": 30, "clips": None, "patience": 3, "seed": 5}
     part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
-    assert part.schedule == Schedule(30, None, evaluations=10, patience=3, seed=5)
+    assert part.schedule == Schedule(30, None, evaluations=evaluations, patience=3, seed=5)
+    assert part.schedule.field == f"method.{stage}"
 
 
 def test_the_shared_memory_makes_its_outputs_at_every_look(
@@ -243,6 +252,21 @@ def test_soft_codes_start_at_the_float_weight() -> None:
     torch.testing.assert_close(codes.soft("layer")[inside], weight[inside], atol=1e-5, rtol=0)
     step = codes.parameters_of("layer").scale
     assert bool(((codes.quantized("layer").dequantize() - weight).abs() <= 0.51 * step).all())
+
+
+@pytest.mark.parametrize("grid", [Grid(4), Grid(8), Grid(4, symmetric=True, signed=True)])
+def test_weights_that_lie_on_the_grid_are_trained_too(grid: Grid) -> None:
+    """As whole checkpoints of half precision nearly do, zeros above all."""
+    codes = torch.arange(grid.lowest, grid.highest, dtype=torch.float32).repeat(2, 1)
+    scale = torch.full((2, 1), 0.5)
+    zero = torch.full((2, 1), 0.0 if grid.symmetric else 7.0)
+    start = LayerStart(scale * (codes - zero), GridParameters(scale, zero, codes.shape[1]), grid)
+    soft = SoftCodes({"layer": start})
+    torch.testing.assert_close(soft.soft("layer"), start.weight, atol=1e-4, rtol=0)
+    soft.soft("layer").sum().backward()
+    gradient = soft.logits["0"].grad
+    assert gradient is not None
+    assert bool((gradient > 0).all())
 
 
 def test_decided_codes_stay_and_the_undecided_move() -> None:

@@ -83,7 +83,6 @@ class LearnedWeightClipping(Scheduled, Range):
     """
 
     learned: ClassVar[bool] = True
-    stage: ClassVar[str] = "range"
 
     iterations: int = 2560
     clips: int | None = 1

@@ -14,6 +14,9 @@ from edge_asr.quant.grid import GridParameters, QuantizedWeight, decode
 from edge_asr.quant.soft import LayerStart, SoftRounding
 
 STRETCH = (-0.1, 1.1)
+# Training starts this far inside: at 0 and 1 themselves, where every weight of a half-precision
+# checkpoint that lies on the grid would start, no gradient passes.
+INSIDE = 1e-4
 
 
 def clip(values: Tensor, low: float, high: float) -> Tensor:
@@ -39,7 +42,7 @@ def inverse_rectified_sigmoid(values: Tensor) -> Tensor:
 class SoftCodes(SoftRounding):
     """For every weight its lower code and a trainable way up to the next, between 0 and 1.
 
-    Training starts where the soft weights are the float ones (inside the range).
+    Training starts where the soft weights are the float ones, to 1e-4 of a step, inside the range.
 
     Attributes:
         logits: Of the way up, [rows, columns] a layer; stored codes go up where it is above 1/2.
@@ -55,9 +58,8 @@ class SoftCodes(SoftRounding):
             scale, zero = start.parameters.expand(start.weight.shape[1])
             exact = start.weight / scale + zero
             self._lower[name] = exact.floor()
-            self.logits[self.keys[name]] = nn.Parameter(
-                inverse_rectified_sigmoid(exact - exact.floor())
-            )
+            up = (exact - exact.floor()).clamp(INSIDE, 1 - INSIDE)
+            self.logits[self.keys[name]] = nn.Parameter(inverse_rectified_sigmoid(up))
 
     def parameters_of(self, name: str) -> GridParameters:
         """Scales and zero points the codes are decoded with."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
+from edge_asr.quant.grid import straight_through
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import SoftTransform
 from edge_asr.quant.stages import Transform, transforms
@@ -28,7 +29,7 @@ def truncated(scale: Tensor) -> Tensor:
     """`scale` with magnitudes of at least 0.01; the gradient passes as if it were untouched."""
     sign = torch.where(scale < 0, -1.0, 1.0)
     kept = torch.where(scale.abs() < SMALLEST_SCALE, sign * SMALLEST_SCALE, scale)
-    return scale + (kept - scale).detach()
+    return straight_through(scale, kept.detach())
 
 
 class EquivalentTransformation(SoftTransform):
@@ -137,7 +138,6 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
     """
 
     learned: ClassVar[bool] = True
-    stage: ClassVar[str] = "transform"
 
     iterations: int = 2560
     clips: int | None = 1

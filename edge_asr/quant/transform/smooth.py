@@ -57,10 +57,11 @@ class Smooth(Transform):
             raise UserError(f"method.transform.alpha={self.alpha}: must lie between 0 and 1")
 
     def rewrite_model(self, work: ModelWork) -> None:
+        """Nothing but a warning where the whole model will read float activations."""
         if work.activation is None:
             work.warnings.append(
-                "smooth: activations are not quantized, so weights get uneven for nothing; "
-                "set act_bits=8"
+                "smooth: its rewrite serves quantized activations and seldom helps weights alone; "
+                "set act_bits=8 or method/transform=none"
             )
 
     @torch.no_grad()
