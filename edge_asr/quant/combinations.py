@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge_asr.errors import UserError
+from edge_asr.quant.range.second_level import SecondLevel
 from edge_asr.quant.stages import LearnedRounding, Parts
 
 
@@ -21,10 +22,10 @@ def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
             f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
             "the original weights and cannot be fitted again; use static_groups=true"
         )
-    if learned_rounding and names["range"] == "minmax_second_level":
+    if learned_rounding and isinstance(parts.range, SecondLevel):
         raise UserError(
             f"{chosen['range']} with {chosen['rounding']}: learned rounding moves every scale, "
-            "which then no longer is on the second level's grid; use method/range=minmax"
+            "which then no longer is on the second level's grid; use method/range=minmax or mse"
         )
     if not parts.learned:
         return

@@ -425,7 +425,7 @@ def test_block_loss_ignores_padding(
         ({"correction": {"name": "bias"}, "rounding": {"name": "signround"}}, "undo it"),
         ({"transform": {"name": "cle"}, "range": {"name": "lwc"}}, "no float outputs"),
         (
-            {"range": {"name": "minmax_second_level"}, "rounding": {"name": "tesseraq"}},
+            {"range": {"name": "mse_second_level"}, "rounding": {"name": "tesseraq"}},
             "moves every scale",
         ),
         ({"rounding": {"name": "tesseraq", "soft_shares": [0.5, -0.1]}}, "soft_shares"),

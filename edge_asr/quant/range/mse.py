@@ -84,6 +84,10 @@ class Mse(Range):
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
     ) -> GridParameters:
         del statistics, layer
+        return self.parameters(weight, grid)
+
+    def parameters(self, weight: Tensor, grid: Grid) -> GridParameters:
+        """The search of `mse_parameters` with these settings."""
         return mse_parameters(
             weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
         )

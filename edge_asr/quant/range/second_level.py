@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import BITS, SCALE_BITS, Grid, GridParameters, decode, encode
 from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.range.mse import Mse
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
@@ -36,13 +38,12 @@ def requantize(values: Tensor, bits: int, group_size: int) -> tuple[Tensor, floa
 
 
 def second_level_parameters(
-    weight: Tensor, grid: Grid, *, scale_bits: int, zero_bits: int, group_size: int
+    first: GridParameters, grid: Grid, *, scale_bits: int, zero_bits: int, group_size: int
 ) -> GridParameters:
-    """Min-max parameters of `weight` [rows, columns], quantized to a second level.
+    """Parameters `first` of some weight on `grid`, quantized to a second level.
 
     Only zero points that are not integers are quantized; a symmetric grid stores none.
     """
-    first = minmax_parameters(weight, replace(grid, half_scales=False))
     scale, stored = requantize(first.scale, scale_bits, group_size)
     zero = first.zero
     if not grid.symmetric and grid.zero_point == "float":
@@ -54,15 +55,9 @@ def second_level_parameters(
     return GridParameters(scale, zero, first.group_size, stored_bits=stored)
 
 
-@ranges.register("minmax_second_level")
 @dataclass(frozen=True)
-class MinMaxSecondLevel(Range):
-    """Range stage `minmax_second_level`.
-
-    Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
-    that need not contain zero, with zero points that are not rounded; the scales of
-    neighbouring output channels in one group of columns are quantized together, and so are
-    the zero points.
+class SecondLevel(Range):
+    """A range whose scales and zero points are quantized themselves.
 
     Attributes:
         scale_bits: Width of a quantized scale.
@@ -84,6 +79,10 @@ class MinMaxSecondLevel(Range):
         if self.group_size < 1:
             raise UserError(f"method.range.group_size={self.group_size}: must be at least 1")
 
+    @abstractmethod
+    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
+        """The parameters of `weight` [rows, columns] that are to be quantized."""
+
     def grid(self, grid: Grid) -> Grid:
         return replace(grid, include_zero=False, zero_point="float")
 
@@ -92,9 +91,50 @@ class MinMaxSecondLevel(Range):
     ) -> GridParameters:
         del statistics, layer
         return second_level_parameters(
-            weight,
+            self.first_level(weight, replace(grid, half_scales=False)),
             grid,
             scale_bits=self.scale_bits,
             zero_bits=self.zero_bits,
             group_size=self.group_size,
         )
+
+
+@ranges.register("minmax_second_level")
+@dataclass(frozen=True)
+class MinMaxSecondLevel(SecondLevel):
+    """Range stage `minmax_second_level`.
+
+    Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
+    that need not contain zero, with zero points that are not rounded; the scales of
+    neighbouring output channels in one group of columns are quantized together, and so are
+    the zero points. Settings are those of `SecondLevel`.
+    """
+
+    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
+        return minmax_parameters(weight, grid)
+
+
+@ranges.register("mse_second_level")
+@dataclass(frozen=True)
+class MseSecondLevel(SecondLevel):
+    """Range stage `mse_second_level`: the same over the ranges of `mse`, a mix of our own.
+
+    Attributes:
+        scale_bits, zero_bits, group_size: See `SecondLevel`.
+        steps, max_shrink, norm: See `Mse`.
+    """
+
+    steps: int = 100
+    max_shrink: float = 0.8
+    norm: float = 2.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self._search
+
+    @property
+    def _search(self) -> Mse:
+        return Mse(self.steps, self.max_shrink, self.norm)
+
+    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
+        return self._search.parameters(weight, grid)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,18 +14,23 @@ from hypothesis import strategies as st
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.range.mse import mse_parameters
 from edge_asr.quant.range.second_level import (
     MinMaxSecondLevel,
+    MseSecondLevel,
     requantize,
     second_level_parameters,
 )
 from edge_asr.quant.rounding.nearest import round_nearest
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
 
 FREE = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=16)
 
 
 def parameters_of(weight: torch.Tensor, grid: Grid = FREE) -> QuantizedWeight:
-    parameters = second_level_parameters(weight, grid, scale_bits=3, zero_bits=3, group_size=16)
+    first = minmax_parameters(weight, replace(grid, half_scales=False))
+    parameters = second_level_parameters(first, grid, scale_bits=3, zero_bits=3, group_size=16)
     return round_nearest(weight, parameters, grid)
 
 
@@ -156,3 +164,31 @@ def test_dead_weights_beside_live_ones_stay_finite_and_positive() -> None:
 def test_impossible_settings_are_refused_by_name(options: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=named):
         MinMaxSecondLevel(**options)
+
+
+def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
+    """Scales and zero points by hand from those of `mse`; fewer errors than over min-max."""
+    weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(5))
+    grid = replace(FREE, bits=2)
+    layer, statistics = Layer("layer", makes_logits=False), InputStatistics(48)
+    part = MseSecondLevel(steps=20, norm=2.0)
+    assert part.grid(Grid(2, granularity="group", group_size=16)) == grid
+    found = part.fit(weight, grid, statistics, layer)
+    first = mse_parameters(
+        weight, replace(grid, half_scales=False), steps=20, max_shrink=0.8, norm=2.0
+    )
+    assert torch.equal(found.scale, requantize(first.scale, 3, 16)[0])
+    assert torch.equal(found.zero, requantize(first.zero, 3, 16)[0])
+    plain = MinMaxSecondLevel().fit(weight, grid, statistics, layer)
+    errors = [
+        float((round_nearest(weight, one, grid).dequantize() - weight).norm())
+        for one in (found, plain)
+    ]
+    assert errors[0] < 0.9 * errors[1]
+    assert found.bits_on(grid) == plain.bits_on(grid)
+
+
+@pytest.mark.parametrize("options", [{"norm": 0.0}, {"steps": 0}, {"zero_bits": 9}])
+def test_bad_settings_of_either_level_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"method\.range\.{next(iter(options))}="):
+        MseSecondLevel(**options)
