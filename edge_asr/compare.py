@@ -138,9 +138,10 @@ def compare(run: Run, against: Run, *, resamples: int = 2000, seed: int = 0) -> 
 
 
 def _table(comparisons: Sequence[Comparison]) -> Table:
-    table = Table("run", box=None)
-    for heading in ("bits", "WER %", "against", "bits", "WER %", "difference [95 %]"):
-        table.add_column(heading, no_wrap=heading != "against")
+    table = Table(box=None)
+    for heading in ("run", "bits", "WER %", "against", "bits", "WER %", "difference [95 %]"):
+        # Names may be longer than a line, figures are never.
+        table.add_column(heading, no_wrap=heading not in ("run", "against"), overflow="fold")
     for one in comparisons:
         row = (
             one.run, f"{one.effective_bits:.2f}", f"{one.wer:.1f}",
