@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
-from edge_asr.metrics.significance import LEVEL, paired_difference
+from edge_asr.metrics.significance import LEVEL, RESAMPLES, paired_difference
 from edge_asr.plain_json import write_text_atomically
 from edge_asr.record import ALL, FLOAT_METHOD, RECORD_NAME, Record, Result, read_record
 from edge_asr.report.__main__ import USAGE_ERROR
@@ -44,9 +43,6 @@ class Run:
         words += ["sym"] if method.symmetric else []
         words += [] if method.activation is None else [method.activation.label]
         return " ".join(words)
-
-    def protocol(self, resamples: int, seed: int) -> ProtocolSettings:
-        return ProtocolSettings(self.result.protocol, resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise UserError(f"{folder}: no hypotheses lie beside the record; {again}")
     run = Run(record, result, read_hypotheses(path))
-    wer = score_hypotheses(run.protocol(100, 0), run.hypotheses).wer
+    wer = score_hypotheses(result.protocol, run.hypotheses).wer
     if len(run.hypotheses) != result.utterances or not math.isclose(wer, result.wer):
         raise UserError(
             f"{path}: {len(run.hypotheses)} hypotheses with a WER of {wer:.2f} are not those of "
@@ -99,7 +95,7 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def compare(run: Run, against: Run, *, resamples: int = 2000, seed: int = 0) -> Comparison:
+def compare(run: Run, against: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
     """The WER of `run` less that of `against`, every clip paired with itself.
 
     The interval is the bootstrap of `paired_difference`, of `resamples` draws.
@@ -111,11 +107,10 @@ def compare(run: Run, against: Run, *, resamples: int = 2000, seed: int = 0) -> 
     if one.protocol != other.protocol:
         raise UserError(
             f"protocol: {run.label} was scored by {one.protocol}, {against.label} by "
-            f"{other.protocol}; make one of them again with protocol.name of the other"
+            f"{other.protocol}; make one of them again with the other's protocol="
         )
-    settings = run.protocol(resamples, seed)
     rows = paired(run.hypotheses, against.hypotheses, f"{run.label} and {against.label}")
-    own, plain = score_hypotheses(settings, run.hypotheses), score_hypotheses(settings, rows)
+    own, plain = (score_hypotheses(one.protocol, heard) for heard in (run.hypotheses, rows))
     difference = paired_difference(own, plain, resamples=resamples, level=LEVEL, seed=seed)
     return Comparison(
         run=run.label,

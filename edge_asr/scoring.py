@@ -43,12 +43,12 @@ def score_run(
             if transcription.damaged
             else f"data: {dataset!r} holds no clip"
         )
-    own = score_hypotheses(settings, hypotheses)
+    own = score_hypotheses(settings.name, hypotheses)
     plain = None
     if baseline is not None:
         remedy = "make the float run again with method=float rerun=true"
         named = "method: this run and the float run"
-        plain = score_hypotheses(settings, paired(hypotheses, baseline, named, remedy))
+        plain = score_hypotheses(settings.name, paired(hypotheses, baseline, named, remedy))
     conditions = [hypothesis.metadata.get("condition", "") for hypothesis in hypotheses]
     results = [_result(settings, dataset, ALL, transcription, own, plain)]
     for condition in sorted({name for name in conditions if name}):
@@ -102,12 +102,12 @@ def paired(
     return [by_id[hypothesis.id] for hypothesis in hypotheses]
 
 
-def score_hypotheses(settings: ProtocolSettings, hypotheses: Sequence[Hypothesis]) -> Score:
-    """Error counts of the hypotheses under the protocol."""
+def score_hypotheses(protocol: str, hypotheses: Sequence[Hypothesis]) -> Score:
+    """Error counts of the hypotheses under the protocol of that name."""
     return score(
         [hypothesis.text for hypothesis in hypotheses],
         [hypothesis.pred_text for hypothesis in hypotheses],
-        protocol_named(settings.name),
+        protocol_named(protocol),
     )
 
 
