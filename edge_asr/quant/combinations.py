@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from edge_asr.errors import UserError
 from edge_asr.quant.range.second_level import SecondLevel
-from edge_asr.quant.stages import LearnedRounding, Parts
+from edge_asr.quant.stages import Parts
 
 
 def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
@@ -16,33 +16,34 @@ def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
     """
     chosen = {stage: f"method/{stage}={name}" for stage, name in names.items()}
     _refuse_for_learned_transforms(parts, names, chosen)
-    learned_rounding = isinstance(parts.rounding, LearnedRounding)
     if parts.range.learned and getattr(parts.rounding, "static_groups", True) is False:
         raise UserError(
             f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
             "the original weights and cannot be fitted again; use static_groups=true"
         )
-    if learned_rounding and isinstance(parts.range, SecondLevel):
+    if parts.rounding.moves_scales and isinstance(parts.range, SecondLevel):
         raise UserError(
-            f"{chosen['range']} with {chosen['rounding']}: learned rounding moves every scale, "
-            "which then no longer is on the second level's grid; use method/range=minmax or mse"
+            f"{chosen['range']} with {chosen['rounding']}: this rounding trains the scales, "
+            "which then no longer are on the second level's grid; use method/rounding=adaround or "
+            "gptq, or method/range=minmax or mse"
         )
     if not parts.learned:
         return
     stage = next(
         stage
         for stage, learned in (
-            ("rounding", learned_rounding),
+            ("rounding", parts.rounding.learned),
             ("range", parts.range.learned),
             ("transform", parts.transform.learned),
         )
         if learned
     )
-    if names["outliers"] != "none":
+    if names["outliers"] != "none" and (parts.range.learned or parts.transform.learned):
+        trained = "range" if parts.range.learned else "transform"
         raise UserError(
-            f"{chosen['outliers']} with {chosen[stage]}: outliers are chosen while weights are "
-            "rounded one by one, after that stage was trained without them; "
-            "use method/rounding=gptq or nearest and a range that is not learned"
+            f"{chosen['outliers']} with {chosen[trained]}: outliers are chosen when weights are "
+            "rounded, after that stage was trained without them; use a range and a transform "
+            "that are not learned"
         )
     if names["correction"] != "none":
         raise UserError(

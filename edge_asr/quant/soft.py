@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from edge_asr.quant.grid import (
+    FloatWeights,
     Grid,
     GridParameters,
     QuantizedWeight,
@@ -67,6 +68,10 @@ class LayerStart:
     parameters: GridParameters
     grid: Grid
 
+    def to(self, device: torch.device | str) -> LayerStart:
+        """The same on another device."""
+        return replace(self, weight=self.weight.to(device), parameters=self.parameters.to(device))
+
 
 class RewrittenBlock(Learnable):
     """A block whose transform, range or both are learned; weights go to the nearest point."""
@@ -112,19 +117,36 @@ class RewrittenBlock(Learnable):
 
 
 class RoundedBlock(Learnable):
-    """A block whose rounding is learned."""
+    """A block whose rounding is learned, but for the `outliers` of its layers (None: none)."""
 
-    def __init__(self, rounding: SoftRounding, layers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        rounding: SoftRounding,
+        outliers: Mapping[str, FloatWeights | None],
+        device: torch.device | str,
+    ) -> None:
         super().__init__()
-        self.rounding, self._layers = rounding, layers
+        self.rounding = rounding
+        self._kept = {
+            name: None if kept is None else (kept.mask.to(device), kept.values.to(device))
+            for name, kept in outliers.items()
+        }
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.weight": self.rounding.soft(name) for name in self._layers}
+        return {
+            f"{name}.weight": self._with_outliers(name, self.rounding.soft(name))
+            for name in self._kept
+        }
 
     def stored_tensors(self) -> dict[str, Tensor]:
         return {
-            f"{name}.weight": self.rounding.quantized(name).dequantize() for name in self._layers
+            f"{name}.weight": self._with_outliers(name, self.rounding.quantized(name).dequantize())
+            for name in self._kept
         }
+
+    def _with_outliers(self, name: str, weight: Tensor) -> Tensor:
+        kept = self._kept[name]
+        return weight if kept is None else torch.where(*kept, weight)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         return self.rounding.optimizers(iterations)

@@ -18,9 +18,9 @@ from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
-from edge_asr.quant.reconstruction import Schedule, reconstruct
+from edge_asr.quant.reconstruction import Schedule
 from edge_asr.quant.registry import Registry
-from edge_asr.quant.soft import LayerStart, RoundedBlock, SoftRange, SoftRounding, SoftTransform
+from edge_asr.quant.soft import SoftRange, SoftTransform
 from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork
 
@@ -125,9 +125,15 @@ class LayerFit:
 
 
 class Rounding(ABC):
-    """Which grid point every weight takes."""
+    """Which grid point every weight takes.
+
+    `learned` says that it is trained, block by block, against the float model; `moves_scales`
+    that scales are trained with it.
+    """
 
     stage: ClassVar[str] = "rounding"
+    learned: ClassVar[bool] = False
+    moves_scales: ClassVar[bool] = False
 
     @abstractmethod
     def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
@@ -144,31 +150,6 @@ class SiteRounding(Rounding):
     @abstractmethod
     def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
         """Quantize every layer of the site."""
-
-
-class LearnedRounding(Rounding):
-    """Trains the rounding of a whole block from the ranges that were fitted to it."""
-
-    @property
-    @abstractmethod
-    def schedule(self) -> Schedule:
-        """How a block is trained."""
-
-    @abstractmethod
-    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
-        """Trainable rounding of the layers in `starts`."""
-
-    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
-        device = work.model.device
-        starts = {
-            name: LayerStart(weight.to(device), site.fits[name](weight).to(device), site.grid)
-            for site in sites
-            for name, weight in site.weights.items()
-        }
-        rounding = self.soft_rounding(starts).to(device)
-        block = RoundedBlock(rounding, tuple(starts))
-        reconstruct(work, block, self.schedule)
-        return {name: rounding.quantized(name).to("cpu") for name in starts}
 
 
 class Correction:
@@ -191,11 +172,7 @@ class Parts:
     @property
     def learned(self) -> bool:
         """Whether one of them is trained against the float model's outputs."""
-        return (
-            self.transform.learned
-            or self.range.learned
-            or isinstance(self.rounding, LearnedRounding)
-        )
+        return self.transform.learned or self.range.learned or self.rounding.learned
 
 
 transforms: Registry[Transform] = Registry("transform")

@@ -179,6 +179,8 @@ class _Walk:
         self._quantize_inputs(work)
         self.recipe.learn_ranges(work)
         sites = [self._site(work, site) for site in station.block.sites]
+        for bench in sites:
+            self._keep_columns(work, bench)
         for name, weight in self.recipe.rounding.round_block(work, sites).items():
             self._bake(work, sites, name, weight, nearest_errors[name])
         for bench in sites:
@@ -236,6 +238,15 @@ class _Walk:
             outliers=self.recipe.outliers.rule(site, statistics),
         )
 
+    def _keep_columns(self, work: BlockWork, bench: SiteWork) -> None:
+        """Leave outlier columns float in what the site reads, before anything learns from it."""
+        columns = bench.outliers.columns
+        if columns is None:
+            return
+        for layer in work.layers(bench.site).values():
+            if isinstance(layer.quantize_input, InputQuantizer):
+                layer.quantize_input.keep_float(columns.to(layer.weight.device), bench.statistics)
+
     def _bake(
         self,
         work: BlockWork,
@@ -251,6 +262,3 @@ class _Walk:
         self.result.layers[name] = LayerResult(weight, error, nearest_error)
         layer = work.layer(name)
         layer.weight.copy_(baked)
-        entry, columns = layer.quantize_input, weight.float_columns
-        if isinstance(entry, InputQuantizer) and columns is not None:
-            entry.keep_float(columns.to(layer.weight.device), site.statistics)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
 from edge_asr.quant.soft import LayerStart, SoftRounding
-from edge_asr.quant.stages import LearnedRounding, roundings
+from edge_asr.quant.stages import roundings
 
 # BRECQ's settings: no pull towards the grid at first, then an exponent that falls.
 WARM_UP = 0.2
@@ -67,6 +69,8 @@ class AdaRound(Scheduled, LearnedRounding):
         learning_rate: Of Adam.
         regularization: Weight of the pull towards 0 and 1.
     """
+
+    moves_scales: ClassVar[bool] = False
 
     iterations: int = 1000
     clips: int | None = 4

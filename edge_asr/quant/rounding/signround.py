@@ -24,8 +24,9 @@ from edge_asr.quant.grid import (
 )
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.soft import LayerStart, SoftRounding
-from edge_asr.quant.stages import LearnedRounding, roundings
+from edge_asr.quant.stages import roundings
 
 
 class SignSGD(torch.optim.Optimizer):

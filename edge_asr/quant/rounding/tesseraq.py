@@ -15,9 +15,10 @@ from torch import nn
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import GridParameters, as_half
 from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
 from edge_asr.quant.soft import LayerStart, SoftRounding
-from edge_asr.quant.stages import LearnedRounding, roundings
+from edge_asr.quant.stages import roundings
 
 SOFT_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
 HARD = 1e4  # a logit that stands for infinity and still has a finite gradient

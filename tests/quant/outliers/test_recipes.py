@@ -95,6 +95,45 @@ def test_quik_runs_through_the_walker(checkpoint: Checkpoint, rounding: str) -> 
     assert result.output_error < result.nearest_error
 
 
+@pytest.mark.parametrize("rounding", ["adaround", "tesseraq", "signround"])
+@pytest.mark.parametrize("outliers", ["unstructured", "columns"])
+def test_learned_rounding_leaves_outliers_alone(
+    checkpoint: Checkpoint, outliers: str, rounding: str
+) -> None:
+    recipe = [f"method/outliers={outliers}", "bits=2", "group_size=32"]
+    _, nearest = quantized(checkpoint, "method=rtn", *recipe)
+    trained = [f"method/rounding={rounding}", "method.rounding.iterations=20"]
+    model, result = quantized(checkpoint, "method=rtn", *recipe, *trained)
+    first, *_ = result.layers
+    moved = 0
+    for name, layer in result.layers.items():
+        weight = layer.weight
+        assert torch.equal(model.get_submodule(name).weight, weight.dequantize())
+        moved += int((weight.codes != nearest.layers[name].weight.codes).sum())
+    assert moved
+    # The first block's inputs are the same in both runs, so its outliers are too.
+    chosen, before = result.layers[first].weight.outliers, nearest.layers[first].weight.outliers
+    assert chosen is not None
+    assert before is not None
+    assert torch.equal(chosen.mask, before.mask)
+    assert torch.equal(chosen.values, before.values)
+    for block in result.blocks.values():
+        (learned,) = block.reconstructions
+        assert learned.loss_after <= learned.loss_before
+
+
+def test_adaround_leaves_quantized_scales_on_their_grid(whisper: Checkpoint) -> None:
+    recipe = ["method=spqr", "bits=2", "method/rounding=nearest"]
+    _, nearest = quantized(whisper, *recipe)
+    trained = ["method/rounding=adaround", "method.rounding.iterations=5"]
+    _, result = quantized(whisper, *recipe[:2], *trained)
+    first, *_ = result.layers
+    weight, other = result.layers[first].weight, nearest.layers[first].weight
+    assert torch.equal(weight.parameters.scale, other.parameters.scale)
+    assert torch.equal(weight.parameters.zero, other.parameters.zero)
+    assert weight.stored_bits == other.stored_bits
+
+
 @pytest.mark.parametrize(
     ("name", "setting"),
     [("spqr", "method.outliers.relative_threshold=inf"), ("quik", "method.outliers.fraction=0")],
