@@ -124,7 +124,12 @@ def test_statistics_are_those_of_the_quantized_prefix_without_padding(
 
 
 def test_padding_does_not_change_the_result(moonshine: Checkpoint, batches_of) -> None:
-    """More decoder padding must leave every code as it is."""
+    """More decoder padding must leave every code as it is, but for what float32 noise tips over.
+
+    Longer inputs are summed in another order, so a weight half-way between two codes may go to
+    the other one, and GPTQ makes later columns answer for it. Had a padded row any part in the
+    Hessian, a sixth of all codes would differ.
+    """
     batches = batches_of(moonshine)
     padded = []
     for batch in batches:
@@ -139,8 +144,12 @@ def test_padding_does_not_change_the_result(moonshine: Checkpoint, batches_of) -
         )
     _, plain = quantized(moonshine, batches, "gptq", 4)
     _, other = quantized(moonshine, padded, "gptq", 4)
-    for name, layer in plain.layers.items():
-        assert torch.equal(layer.weight.codes, other.layers[name].weight.codes), name
+    differing = {
+        name: int((layer.weight.codes != other.layers[name].weight.codes).sum())
+        for name, layer in plain.layers.items()
+    }
+    total = sum(layer.weight.codes.numel() for layer in plain.layers.values())
+    assert sum(differing.values()) <= total / 500, differing
 
 
 def test_eight_bits_hardly_change_the_logits(checkpoint: Checkpoint, batches_of) -> None:
