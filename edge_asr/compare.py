@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.errors import UserError
+from edge_asr.errors import USAGE_ERROR, UserError
 from edge_asr.metrics.significance import LEVEL, RESAMPLES, paired_difference
 from edge_asr.plain_json import write_text_atomically
 from edge_asr.record import ALL, FLOAT_METHOD, RECORD_NAME, Record, Result, read_record
-from edge_asr.report.__main__ import USAGE_ERROR
-from edge_asr.report.cells import with_interval
+from edge_asr.report.cells import widths, with_interval
 from edge_asr.report.console import WIDEST
 from edge_asr.scoring import paired, score_hypotheses
 from edge_asr.transcribe import Hypothesis, read_hypotheses
@@ -37,12 +36,11 @@ class Run:
     def label(self) -> str:
         """Its model, method and widths: `whisper-micro awq W4 g32 sym A8`."""
         method = self.record.method
-        words = [self.record.model.name, method.name]
-        words += [] if method.name == FLOAT_METHOD else [f"W{method.bits:g}"]
-        words += [] if method.group_size is None else [f"g{method.group_size}"]
-        words += ["sym"] if method.symmetric else []
-        words += [] if method.activation is None else [method.activation.label]
-        return " ".join(words)
+        name = f"{self.record.model.name} {method.name}"
+        if method.name == FLOAT_METHOD:
+            return name
+        activation = None if method.activation is None else method.activation.label
+        return f"{name} W{widths(method.bits, method.group_size, method.symmetric, activation)}"
 
 
 @dataclass(frozen=True)

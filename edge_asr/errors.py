@@ -1,4 +1,7 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and what a command then exits with."""
+
+# As argparse does for a wrong option.
+USAGE_ERROR = 2
 
 
 class UserError(Exception):

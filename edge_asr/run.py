@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from edge_asr.errors import UserError
+from edge_asr.errors import USAGE_ERROR, UserError
 
-USER_MISTAKE, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -16,10 +16,10 @@ def main() -> None:
         from edge_asr.command import run_command
 
         if not run_command(sys.argv[1:]):
-            sys.exit(USER_MISTAKE)
+            sys.exit(USAGE_ERROR)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_MISTAKE)
+        sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print(
             "interrupted: no record was written; the same command goes on from the "

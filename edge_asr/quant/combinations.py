@@ -27,33 +27,30 @@ def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
             "which then no longer are on the second level's grid; use method/rounding=adaround or "
             "gptq, or method/range=minmax or mse"
         )
-    if not parts.learned:
+    learned = {
+        "rounding": parts.rounding.learned,
+        "range": parts.range.learned,
+        "transform": parts.transform.learned,
+    }
+    trained = [stage for stage, yes in learned.items() if yes]
+    if not trained:
         return
-    stage = next(
-        stage
-        for stage, learned in (
-            ("rounding", parts.rounding.learned),
-            ("range", parts.range.learned),
-            ("transform", parts.transform.learned),
-        )
-        if learned
-    )
-    if names["outliers"] != "none" and (parts.range.learned or parts.transform.learned):
-        trained = "range" if parts.range.learned else "transform"
+    before_rounding = [stage for stage in trained if stage != "rounding"]
+    if names["outliers"] != "none" and before_rounding:
         raise UserError(
-            f"{chosen['outliers']} with {chosen[trained]}: outliers are chosen when weights are "
-            "rounded, after that stage was trained without them; use a range and a transform "
-            "that are not learned"
+            f"{chosen['outliers']} with {chosen[before_rounding[0]]}: outliers are chosen when "
+            "weights are rounded, after that stage was trained without them; use a range and a "
+            "transform that are not learned"
         )
     if names["correction"] != "none":
         raise UserError(
-            f"{chosen['correction']} with {chosen[stage]}: training already makes up for the mean "
-            "error of the blocks before, and correcting every layer alone would undo it; "
+            f"{chosen['correction']} with {chosen[trained[0]]}: training already makes up for the "
+            "mean error of the blocks before, and correcting every layer alone would undo it; "
             "use method/correction=none"
         )
     if names["transform"] == "cle":
         raise UserError(
-            f"{chosen['transform']} with {chosen[stage]}: the values of a cross-attention are "
+            f"{chosen['transform']} with {chosen[trained[0]]}: the values of a cross-attention are "
             "rescaled ahead of the block that reads them, so they have no float outputs to learn "
             "from; use method/transform=awq, smooth or none"
         )

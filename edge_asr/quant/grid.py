@@ -269,6 +269,15 @@ class FloatWeights:
     values: Tensor
     columns: Tensor | None = None
 
+    def over(self, values: Tensor) -> Tensor:
+        """`values` [out_features, in_features] with these in their places."""
+        return torch.where(self.mask, self.values.to(values.dtype), values)
+
+    def to(self, device: torch.device | str) -> FloatWeights:
+        """The same on another device."""
+        columns = None if self.columns is None else self.columns.to(device)
+        return FloatWeights(self.mask.to(device), self.values.to(device), columns)
+
     @property
     def column_weights(self) -> int:
         """Number of weights in whole columns; they have no code."""
@@ -310,13 +319,16 @@ class QuantizedWeight:
         """float32 [out_features, in_features]."""
         scale, zero = self.parameters.expand(self.codes.shape[1])
         values = decode(self.codes.to(scale.dtype), scale, zero)
-        if self.outliers is None:
-            return values
-        return torch.where(self.outliers.mask, self.outliers.values.to(values.dtype), values)
+        return values if self.outliers is None else self.outliers.over(values)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
-        """The same on another device; outliers stay where they are made, on the CPU."""
-        return replace(self, codes=self.codes.to(device), parameters=self.parameters.to(device))
+        """The same on another device."""
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            parameters=self.parameters.to(device),
+            outliers=None if self.outliers is None else self.outliers.to(device),
+        )
 
     @property
     def float_columns(self) -> Tensor | None:

@@ -119,34 +119,25 @@ class RewrittenBlock(Learnable):
 class RoundedBlock(Learnable):
     """A block whose rounding is learned, but for the `outliers` of its layers (None: none)."""
 
-    def __init__(
-        self,
-        rounding: SoftRounding,
-        outliers: Mapping[str, FloatWeights | None],
-        device: torch.device | str,
-    ) -> None:
+    def __init__(self, rounding: SoftRounding, outliers: Mapping[str, FloatWeights | None]) -> None:
         super().__init__()
-        self.rounding = rounding
-        self._kept = {
-            name: None if kept is None else (kept.mask.to(device), kept.values.to(device))
-            for name, kept in outliers.items()
-        }
+        self.rounding, self._outliers = rounding, outliers
 
     def tensors(self) -> dict[str, Tensor]:
         return {
             f"{name}.weight": self._with_outliers(name, self.rounding.soft(name))
-            for name in self._kept
+            for name in self._outliers
         }
 
     def stored_tensors(self) -> dict[str, Tensor]:
         return {
             f"{name}.weight": self._with_outliers(name, self.rounding.quantized(name).dequantize())
-            for name in self._kept
+            for name in self._outliers
         }
 
     def _with_outliers(self, name: str, weight: Tensor) -> Tensor:
-        kept = self._kept[name]
-        return weight if kept is None else torch.where(*kept, weight)
+        outliers = self._outliers[name]
+        return weight if outliers is None else outliers.over(weight)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         return self.rounding.optimizers(iterations)

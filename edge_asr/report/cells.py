@@ -54,13 +54,22 @@ def _with_ratio(value: object, ratio: object) -> str:
     return significant(value) if times == "–" else f"{significant(value)} ({times}×)"
 
 
-def _bits(row: pd.Series) -> str:
+def widths(
+    bits: float, group_size: int | None, symmetric: bool | None, activation: str | None
+) -> str:
     """Weight bits, group and symmetry, then those of activations: `4 g64 sym A8 static`."""
-    bits = f"{float(row['bits']):g}"
-    group = "" if pd.isna(row["group_size"]) else f" g{int(row['group_size'])}"
-    symmetric = " sym" if pd.notna(row["symmetric"]) and row["symmetric"] else ""
-    activation = f" {row['activation']}" if pd.notna(row["activation"]) else ""
-    return f"{bits}{group}{symmetric}{activation}"
+    group = "" if group_size is None else f" g{group_size}"
+    return f"{bits:g}{group}{' sym' if symmetric else ''}{f' {activation}' if activation else ''}"
+
+
+def _widths(row: pd.Series) -> str:
+    known = row[["group_size", "symmetric", "activation"]].notna()
+    return widths(
+        float(row["bits"]),
+        int(row["group_size"]) if known["group_size"] else None,
+        bool(row["symmetric"]) if known["symmetric"] else None,
+        row["activation"] if known["activation"] else None,
+    )
 
 
 def _conditions(frame: pd.DataFrame) -> dict[str, str]:
@@ -95,7 +104,7 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
         (
             str(row["model"]),
             str(row["method"]),
-            _bits(row),
+            _widths(row),
             str(int(row["utterances"])),
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
             *_condition_cells(row, columns),

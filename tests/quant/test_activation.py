@@ -394,3 +394,17 @@ def test_outlier_columns_are_read_in_floating_point(whisper: Checkpoint) -> None
         marked += int(columns.sum())
         assert torch.equal(entry.float_columns, columns)
     assert marked
+
+
+def test_training_reads_outlier_columns_in_floating_point(whisper: Checkpoint) -> None:
+    rounding = {"name": "signround", "iterations": 1}
+    losses = []
+    for fraction in (0.0, 1.0):
+        _, result = walked(
+            whisper, batches_of(whisper), ActivationGrid(4), rounding,
+            bits=4, name="columns", fraction=fraction, fc2_bits=None,
+        )  # fmt: skip
+        first, *_ = result.blocks.values()
+        losses.append(first.reconstructions[0].loss_before)
+    # All that is left is that kept weights are stored in 16 bits.
+    assert losses[1] < 1e-3 * losses[0]

@@ -38,17 +38,18 @@ class LearnedRounding(Rounding):
         """Trainable rounding of the layers in `starts`."""
 
     def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+        device = work.model.device
         nearest = {name: round_layer(site, name) for site in sites for name in site.weights}
         starts = {
-            name: layer_start(site, name, nearest[name]).to(work.model.device)
+            name: layer_start(site, name, nearest[name]).to(device)
             for site in sites
             for name in site.weights
         }
-        outliers = {name: weight.outliers for name, weight in nearest.items()}
-        rounding = self.soft_rounding(starts).to(work.model.device)
-        reconstruct(work, RoundedBlock(rounding, outliers, work.model.device), self.schedule)
+        outliers = {name: weight.to(device).outliers for name, weight in nearest.items()}
+        rounding = self.soft_rounding(starts).to(device)
+        reconstruct(work, RoundedBlock(rounding, outliers), self.schedule)
         return {
-            name: replace(rounding.quantized(name).to("cpu"), outliers=outliers[name])
+            name: replace(rounding.quantized(name), outliers=outliers[name]).to("cpu")
             for name in starts
         }
 
