@@ -10,23 +10,15 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from options import composed
 
 from edge_asr.command import CONF
-from edge_asr.config import Settings, check_choices, method_changes, settings_from
+from edge_asr.config import check_choices
 from edge_asr.errors import UserError
 from edge_asr.identity import float_settings, folder_name, run_identity
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import corrections, outliers, ranges, roundings, transforms
-
-
-def composed(*overrides: str) -> Settings:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    plain.pop("experiment", None)
-    plain["method"]["changes"] = method_changes(overrides)
-    return settings_from(plain)
-
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "float")
 

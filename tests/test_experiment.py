@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_config import composed
+from options import composed
 from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.errors import UserError

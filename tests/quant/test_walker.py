@@ -4,68 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
-from tiny import ListCorpus, tone
+from quant.walks import batches_of, quantized_with, stages
 
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import Quantization, quantize_model
-
-
-def stages(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A recipe of plain rounding to nearest with some stages changed."""
-    plain = {
-        "transform": {"name": "none"},
-        "outliers": {"name": "none"},
-        "range": {"name": "minmax"},
-        "rounding": {"name": "nearest"},
-        "correction": {"name": "none"},
-    }
-    return plain | changes
-
-
-@pytest.fixture(scope="module")
-def batches_of() -> object:
-    def build(checkpoint: Checkpoint) -> list[CalibrationBatch]:
-        clips = []
-        for index, seconds in enumerate((1.5, 0.6, 1.1, 0.9)):
-            noise = torch.randn(
-                int(seconds * 16_000), generator=torch.Generator().manual_seed(index)
-            )
-            samples = tone(seconds)[: len(noise)] + 0.1 * noise.numpy()
-            clips.append((samples.astype("float32"), "one two"))
-        return calibration_batches(checkpoint, ListCorpus(clips), 4, 2, seed=0)
-
-    return build
-
-
-def quantized_with(
-    checkpoint: Checkpoint,
-    batches: list[CalibrationBatch],
-    options: dict[str, dict[str, Any]],
-    grid: Grid,
-) -> tuple[torch.nn.Module, Quantization]:
-    """A quantized copy of the checkpoint's model."""
-    model = copy.deepcopy(checkpoint.model)
-    recipe = Recipe.build(options)
-    return model, quantize_model(model, checkpoint.architecture, batches, recipe, grid)
+from edge_asr.quant.walker import Quantization
 
 
 def quantized(
     checkpoint: Checkpoint, batches: list[CalibrationBatch], rounding: str, bits: int
 ) -> tuple[torch.nn.Module, Quantization]:
     options = stages(rounding={"name": rounding})
-    return quantized_with(checkpoint, batches, options, Grid(bits))
+    return quantized_with(checkpoint, options, Grid(bits), batches=batches)
 
 
-def test_every_linear_of_every_block_is_quantized_and_baked(
-    checkpoint: Checkpoint, batches_of
-) -> None:
+def test_every_linear_of_every_block_is_quantized_and_baked(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     model, result = quantized(checkpoint, batches, "gptq", 3)
     expected = {
@@ -83,9 +40,7 @@ def test_every_linear_of_every_block_is_quantized_and_baked(
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_gptq_has_less_summed_output_error_than_nearest(
-    checkpoint: Checkpoint, batches_of, bits: int
-) -> None:
+def test_gptq_has_less_summed_output_error_than_nearest(checkpoint: Checkpoint, bits: int) -> None:
     batches = batches_of(checkpoint)
     _, gptq = quantized(checkpoint, batches, "gptq", bits)
     _, nearest = quantized(checkpoint, batches, "nearest", bits)
@@ -96,7 +51,7 @@ def test_gptq_has_less_summed_output_error_than_nearest(
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_statistics_are_those_of_the_quantized_prefix_without_padding(
-    checkpoint: Checkpoint, batches_of, stack: str
+    checkpoint: Checkpoint, stack: str
 ) -> None:
     """The last block's error must match a forward pass of the finished quantized model."""
     batches = batches_of(checkpoint)
@@ -124,7 +79,7 @@ def test_statistics_are_those_of_the_quantized_prefix_without_padding(
     assert result.layers[name].output_error == pytest.approx(expected, rel=1e-3)
 
 
-def test_padding_does_not_change_the_result(moonshine: Checkpoint, batches_of) -> None:
+def test_padding_does_not_change_the_result(moonshine: Checkpoint) -> None:
     """More decoder padding must leave every code as it is.
 
     In float64: longer inputs are summed in another order, and in float32 that alone tips weights
@@ -158,7 +113,7 @@ def test_padding_does_not_change_the_result(moonshine: Checkpoint, batches_of) -
         assert torch.equal(layer.weight.codes, other.layers[name].weight.codes), name
 
 
-def test_eight_bits_hardly_change_the_logits(checkpoint: Checkpoint, batches_of) -> None:
+def test_eight_bits_hardly_change_the_logits(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     model, _ = quantized(checkpoint, batches, "nearest", 8)
     batch = batches[0]

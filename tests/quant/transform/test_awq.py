@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
-from walks import (
+from quant.walks import (
     EncoderOnly,
     largest_change,
     largest_encoder_change,
@@ -22,6 +21,7 @@ from walks import (
     without_rows,
     works,
 )
+from torch import Tensor, nn
 
 from edge_asr.command import CONF
 from edge_asr.errors import UserError

@@ -10,7 +10,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from walks import (
+from quant.walks import (
     EncoderOnly,
     largest_change,
     largest_encoder_change,

@@ -6,8 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-from walks import (
+from quant.walks import (
     EncoderOnly,
     Inspect,
     largest_change,
@@ -17,6 +16,7 @@ from walks import (
     weights_of,
     works,
 )
+from torch import nn
 
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import ChannelScale

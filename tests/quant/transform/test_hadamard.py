@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from quant.walks import batches_of, largest_change, walk
 from tiny import tone
 from torch import nn
 from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
-from walks import batches_of, largest_change, walk
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Architecture

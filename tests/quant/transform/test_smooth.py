@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from walks import (
+from quant.walks import (
     EncoderOnly,
     Inspect,
     largest_change,

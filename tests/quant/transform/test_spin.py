@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from walks import batches_of, largest_change
+from quant.walks import batches_of, largest_change
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint

@@ -1,4 +1,4 @@
-"""Walks over tiny models in which blocks are rewritten or inspected and nothing is rounded."""
+"""Walks over tiny models: by a recipe, or rewriting and inspecting blocks and rounding nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from options import composed
 from tiny import ListCorpus, tone
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,7 +16,10 @@ from transformers import PreTrainedModel
 from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.models.architecture import Site
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, QuantizedWeight
+from edge_asr.quant.layers import install_layers
+from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Transform
@@ -23,6 +27,18 @@ from edge_asr.quant.walker import Quantization, quantize_model
 from edge_asr.quant.work import BlockWork, SiteWork
 
 GRID = Grid(3, granularity="group", group_size=16)
+# Learned parts, trained just long enough for small models.
+LEARNED: dict[str, dict[str, dict[str, Any]]] = {
+    "adaround": {"rounding": {"name": "adaround", "iterations": 60}},
+    "signround": {"rounding": {"name": "signround", "iterations": 60}},
+    "tesseraq": {"rounding": {"name": "tesseraq", "iterations": 100, "learning_rate": 1e-2}},
+    "let": {"transform": {"name": "let", "iterations": 60}},
+    "let and lwc": {
+        "transform": {"name": "let", "iterations": 60},
+        "range": {"name": "lwc", "iterations": 60},
+    },
+    "lwc": {"range": {"name": "lwc", "iterations": 60, "learning_rate": 5e-2}},
+}
 
 
 class Keep(Nearest):
@@ -78,10 +94,7 @@ def walk(
 ) -> tuple[PreTrainedModel, Quantization]:
     """Rewrite all blocks of a copy of the model, rounding nothing."""
     model = copy.deepcopy(model or checkpoint.model)
-    stages = ("transform", "outliers", "range", "rounding", "correction")
-    options = {stage: {"name": "none"} for stage in stages}
-    options["range"], options["rounding"] = {"name": "minmax"}, {"name": "nearest"}
-    recipe = replace(Recipe.build(options), transform=transform, rounding=Keep())
+    recipe = replace(Recipe.build(stages()), transform=transform, rounding=Keep())
     batches = batches_of(checkpoint)
     return model, quantize_model(model, checkpoint.architecture, batches, recipe, grid)
 
@@ -174,3 +187,52 @@ def largest_encoder_change(
         ]
         changes.append(float((states[0] - states[1]).abs().max()))
     return max(changes)
+
+
+def stages(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A recipe of plain rounding to nearest with some stages changed."""
+    plain = {
+        "transform": {"name": "none"},
+        "outliers": {"name": "none"},
+        "range": {"name": "minmax"},
+        "rounding": {"name": "nearest"},
+        "correction": {"name": "none"},
+    }
+    return plain | changes
+
+
+def quantized_with(
+    checkpoint: Checkpoint,
+    options: dict[str, dict[str, Any]],
+    grid: Grid,
+    *,
+    batches: Sequence[CalibrationBatch] | None = None,
+    activation: ActivationGrid | None = None,
+) -> tuple[PreTrainedModel, Quantization]:
+    """A quantized copy of the checkpoint's model."""
+    model = copy.deepcopy(checkpoint.model)
+    batches = batches or batches_of(checkpoint)
+    return model, quantize_model(
+        model, checkpoint.architecture, batches, Recipe.build(options), grid, activation=activation
+    )
+
+
+def quantized_by_options(
+    checkpoint: Checkpoint, *overrides: str
+) -> tuple[PreTrainedModel, Quantization]:
+    """A copy of the model, quantized as the command line's `overrides` say."""
+    settings = composed(*overrides)
+    stages = {name: dict(part) for name, part in settings.method.stages.items()}
+    return quantized_with(checkpoint, stages, settings.grid)
+
+
+def works_with_targets(checkpoint: Checkpoint) -> Iterator[BlockWork]:
+    """Every block of a copy of the model, with its own outputs as targets."""
+    model = copy.deepcopy(checkpoint.model)
+    blocks = checkpoint.architecture.blocks(model.config)
+    install_layers(model, [name for block in blocks for name in block.layers])
+    for station in Passage(model, checkpoint.architecture, batches_of(checkpoint)).stations():
+        yield BlockWork(
+            model, checkpoint.architecture, station.block, station.module,
+            station.calls, station.masks, Grid(4), station.outputs(),
+        )  # fmt: skip

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from test_config import composed
-from tiny import ListCorpus, tone
+from options import composed
+from quant.walks import quantized_by_options
 
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.models.architecture import layers_with_roles
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.outliers.columns import Columns
@@ -17,24 +14,6 @@ from edge_asr.quant.outliers.unstructured import Unstructured
 from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.gptq import Gptq
-from edge_asr.quant.walker import Quantization, quantize_model
-
-
-def batches_of(checkpoint: Checkpoint) -> list[CalibrationBatch]:
-    noise = torch.randn(24_000, generator=torch.Generator().manual_seed(0)).numpy()
-    clips = [
-        ((tone(seconds) + 0.1 * noise[: int(seconds * 16_000)]).astype("float32"), "one two")
-        for seconds in (1.5, 0.6, 1.1)
-    ]
-    return calibration_batches(checkpoint, ListCorpus(clips), 3, 3, seed=0)
-
-
-def quantized(checkpoint: Checkpoint, *overrides: str) -> tuple[torch.nn.Module, Quantization]:
-    settings = composed(*overrides)
-    model = copy.deepcopy(checkpoint.model)
-    recipe = Recipe.build(settings.method.stages)
-    batches = batches_of(checkpoint)
-    return model, quantize_model(model, checkpoint.architecture, batches, recipe, settings.grid)
 
 
 def test_the_recipes_are_the_papers() -> None:
@@ -64,7 +43,7 @@ def test_a_stage_of_spqr_can_be_replaced() -> None:
 
 def test_spqr_runs_through_the_walker(checkpoint: Checkpoint) -> None:
     bits = 3
-    model, result = quantized(checkpoint, "method=spqr", f"bits={bits}")
+    model, result = quantized_by_options(checkpoint, "method=spqr", f"bits={bits}")
     assert result.layers
     kept = 0
     for name, layer in result.layers.items():
@@ -80,7 +59,9 @@ def test_spqr_runs_through_the_walker(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
 def test_quik_runs_through_the_walker(checkpoint: Checkpoint, rounding: str) -> None:
-    model, result = quantized(checkpoint, "method=quik", "bits=3", f"method/rounding={rounding}")
+    model, result = quantized_by_options(
+        checkpoint, "method=quik", "bits=3", f"method/rounding={rounding}"
+    )
     wide = set(
         layers_with_roles(list(checkpoint.architecture.blocks(checkpoint.model.config)), ["fc2"])
     )
@@ -95,45 +76,6 @@ def test_quik_runs_through_the_walker(checkpoint: Checkpoint, rounding: str) -> 
     assert result.output_error < result.nearest_error
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "tesseraq", "signround"])
-@pytest.mark.parametrize("outliers", ["unstructured", "columns"])
-def test_learned_rounding_leaves_outliers_alone(
-    checkpoint: Checkpoint, outliers: str, rounding: str
-) -> None:
-    recipe = [f"method/outliers={outliers}", "bits=2", "group_size=32"]
-    _, nearest = quantized(checkpoint, "method=rtn", *recipe)
-    trained = [f"method/rounding={rounding}", "method.rounding.iterations=20"]
-    model, result = quantized(checkpoint, "method=rtn", *recipe, *trained)
-    first, *_ = result.layers
-    moved = 0
-    for name, layer in result.layers.items():
-        weight = layer.weight
-        assert torch.equal(model.get_submodule(name).weight, weight.dequantize())
-        moved += int((weight.codes != nearest.layers[name].weight.codes).sum())
-    assert moved
-    # The first block's inputs are the same in both runs, so its outliers are too.
-    chosen, before = result.layers[first].weight.outliers, nearest.layers[first].weight.outliers
-    assert chosen is not None
-    assert before is not None
-    assert torch.equal(chosen.mask, before.mask)
-    assert torch.equal(chosen.values, before.values)
-    losses = [learned for block in result.blocks.values() for learned in block.reconstructions]
-    assert len(losses) == len(result.blocks)
-    assert all(learned.loss_after < learned.loss_before for learned in losses)
-
-
-def test_adaround_leaves_quantized_scales_on_their_grid(whisper: Checkpoint) -> None:
-    recipe = ["method=spqr", "bits=2", "method/rounding=nearest"]
-    _, nearest = quantized(whisper, *recipe)
-    trained = ["method/rounding=adaround", "method.rounding.iterations=5"]
-    _, result = quantized(whisper, *recipe[:2], *trained)
-    first, *_ = result.layers
-    weight, other = result.layers[first].weight, nearest.layers[first].weight
-    assert torch.equal(weight.parameters.scale, other.parameters.scale)
-    assert torch.equal(weight.parameters.zero, other.parameters.zero)
-    assert weight.stored_bits == other.stored_bits
-
-
 @pytest.mark.parametrize(
     ("name", "setting"),
     [("spqr", "method.outliers.relative_threshold=inf"), ("quik", "method.outliers.fraction=0")],
@@ -143,8 +85,8 @@ def test_without_outliers_the_recipes_are_those_of_none(
 ) -> None:
     # The wider second layer of the MLP is a choice of its own.
     narrow = ["method.outliers.fc2_bits=null"] if name == "quik" else []
-    _, switched_off = quantized(whisper, f"method={name}", "bits=3", setting, *narrow)
-    _, none = quantized(whisper, f"method={name}", "bits=3", "method/outliers=none")
+    _, switched_off = quantized_by_options(whisper, f"method={name}", "bits=3", setting, *narrow)
+    _, none = quantized_by_options(whisper, f"method={name}", "bits=3", "method/outliers=none")
     for layer, other in none.layers.items():
         assert torch.equal(switched_off.layers[layer].weight.codes, other.weight.codes)
         assert switched_off.layers[layer].weight.stored_bits == other.weight.stored_bits

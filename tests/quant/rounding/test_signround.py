@@ -1,0 +1,34 @@
+"""SignRound's start and its optimizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.rounding.nearest import round_nearest
+from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
+from edge_asr.quant.soft import LayerStart
+
+
+@pytest.mark.parametrize("grid", [Grid(3), Grid(2, symmetric=True), Grid(3, symmetric=True,
+                                                                     signed=True)])  # fmt: skip
+def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
+    weight = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+    parameters = minmax_parameters(weight, grid)
+    soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
+    expected = round_nearest(weight, parameters, grid).dequantize()
+    torch.testing.assert_close(soft.quantized("layer").dequantize(), expected)
+
+
+def test_sign_sgd_steps_fall_linearly() -> None:
+    value = torch.nn.Parameter(torch.zeros(2))
+    optimizer = SignSGD([value], 1.0, iterations=4)
+    path = []
+    for _ in range(4):
+        value.grad = torch.tensor([3.0, -0.1])
+        optimizer.step()
+        path.append(value.tolist())
+    np.testing.assert_allclose(path, [[-1, 1], [-1.75, 1.75], [-2.25, 2.25], [-2.5, 2.5]])

@@ -1,0 +1,44 @@
+"""Recipes that make no sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from quant.walks import stages
+
+from edge_asr.errors import UserError
+from edge_asr.quant.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"range": {"name": "lwc"}, "rounding": {"name": "gptq", "static_groups": False,
+                                                    "act_order": False}},
+            "static_groups=false",
+        ),
+        ({"transform": {"name": "let"}, "range": {"name": "mse"}}, "must follow it"),
+        (
+            {"transform": {"name": "let", "iterations": 5}, "range": {"name": "lwc"}},
+            "same iterations",
+        ),
+        ({"outliers": {"name": "columns"}, "transform": {"name": "let"}}, "trained without them"),
+        ({"correction": {"name": "bias"}, "rounding": {"name": "signround"}}, "undo it"),
+        ({"transform": {"name": "cle"}, "range": {"name": "lwc"}}, "no float outputs"),
+        (
+            {"range": {"name": "mse_second_level"}, "rounding": {"name": "tesseraq"}},
+            "trains the scales",
+        ),
+        ({"rounding": {"name": "tesseraq", "soft_shares": [0.5, -0.1]}}, "soft_shares"),
+        ({"rounding": {"name": "adaround", "seed": 2**70}}, "seed"),
+        ({"rounding": {"name": "adaround", "iterations": 0}}, "iterations=0"),
+        ({"rounding": {"name": "signround", "learning_rate": -1.0}}, "learning_rate=-1"),
+        ({"rounding": {"name": "tesseraq", "iterations": 5}}, "iterations=5"),
+        ({"rounding": {"name": "tesseraq", "soft_shares": [0.1, 0.5]}}, "soft_shares"),
+    ],
+)  # fmt: skip
+def test_senseless_recipes_are_refused_when_built(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Recipe.build(stages(**changes))

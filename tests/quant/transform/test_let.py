@@ -1,0 +1,57 @@
+"""OmniQuant's learnable equivalent transformation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from quant.walks import batches_of, stages, works_with_targets
+
+from edge_asr.errors import UserError
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.range.minmax import MinMax
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.reconstruction import BlockLoss
+from edge_asr.quant.soft import RewrittenBlock
+from edge_asr.quant.transform.let import LearnedEquivalentTransformation
+from edge_asr.quant.walker import quantize_model
+
+
+def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoint) -> None:
+    """Random scales, shifts and query-key scales: the block's outputs must not move."""
+    shifts = 0
+    for work in works_with_targets(checkpoint):
+        soft = LearnedEquivalentTransformation().soft_transform(work)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in soft.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.mul_(torch.exp(0.3 * noise)).add_(0.05 * noise)
+        block = RewrittenBlock(work, soft, MinMax().soft_range(work))
+        size = sum(float(target.square().sum(-1).mean()) for target in work.targets)
+        assert BlockLoss(work).over_all(block.rewritten()) < 1e-8 * size, work.block.module
+        shifts += len(soft.shift)
+    assert bool(shifts) == (checkpoint.architecture.family == "whisper")
+
+
+def test_a_learned_transform_refuses_static_activations() -> None:
+    recipe = Recipe.build(stages(transform={"name": "let"}))
+    static = ActivationGrid(8, granularity="tensor", static_range="extreme")
+    with pytest.raises(UserError, match="granularity=token"):
+        recipe.check_grids(Grid(4), static)
+
+
+def test_let_is_trained_for_the_quantized_inputs_too(whisper: Checkpoint) -> None:
+    """With float weights in effect and coarse inputs, only smaller input ranges lower the loss."""
+    model = copy.deepcopy(whisper.model)
+    recipe = Recipe.build(stages(transform={"name": "let", "iterations": 40}))
+    result = quantize_model(
+        model, whisper.architecture, batches_of(whisper), recipe, Grid(8),
+        activation=ActivationGrid(3),
+    )  # fmt: skip
+    for block, done in result.blocks.items():
+        for learned in done.reconstructions:
+            assert learned.loss_after < learned.loss_before, (block, learned)
