@@ -14,7 +14,9 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.quant.hadamard import (
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.transform.hadamard_matrices import (
     FastHadamard,
     RandomHadamard,
     hadamard_matrix,
@@ -22,8 +24,7 @@ from edge_asr.quant.hadamard import (
     largest_known_order,
     random_orthogonal,
 )
-from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.rotation import (
+from edge_asr.quant.transform.rotation import (
     Rotation,
     double_precision,
     fold_norms,
@@ -31,7 +32,6 @@ from edge_asr.quant.rotation import (
     rotate_online,
     rotate_stream,
 )
-from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.work import ModelWork
 
 

@@ -22,20 +22,20 @@ from torch.nn import functional
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site, end_tokens
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.cayley import CayleySGD, orthogonal_again
 from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.rotation import (
+from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.transform.cayley import CayleySGD, orthogonal_again
+from edge_asr.quant.transform.hadamard import rotate_model
+from edge_asr.quant.transform.rotation import (
     StreamTensors,
     double_precision,
     rotate_inputs,
     rotate_outputs,
     stream_tensors,
 )
-from edge_asr.quant.stages import Transform, transforms
-from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.work import Batch, ModelWork, Reconstruction
 
 # How often the loss over all clips is looked at; the rotations of the least are kept.

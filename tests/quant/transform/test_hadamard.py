@@ -20,12 +20,12 @@ from edge_asr.models.generation import greedy
 from edge_asr.models.loading import Checkpoint
 from edge_asr.models.whisper import Whisper
 from edge_asr.quant.grid import Grid
-from edge_asr.quant.hadamard import FastHadamard, hadamard_matrix
 from edge_asr.quant.layers import install_layers, online_work
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.rotation import StreamEntry
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.hadamard import Hadamard
+from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_matrix
+from edge_asr.quant.transform.rotation import StreamEntry
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import ModelWork
 

@@ -12,9 +12,7 @@ from quant.walks import batches_of, largest_change
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.cayley import CayleySGD, cayley_step, orthogonal_again
 from edge_asr.quant.grid import Grid
-from edge_asr.quant.hadamard import random_orthogonal
 from edge_asr.quant.layers import QuantizedLinear, install_layers
 from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.transform.spin import Spin, _next_tokens
@@ -60,46 +58,6 @@ def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -
     name = moonshine.architecture.encoder_block(0).layers[0]
     before, after = (one.model.get_submodule(name).weight for one in (started, spun))
     assert not torch.allclose(before, after, atol=1e-3)
-
-
-def test_a_cayley_step_stays_orthogonal_and_goes_downhill() -> None:
-    generator = torch.Generator().manual_seed(0)
-    target, start = (random_orthogonal(12, generator).float() for _ in range(2))
-    matrix = orthogonal_again(start)
-
-    def distance(x: torch.Tensor) -> float:
-        return float((x - target).square().sum())
-
-    first = distance(matrix)
-    for _ in range(20):
-        moved = cayley_step(matrix, 2 * (matrix - target), rate=0.02)
-        assert distance(moved) < distance(matrix)
-        matrix = moved
-    torch.testing.assert_close(matrix @ matrix.T, torch.eye(12), atol=1e-4, rtol=0)
-    assert distance(matrix) < first
-
-
-def test_a_cayley_step_solves_the_cayley_transform() -> None:
-    """Against the transform's closed form, by inverting the matrix."""
-    generator = torch.Generator().manual_seed(1)
-    matrix = random_orthogonal(8, generator)
-    gradient = torch.randn(8, 8, generator=generator, dtype=torch.float64)
-    skew = (gradient @ matrix.T - matrix @ gradient.T) / 2
-    rate = 0.1 / float(skew.abs().sum(0).max())
-    one = torch.eye(8, dtype=torch.float64)
-    exact = torch.linalg.inv(one + rate / 2 * skew) @ (one - rate / 2 * skew) @ matrix
-    torch.testing.assert_close(cayley_step(matrix, gradient, rate), exact, atol=1e-8, rtol=0)
-
-
-def test_long_training_stays_orthogonal() -> None:
-    matrix = torch.nn.Parameter(torch.eye(10))
-    optimizer = CayleySGD([matrix], lr=1.5)
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(300):
-        matrix.grad = torch.randn(10, 10, generator=generator)
-        optimizer.step()
-    product = matrix.detach() @ matrix.detach().T
-    torch.testing.assert_close(product, torch.eye(10), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"learning_rate": 0.0}])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from edge_asr.quant.hadamard import (
+from edge_asr.quant.transform.hadamard_matrices import (
     FastHadamard,
     RandomHadamard,
     hadamard_matrix,

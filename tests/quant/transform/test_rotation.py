@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from edge_asr.models.architecture import Architecture, Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import install_layers, online_work
-from edge_asr.quant.rotation import (
+from edge_asr.quant.transform.rotation import (
     Rotation,
     StreamExit,
     double_precision,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.layers import OnlineWork
-from edge_asr.quant.rotation import Rotation
+from edge_asr.quant.transform.rotation import Rotation
 
 
 def prime_power(number: int) -> tuple[int, int] | None:
