@@ -8,12 +8,13 @@ error counts in the layer's output error.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edge_asr.quant.grid import FloatWeights, Grid
+from edge_asr.quant.grid import FloatWeights, Grid, GridParameters
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,20 @@ class OutlierRule:
     def keeps_single_weights(self) -> bool:
         return False
 
-    def threshold(self, weight: Tensor, sensitivity: Tensor, grid: Grid) -> float:
+    def threshold(
+        self,
+        weight: Tensor,
+        sensitivity: Tensor,
+        grid: Grid,
+        fit: Callable[[Tensor], GridParameters],
+    ) -> float:
         """What the error of a weight, squared and times its sensitivity, must exceed for the
         weight to stay in floating point.
 
         `weight` is [rows, columns], `sensitivity` [columns], in the order in which runs of
-        columns are the groups of `grid`.
+        columns are the groups of `grid`; `fit` makes the ranges of float32 weights in that order.
         """
-        del weight, sensitivity, grid
+        del weight, sensitivity, grid, fit
         return math.inf
 
     def left_out(self, group: Tensor, sensitivity: Tensor, grid: Grid, threshold: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.quant.grid import Grid, decode, encode
+from edge_asr.quant.grid import Grid, GridParameters, decode, encode
 from edge_asr.quant.outlier_rule import OutlierRule, mean_for
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Outliers, outliers
@@ -53,13 +54,19 @@ def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor
 
 
 def budget_threshold(
-    weight: Tensor, sensitivity: Tensor, grid: Grid, fraction: float, lowest: float
+    weight: Tensor,
+    sensitivity: Tensor,
+    grid: Grid,
+    fit: Callable[[Tensor], GridParameters],
+    fraction: float,
+    lowest: float,
 ) -> float:
     """The smallest threshold, at least `lowest`, that keeps at most `fraction` of the weights.
 
     Counted as if `weight` [rows, columns] were rounded to nearest: what gains more than the
-    threshold is left out of its group's range, and what then costs more than it stays.
-    `sensitivity` is [columns]. Found by bisection to about a hundredth.
+    threshold is left out when `fit` makes the ranges, and what then costs more than it stays.
+    A fit that clips therefore counts what it clips. `sensitivity` is [columns]. Found by
+    bisection to about a hundredth.
     """
     size = grid.columns_per_group(weight.shape[1])
     groups = weight.split(size, 1)
@@ -71,7 +78,7 @@ def budget_threshold(
     def within_budget(threshold: float) -> bool:
         pairs = zip(groups, gains, strict=True)
         view = torch.cat([mean_for(group, gain > threshold) for group, gain in pairs], 1)
-        scale, zero = minmax_parameters(view, grid).expand(weight.shape[1])
+        scale, zero = fit(view.float()).expand(weight.shape[1])
         rounded = decode(encode(weight, scale, zero, grid), scale, zero)
         kept = ((rounded - weight).square() * sensitivity > threshold).float().mean()
         return float(kept) <= fraction
@@ -96,12 +103,18 @@ class SingleWeights(OutlierRule):
     def keeps_single_weights(self) -> bool:
         return math.isfinite(self.relative_threshold) and self.fraction > 0
 
-    def threshold(self, weight: Tensor, sensitivity: Tensor, grid: Grid) -> float:
+    def threshold(
+        self,
+        weight: Tensor,
+        sensitivity: Tensor,
+        grid: Grid,
+        fit: Callable[[Tensor], GridParameters],
+    ) -> float:
         if len(weight) < 2 or not self.keeps_single_weights:
             return math.inf  # one row has no spread
         spread = float((weight.var(0) * sensitivity).mean())
         lowest = self.relative_threshold * spread
-        return budget_threshold(weight, sensitivity, grid, self.fraction, lowest)
+        return budget_threshold(weight, sensitivity, grid, fit, self.fraction, lowest)
 
     def left_out(self, group: Tensor, sensitivity: Tensor, grid: Grid, threshold: float) -> Tensor:
         wide = group.double()

@@ -160,7 +160,7 @@ class _LayerUnderWay:
             self.rounded_columns -= int(outliers.columns.sum())
         grouped = self._natural if static_groups else slice(None)
         self._threshold = outliers.threshold(
-            self.work[grouped].T, factor.sensitivity[grouped], grid
+            self.work[grouped].T, factor.sensitivity[grouped], grid, fit
         )
         self._parameters = self._first_fit(weight)
         self._scales, self._zeros = (
@@ -180,8 +180,11 @@ class _LayerUnderWay:
                 self._outliers.fit_view(weight, sensitivity, self._grid, self._threshold, columns)
             )
         parameters = self._fit(weight[:, order])
-        ordered = not torch.equal(order, torch.arange(len(order)))
-        return replace(parameters, order=order) if ordered else parameters
+        # One group is the same in any order; several are found again only by theirs.
+        natural = torch.equal(order, torch.arange(len(order)))
+        if natural or parameters.group_size >= weight.shape[1]:
+            return parameters
+        return replace(parameters, order=order)
 
     def _refit(self, column: int, group: int) -> None:
         """Fit the group that starts at `column` on the weight as it stands now.

@@ -30,7 +30,7 @@ def round_layer(work: SiteWork, name: str) -> QuantizedWeight:
     sensitivity = torch.ones(weight.shape[1], dtype=torch.float64)
     if rule.keeps_single_weights:
         sensitivity = input_sensitivity(work.statistics.hessian)
-    threshold = rule.threshold(weight.double(), sensitivity, grid)
+    threshold = rule.threshold(weight.double(), sensitivity, grid, work.fits[name])
     view = rule.fit_view(weight, sensitivity, grid, threshold, rule.columns)
     rounded = round_nearest(weight, work.fits[name](view), grid)
     error = (weight - rounded.dequantize()).double().square() * sensitivity

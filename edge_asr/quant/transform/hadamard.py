@@ -77,7 +77,8 @@ def rotate_model(
     """Rotate streams, heads and the inputs of `fc2`, see `Hadamard`.
 
     With `dense`, explicit rotations of the streams are matrices that may be changed later,
-    instead of fast Hadamard transforms.
+    instead of fast Hadamard transforms, and every attention draws signs for its heads' rotation,
+    which then starts at random too.
     """
     model, architecture, config = work.model, work.architecture, work.model.config
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +99,8 @@ def rotate_model(
                 elif site.role == "out":
                     count = heads[site.stack]
                     head_dim = layer.in_features // count
-                    rotate_heads(model, site, _head_rotation(head_dim, generator, warnings))
+                    matrix = _head_rotation(head_dim, generator, warnings, signs=dense)
+                    rotate_heads(model, site, matrix)
                     if across_heads:
                         _mix_online(layer, count, head_dim, warnings)
     work.warnings += dict.fromkeys(warnings)
@@ -111,8 +113,12 @@ def _stream_rotation(width: int, generator: torch.Generator, warnings: list[str]
     return Rotation(random_orthogonal(width, generator))
 
 
-def _head_rotation(head_dim: int, generator: torch.Generator, warnings: list[str]) -> Tensor:
+def _head_rotation(
+    head_dim: int, generator: torch.Generator, warnings: list[str], *, signs: bool
+) -> Tensor:
     if kronecker_orders(head_dim) is not None:
+        if signs:
+            return RandomHadamard.draw(head_dim, generator).matrix
         return hadamard_matrix(head_dim) / head_dim**0.5
     warnings.append(_unknown(head_dim, "heads"))
     return random_orthogonal(head_dim, generator)

@@ -21,6 +21,8 @@ from edge_asr.quant.outliers.unstructured import (
     leave_one_out_gain,
 )
 from edge_asr.quant.range.minmax import MinMax
+from edge_asr.quant.range.mse import Mse
+from edge_asr.quant.range.percentile import Percentile
 from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
 from edge_asr.quant.rounding.nearest import Nearest
@@ -323,11 +325,15 @@ def test_groups_in_rounding_order_must_be_asked_for(options: dict[str, bool], na
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("group_size", [None, 16])
-def test_the_budget_holds_at_every_width(bits: int, group_size: int | None) -> None:
-    """About a hundredth of the weights stays, where the threshold alone keeps many more."""
+@pytest.mark.parametrize("ranges", [MinMax(), Mse(), Percentile()], ids=str)
+def test_the_budget_holds_at_every_width(bits: int, group_size: int | None, ranges: Range) -> None:
+    """About a hundredth of the weights stays, also where the range clips more than that.
+
+    The threshold alone keeps many more.
+    """
     grid = Grid(bits, granularity="group" if group_size else "channel", group_size=group_size)
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
-    work = site_work(weight, correlated_inputs(2, 400, 64), grid)
+    work = site_work(weight, correlated_inputs(2, 400, 64), grid, ranges)
     for rounding in (Gptq(), Nearest()):
         kept = []
         for budget in (0.01, 1.0):
@@ -336,3 +342,14 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None) -> N
             kept.append(0.0 if outliers is None else float(outliers.mask.float().mean()))
         assert 0.006 < kept[0] < 0.015, rounding
         assert kept[1] > 3 * kept[0], rounding
+
+
+@pytest.mark.parametrize(("group_size", "stored"), [(None, False), (16, True)])
+def test_one_group_a_row_needs_no_order_of_columns(group_size: int | None, stored: bool) -> None:
+    grid = Grid(3, granularity="group" if group_size else "channel", group_size=group_size)
+    weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
+    work = site_work(weight, correlated_inputs(2, 400, 64), grid)
+    ordered = SPQR_GPTQ.round(work)["layer"]
+    extra = ordered.stored_bits - Nearest().round(work)["layer"].stored_bits
+    assert extra == (16 * 64 if stored else 0)
+    assert (ordered.parameters.order is not None) == stored

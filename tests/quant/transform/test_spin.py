@@ -50,6 +50,23 @@ def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
     assert 0 < largest_change(whisper, whisper.model, work.model) < 1e-4
 
 
+def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint) -> None:
+    architecture, grams = checkpoint.architecture, []
+    for seed in range(2):
+        work = bench(checkpoint)
+        rotate_model(work, seed=seed, untie=False, across_heads=False, dense=True)
+        assert largest_change(checkpoint, checkpoint.model, work.model) < 1e-4
+        config = work.model.config
+        head_dim = architecture.width(config) // architecture.heads(config)[0]
+        (name,) = [
+            site.layers[0] for site in architecture.encoder_block(0).sites if site.role == "out"
+        ]
+        first_head = work.model.get_submodule(name).weight[:, :head_dim]
+        # The stream's rotation, on the other side, leaves these products as they are.
+        grams.append(first_head.T @ first_head)
+    assert not torch.allclose(*grams, rtol=1e-2)
+
+
 def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -> None:
     """With a loss to lower, the weights are those of other rotations than Hadamard's."""
     spun, started = bench(moonshine), bench(moonshine)
