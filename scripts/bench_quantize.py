@@ -17,10 +17,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from edge_asr.command import CONF
 from edge_asr.config import Settings, settings_from
@@ -40,7 +44,7 @@ from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
 from edge_asr.plain_json import finite, parse, write_text_atomically
 from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage
+from edge_asr.quant.passage import Passage, Station
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.statistics import column_products
 from edge_asr.quant.walker import quantize_model
@@ -60,7 +64,8 @@ STEPS = {
 }
 PRODUCTS = "gptq products"
 UPDATE_BLOCK = 128
-FEWEST_STEPS = 10  # TesseraQ needs one for each of its stretches
+# The whole schedule's looks at the loss are then among them, SignRound's 20 too.
+FEWEST_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -200,17 +205,41 @@ def schedule_steps(arguments: argparse.Namespace, method: str) -> int:
     return steps
 
 
+class _LastInput(Exception):
+    """Ends a forward pass where the last of some modules is about to run."""
+
+
+def run_to_last_input(station: Station, modules: Sequence[nn.Module]) -> None:
+    """Run a block on all batches, each until every one of `modules` has been given its input."""
+    waiting: set[nn.Module] = set()
+
+    def watch(module: nn.Module) -> Callable[..., None]:
+        def see(*_: Any) -> None:
+            waiting.discard(module)
+            if not waiting:
+                raise _LastInput
+
+        return see
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(watch(module)))
+        for call in station.calls:
+            waiting.update(modules)
+            with suppress(_LastInput):
+                call.run(station.module)
+
+
 @torch.no_grad()
 def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
-    """What GPTQ cannot do without: every block forward twice, XᵀX of every site's valid rows,
-    the Cholesky factor of each Hessian and its inverse, and the update of the columns to the right
-    of every 128 of every layer."""
+    """What GPTQ cannot do without: every block forward up to its last layers' input and then as a
+    whole, XᵀX of every site's valid rows, the Cholesky factor of each Hessian and its inverse, and
+    the update of the columns to the right of every 128 of every layer."""
     model, architecture = checkpoint.model, checkpoint.architecture
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
     for station in Passage(model, architecture, batches).stations():
-        for call in station.calls:
-            call.run(station.module)
+        run_to_last_input(station, [model.get_submodule(s.layers[0]) for s in station.block.sites])
         for site in station.block.sites:
             layers: list[Any] = [model.get_submodule(name) for name in site.layers]
             columns = layers[0].in_features
@@ -273,7 +302,8 @@ def bench(arguments: argparse.Namespace) -> Bench:
     if arguments.out:
         made = made.joined(arguments.out)
     console = Console(stderr=True)
-    for name in [*arguments.methods, *([PRODUCTS] if "gptq" in arguments.methods else [])]:
+    names = [[name, PRODUCTS] if name == "gptq" else [name] for name in arguments.methods]
+    for name in itertools.chain.from_iterable(names):
         if name in made.measurements:
             clips = made.measurements[name].clips
             console.print(f"{name}: measured before, on {clips} clips", highlight=False)
@@ -292,15 +322,18 @@ def bench(arguments: argparse.Namespace) -> Bench:
 def show(made: Bench) -> None:
     """Print the table, and GPTQ's time over that of its products."""
     table = Table(
-        "method", "clips", "calibrate s", "quantize s", "schedule s", "peak GB",
+        "method", "clips", "steps", "calibrate s", "quantize s", "schedule s", "peak GB",
         "output error", box=None,
     )  # fmt: skip
     for name, one in made.measurements.items():
-        error = "" if one.output_error is None else f"{one.output_error:.4g}"
+        # That of a training cut short says nothing of the method.
+        known = one.output_error is not None and one.steps is None
+        error = f"{one.output_error:.4g}" if known else ""
         peak = f"{one.peak_bytes / 1e9:.2f}"
         whole = "" if one.schedule_s is None else f"{one.schedule_s:.0f}"
         seconds = f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}"
-        table.add_row(name, str(one.clips), *seconds, whole, peak, error)
+        steps = "" if one.steps is None else str(one.steps)
+        table.add_row(name, str(one.clips), steps, *seconds, whole, peak, error)
     Console().print(table)
     ratio = made.gptq_over_products
     if ratio is not None:

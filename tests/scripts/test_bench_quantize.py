@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bench_quantize import PRODUCTS, Bench, Measurement
+import torch
+from bench_quantize import PRODUCTS, Bench, Measurement, products
+from quant.walks import batches_of, stages
+from torch import nn
 
 from edge_asr.errors import UserError
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.walker import quantize_model
 from edge_asr.record import Environment
 
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)
@@ -63,3 +75,35 @@ def test_the_ratio_is_of_the_same_clips() -> None:
     both[PRODUCTS] = replace(alone, clips=8)
     assert replace(BENCH, measurements=both).gptq_over_products is None
     assert BENCH.gptq_over_products is None
+
+
+def test_products_run_every_layer_as_often_as_gptq_does(checkpoint: Checkpoint) -> None:
+    batches = batches_of(checkpoint)
+    recipe = Recipe.build(stages(rounding={"name": "gptq"}))
+
+    def gptq(model: Any) -> None:
+        quantize_model(model, checkpoint.architecture, batches, recipe, Grid(4))
+
+    def alone(model: Any) -> None:
+        products(replace(checkpoint, model=model), batches)
+
+    counts = counted(checkpoint, gptq)
+    assert counted(checkpoint, alone) == counts
+    blocks = checkpoint.architecture.blocks(checkpoint.model.config)
+    assert set(counts) == {name for block in blocks for name in block.layers}
+    assert set(counts.values()) == {len(batches), 2 * len(batches)}
+
+
+def counted(checkpoint: Checkpoint, run: Callable[[nn.Module], None]) -> Counter[str]:
+    """How often `run` on a copy of the model computes each quantized layer."""
+    model = copy.deepcopy(checkpoint.model)
+    computed: list[nn.Module] = []
+
+    def note(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, QuantizedLinear):
+            computed.append(module)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        run(model)
+    names = {module: name for name, module in model.named_modules()}
+    return Counter(names[module] for module in computed)
