@@ -16,6 +16,7 @@ from edge_asr.errors import UserError
 from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
 from edge_asr.quant.outlier_rule import OutlierRule, input_sensitivity
 from edge_asr.quant.outliers.unstructured import (
+    ENOUGH_WEIGHTS,
     SingleWeights,
     Unstructured,
     leave_one_out_gain,
@@ -353,3 +354,14 @@ def test_one_group_a_row_needs_no_order_of_columns(group_size: int | None, store
     extra = ordered.stored_bits - Nearest().round(work)["layer"].stored_bits
     assert extra == (16 * 64 if stored else 0)
     assert (ordered.parameters.order is not None) == stored
+
+
+def test_the_budget_of_a_large_layer_is_found_on_a_part_of_its_rows() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2 * ENOUGH_WEIGHTS // 512, 512, generator=generator)
+    weight *= torch.exp(0.3 * torch.randn(len(weight), 1, generator=generator))
+    work = site_work(weight, correlated_inputs(2, 600, 512), Grid(3), Mse())
+    work.outliers = SingleWeights(relative_threshold=1e-3, fraction=0.01)
+    outliers = Nearest().round(work)["layer"].outliers
+    assert outliers is not None
+    assert 0.009 < float(outliers.mask.float().mean()) < 0.011
