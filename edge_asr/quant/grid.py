@@ -284,6 +284,11 @@ class FloatWeights:
         return 0 if self.columns is None else int(self.columns.sum()) * len(self.mask)
 
     @property
+    def single_weights(self) -> int:
+        """Number of weights outside of whole columns."""
+        return int(self.mask.sum()) - self.column_weights
+
+    @property
     def stored_bits(self) -> float:
         """Bits of values and of what says where they belong.
 
@@ -291,7 +296,7 @@ class FloatWeights:
         and for every row, and the end, where it begins among them.
         """
         columns = 0 if self.columns is None else int(self.columns.sum())
-        single = int(self.mask.sum()) - self.column_weights
+        single = self.single_weights
         pointers = 0
         if single:
             pointers = (len(self.mask) + 1) * (INDEX_BITS if single < 2**INDEX_BITS else 32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.quant.grid import Grid, GridParameters, decode, encode
-from edge_asr.quant.outlier_rule import OutlierRule, mean_for
+from edge_asr.quant.grid import Grid, decode, encode
+from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Outliers, outliers
 from edge_asr.quant.statistics import InputStatistics
-
-# A hundredth of so many weights is known to about 2 %.
-ENOUGH_WEIGHTS = 2**18
 
 
 def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor:
@@ -56,46 +52,6 @@ def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor
     return gain
 
 
-def budget_threshold(
-    weight: Tensor,
-    sensitivity: Tensor,
-    grid: Grid,
-    fit: Callable[[Tensor], GridParameters],
-    fraction: float,
-    lowest: float,
-) -> float:
-    """The smallest threshold, at least `lowest`, that keeps at most `fraction` of the weights.
-
-    Counted as if `weight` [rows, columns] were rounded to nearest: what gains more than the
-    threshold is left out when `fit` makes the ranges, and what then costs more than it stays.
-    A fit that clips therefore counts what it clips. `sensitivity` is [columns]. Found by
-    bisection to about a hundredth, on evenly spaced rows of a weight that is large.
-    """
-    weight = weight[:: max(1, weight.numel() // ENOUGH_WEIGHTS)]
-    size = grid.columns_per_group(weight.shape[1])
-    groups = weight.split(size, 1)
-    gains = [
-        leave_one_out_gain(group, part, grid)
-        for group, part in zip(groups, sensitivity.split(size), strict=True)
-    ]
-
-    def within_budget(threshold: float) -> bool:
-        pairs = zip(groups, gains, strict=True)
-        view = torch.cat([mean_for(group, gain > threshold) for group, gain in pairs], 1)
-        scale, zero = fit(view.float()).expand(weight.shape[1])
-        rounded = decode(encode(weight, scale, zero, grid), scale, zero)
-        kept = ((rounded - weight).square() * sensitivity > threshold).float().mean()
-        return float(kept) <= fraction
-
-    if fraction >= 1 or within_budget(lowest):
-        return lowest
-    highest = max(float(gain.max()) for gain in gains)
-    while highest > 1.01 * lowest:
-        middle = math.sqrt(highest * lowest)
-        lowest, highest = (lowest, middle) if within_budget(middle) else (middle, highest)
-    return highest
-
-
 @dataclass(frozen=True)
 class SingleWeights(OutlierRule):
     """Keeps weights by their error relative to the layer's spread; see `Unstructured`."""
@@ -107,18 +63,14 @@ class SingleWeights(OutlierRule):
     def keeps_single_weights(self) -> bool:
         return math.isfinite(self.relative_threshold) and self.fraction > 0
 
-    def threshold(
-        self,
-        weight: Tensor,
-        sensitivity: Tensor,
-        grid: Grid,
-        fit: Callable[[Tensor], GridParameters],
-    ) -> float:
+    @property
+    def budget(self) -> float:
+        return self.fraction
+
+    def threshold(self, weight: Tensor, sensitivity: Tensor) -> float:
         if len(weight) < 2 or not self.keeps_single_weights:
             return math.inf  # one row has no spread
-        spread = float((weight.var(0) * sensitivity).mean())
-        lowest = self.relative_threshold * spread
-        return budget_threshold(weight, sensitivity, grid, fit, self.fraction, lowest)
+        return self.relative_threshold * float((weight.var(0) * sensitivity).mean())
 
     def left_out(self, group: Tensor, sensitivity: Tensor, grid: Grid, threshold: float) -> Tensor:
         wide = group.double()
@@ -140,15 +92,13 @@ class Unstructured(Outliers):
 
     That threshold is made for 3 and 4 bits in small groups: at 2 bits it keeps one normally
     distributed weight of ten in groups of 16, and more than a third of moonshine-micro's in whole
-    rows. So the threshold is
-    raised where it would keep more than a budget of weights.
+    rows. So a budget is ours: the threshold is raised until the rounded layer keeps no more.
 
     Attributes:
         relative_threshold: Smaller keeps more weights. The authors' default keeps about one of
             a thousand normally distributed weights at 4 bits and one or two of a hundred at 3.
         fraction: The budget, a fraction of the layer's weights, 0 to 1; the authors keep about
-            one of a hundred. It is counted on the weights as they are before any is rounded, so
-            GPTQ meets it roughly. 1 sets no budget, as in the authors' code.
+            one of a hundred. 1 sets no budget, as in the authors' code.
     """
 
     relative_threshold: float = 0.2

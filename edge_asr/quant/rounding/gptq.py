@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
-from edge_asr.quant.outlier_rule import OutlierRule, kept_weights
+from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_within_budget
 from edge_asr.quant.rounding.nearest import round_layer
 from edge_asr.quant.stages import SiteRounding, roundings
 from edge_asr.quant.work import Fit, ReorderableFit, SiteWork
@@ -116,17 +116,16 @@ def gptq_round(
     Returns:
         The quantized weight, in the natural column order.
     """
-    layer = _LayerUnderWay(weight, factor, fit, grid, static_groups, outliers or OutlierRule())
-    work, upper = layer.work, factor.upper
-    for start in range(0, layer.rounded_columns, block_size):
-        stop = min(start + block_size, layer.rounded_columns)
-        errors = torch.empty_like(work[start:stop])
-        for column in range(start, stop):
-            error = layer.round_column(column)
-            work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
-            errors[column - start] = error
-        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return layer.result()
+    rule = outliers or OutlierRule()
+
+    def rounded(rows: Tensor, threshold: float) -> QuantizedWeight:
+        layer = _LayerUnderWay(rows, factor, fit, grid, static_groups, rule, threshold)
+        layer.round_all(block_size)
+        return layer.result()
+
+    alive = weight.masked_fill(factor.dead, 0)
+    sensitivity = factor.sensitivity[torch.argsort(factor.order)]
+    return rounded(weight, threshold_within_budget(rule, alive, sensitivity, rounded))
 
 
 class _LayerUnderWay:
@@ -147,8 +146,10 @@ class _LayerUnderWay:
         grid: Grid,
         static_groups: bool,
         outliers: OutlierRule,
+        threshold: float,
     ) -> None:
-        self._factor, self._fit, self._grid, self._outliers = factor, fit, grid, outliers
+        self._factor, self._fit, self._grid = factor, fit, grid
+        self._outliers, self._threshold = outliers, threshold
         self._static, self._dtype = static_groups, weight.dtype
         self._natural = torch.argsort(factor.order)
         # A double-precision copy costs little at these widths and keeps ties away from noise.
@@ -158,10 +159,6 @@ class _LayerUnderWay:
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
-        grouped = self._natural if static_groups else slice(None)
-        self._threshold = outliers.threshold(
-            self.work[grouped].T, factor.sensitivity[grouped], grid, fit
-        )
         self._parameters = self._first_fit(weight)
         self._scales, self._zeros = (
             part.double().T.clone() for part in (self._parameters.scale, self._parameters.zero)
@@ -202,6 +199,18 @@ class _LayerUnderWay:
         fresh = self._fit(view.to(self._dtype), column)
         self._scales[group] = fresh.scale[:, 0].double()
         self._zeros[group] = fresh.zero[:, 0].double()
+
+    def round_all(self, block_size: int) -> None:
+        """Round every column, updating the columns beyond a block of `block_size` once a block."""
+        work, upper = self.work, self._factor.upper
+        for start in range(0, self.rounded_columns, block_size):
+            stop = min(start + block_size, self.rounded_columns)
+            errors = torch.empty_like(work[start:stop])
+            for column in range(start, stop):
+                error = self.round_column(column)
+                work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+                errors[column - start] = error
+            work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
 
     def round_column(self, column: int) -> Tensor:
         """Round one column; its errors [rows], in units of what later columns can make up for."""

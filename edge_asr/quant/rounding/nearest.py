@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, encode
-from edge_asr.quant.outlier_rule import input_sensitivity, kept_weights
+from edge_asr.quant.outlier_rule import input_sensitivity, kept_weights, threshold_within_budget
 from edge_asr.quant.stages import SiteRounding, roundings
 from edge_asr.quant.work import SiteWork
 
@@ -30,11 +30,15 @@ def round_layer(work: SiteWork, name: str) -> QuantizedWeight:
     sensitivity = torch.ones(weight.shape[1], dtype=torch.float64)
     if rule.keeps_single_weights:
         sensitivity = input_sensitivity(work.statistics.hessian)
-    threshold = rule.threshold(weight.double(), sensitivity, grid, work.fits[name])
-    view = rule.fit_view(weight, sensitivity, grid, threshold, rule.columns)
-    rounded = round_nearest(weight, work.fits[name](view), grid)
-    error = (weight - rounded.dequantize()).double().square() * sensitivity
-    return replace(rounded, outliers=kept_weights(weight, error > threshold, rule.columns))
+
+    def rounded(rows: Tensor, threshold: float) -> QuantizedWeight:
+        view = rule.fit_view(rows, sensitivity, grid, threshold, rule.columns)
+        nearest = round_nearest(rows, work.fits[name](view), grid)
+        error = (rows - nearest.dequantize()).double().square() * sensitivity
+        return replace(nearest, outliers=kept_weights(rows, error > threshold, rule.columns))
+
+    threshold = threshold_within_budget(rule, weight, sensitivity, rounded)
+    return rounded(weight, threshold)
 
 
 @roundings.register("nearest")

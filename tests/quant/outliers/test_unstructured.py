@@ -14,9 +14,8 @@ from quant.bench import correlated_inputs, minmax_fit, site_work
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
-from edge_asr.quant.outlier_rule import OutlierRule, input_sensitivity
+from edge_asr.quant.outlier_rule import ENOUGH_WEIGHTS, OutlierRule, input_sensitivity
 from edge_asr.quant.outliers.unstructured import (
-    ENOUGH_WEIGHTS,
     SingleWeights,
     Unstructured,
     leave_one_out_gain,
@@ -341,7 +340,7 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None, rang
             work.outliers = SingleWeights(relative_threshold=1e-3, fraction=budget)
             outliers = rounding.round(work)["layer"].outliers
             kept.append(0.0 if outliers is None else float(outliers.mask.float().mean()))
-        assert 0.006 < kept[0] < 0.015, rounding
+        assert 0.006 < kept[0] <= 0.01, rounding
         assert kept[1] > 3 * kept[0], rounding
 
 
