@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quant.walks import quantized_with, stages
 from tiny import ListCorpus, tone
 from torch import nn
 
@@ -23,9 +24,8 @@ from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_i
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.passage import Passage
-from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.statistics import InputStatistics
-from edge_asr.quant.walker import Quantization, quantize_model
+from edge_asr.quant.walker import Quantization
 from edge_asr.quant.work import BlockWork
 
 
@@ -274,16 +274,8 @@ def walked(
     bits: int = 8,
     **outliers: Any,
 ) -> tuple[Any, Quantization]:
-    parts = {"transform": "none", "outliers": "none", "range": "minmax", "correction": "none"}
-    options: dict[str, dict[str, Any]] = {stage: {"name": part} for stage, part in parts.items()}
-    options["rounding"] = dict(rounding)
-    if outliers:
-        options["outliers"] = outliers
-    model = copy.deepcopy(checkpoint.model)
-    return model, quantize_model(
-        model, checkpoint.architecture, batches, Recipe.build(options), Grid(bits),
-        activation=activation,
-    )  # fmt: skip
+    recipe = stages(rounding=dict(rounding), outliers=outliers or {"name": "none"})
+    return quantized_with(checkpoint, recipe, Grid(bits), batches=batches, activation=activation)
 
 
 STATIC = ActivationGrid(8, False, "tensor", "extreme")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from quant.walks import batches_of, stages, works_with_targets
+from quant.walks import quantized_with, stages, works_with_targets
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
@@ -17,7 +15,6 @@ from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import BlockLoss
 from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
-from edge_asr.quant.walker import quantize_model
 
 
 def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoint) -> None:
@@ -46,12 +43,8 @@ def test_a_learned_transform_refuses_static_activations() -> None:
 
 def test_let_is_trained_for_the_quantized_inputs_too(whisper: Checkpoint) -> None:
     """With float weights in effect and coarse inputs, only smaller input ranges lower the loss."""
-    model = copy.deepcopy(whisper.model)
-    recipe = Recipe.build(stages(transform={"name": "let", "iterations": 40}))
-    result = quantize_model(
-        model, whisper.architecture, batches_of(whisper), recipe, Grid(8),
-        activation=ActivationGrid(3),
-    )  # fmt: skip
+    recipe = stages(transform={"name": "let", "iterations": 40})
+    _, result = quantized_with(whisper, recipe, Grid(8), activation=ActivationGrid(3))
     for block, done in result.blocks.items():
         for learned in done.reconstructions:
             assert learned.loss_after < learned.loss_before, (block, learned)
