@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ class Bench:
     """Measurements of one model on one corpus in one environment, by method."""
 
     environment: Environment
+    processor: str
     model: str
     weights_sha256: str
     manifest_sha256: str
@@ -290,6 +292,7 @@ def bench(arguments: argparse.Namespace) -> Bench:
     """Measure every method that `--out` does not hold yet, each in a process of its own."""
     made = Bench(
         environment=current_environment("cpu", arguments.threads),
+        processor=processor(),
         model=arguments.model.name,
         weights_sha256=weights_sha256(load_checkpoint(str(arguments.model)).model),
         manifest_sha256=hashlib.sha256(arguments.manifest.read_bytes()).hexdigest(),
@@ -317,6 +320,17 @@ def bench(arguments: argparse.Namespace) -> Bench:
             plain = finite(dataclasses.asdict(made))
             write_text_atomically(arguments.out, json.dumps(plain, indent=2) + "\n")
     return made
+
+
+def processor() -> str:
+    """What the processor calls itself and its widest vectors, or what the system knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.processor()}, {vectors}"
 
 
 def show(made: Bench) -> None:

@@ -26,7 +26,7 @@ from edge_asr.record import Environment
 
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)
 ENVIRONMENT = Environment("0.1.0", "abc", False, "3.11", {}, "Linux x86_64", "cpu", 2)
-BENCH = Bench(ENVIRONMENT, "small", "1f", "2e", ("set=x",), 4, "128", 8, {"gptq": GPTQ})
+BENCH = Bench(ENVIRONMENT, "a chip", "small", "1f", "2e", ("set=x",), 4, "128", 8, {"gptq": GPTQ})
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_measurements_of_the_same_code_and_model_join(kept: Path) -> None:
         ({"weights_sha256": "ff"}, "weights_sha256 is 1f, not ff"),
         ({"where": ()}, "where"),
         ({"bits": 3}, "bits is 4, not 3"),
+        ({"processor": "another"}, "processor is a chip, not another"),
         ({"environment": replace(ENVIRONMENT, git_commit="def")}, "environment"),
     ],
 )

@@ -73,13 +73,15 @@ def factorize(
         damped = reversed_hessian.clone()
         damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and torch.isfinite(lower).all():
+        # What is not finite in one row of a Cholesky factor reaches its diagonal.
+        if not failed and lower.diagonal().isfinite().all():
             # With the columns the other way round, H = U Uᵀ has an upper U; so H^-1 = VᵀV with
             # V = U^-1, which is the upper Cholesky factor of H^-1 without H^-1.
             unit = torch.eye(len(hessian), dtype=torch.float64)
             inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
             upper = inverse.flip(0, 1)
-            if torch.isfinite(upper).all():
+            # One sum is far cheaper than a look at every element.
+            if upper.sum().isfinite():
                 return InverseFactor(upper, order, dead, damping)
         if damping >= damping_limit:
             return None
