@@ -12,6 +12,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -281,22 +282,36 @@ def settings_from(plain: Mapping[str, Any]) -> Settings:
 
 
 def check_choices(overrides: list[str], conf: Path) -> None:
-    """Check every `group=choice` on a command line against the files of `conf`.
+    """Check every `option=value` on a command line against the files of `conf`.
+
+    Of an option with dots only what stands before the first is looked up.
 
     Raises:
-        UserError: for an unknown choice, with the nearest known one.
+        UserError: for an unknown option or choice, with the nearest known one.
     """
+    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
+    options = groups | {str(key) for key in OmegaConf.load(conf / "config.yaml")}
     for override in overrides:
-        group, separator, value = override.lstrip("+~").partition("=")
-        folder = conf / group
-        if not separator or not group or not folder.is_dir() or group.startswith("hydra"):
+        name, separator, value = override.lstrip("~").partition("=")
+        # With a plus a name may be new, with a dash it is a flag; Hydra looks after its own.
+        if not separator or name.startswith(("+", "-", "hydra")):
             continue
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        option = name.split(".")[0]
+        if option not in options:
+            hint = _nearest(option, options)
+            raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
+        if name not in groups:
+            continue
+        known = sorted(path.stem for path in (conf / name).glob("*.yaml"))
         for choice in value.split(","):
             if choice not in (*known, "null", ""):
-                near = difflib.get_close_matches(choice, known, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise UserError(f"{group}={choice}: {hint}known are {', '.join(known)}")
+                hint = _nearest(choice, known)
+                raise UserError(f"{name}={choice}: {hint}known are {', '.join(known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _needs_path(group: str, name: str, path: str | None) -> None:

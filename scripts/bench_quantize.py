@@ -260,16 +260,23 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
         station.outputs()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
+    """The options that say which model is quantized on which clips, for every such bench."""
     parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
     parser.add_argument("--manifest", type=Path, required=True, help="calibration clips")
     parser.add_argument("--where", action="append", default=[], help="FIELD=VALUE, may be repeated")
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=clips)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_clip_arguments(parser, clips=64)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", default="128", help="or null")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--steps", type=int, help=f"steps a block of methods that learn, {FEWEST_STEPS} or more"
     )

@@ -153,7 +153,23 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         check_choices(["method=gtpq", "bits=3"], CONF)
     with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
         check_choices(["method/rounding=gptq,nearst"], CONF)
-    check_choices(["method=gptq,rtn", "bits=3", "hydra/launcher=anything"], CONF)
+    good = ["method=gptq,rtn", "bits=3", "hydra/launcher=anything", "data.limit=3", "+new=1"]
+    check_choices(good, CONF)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("methd=gptq", "methd=gptq: no option methd; did you mean method"),
+        ("bit=3", "did you mean bits"),
+        ("metod.rounding.damping=0.1", "did you mean method"),
+        ("method/rouding=gptq", "did you mean method/rounding"),
+        ("quux=1", "no option quux; --help lists them all"),
+    ],
+)
+def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_choices([override], CONF)
 
 
 def test_the_identity_ignores_what_cannot_change_a_number() -> None:
