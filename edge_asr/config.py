@@ -292,12 +292,13 @@ def check_choices(overrides: list[str], conf: Path) -> None:
     groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
     options = groups | {str(key) for key in OmegaConf.load(conf / "config.yaml")}
     for override in overrides:
-        name, separator, value = override.lstrip("~").partition("=")
-        # With a plus a name may be new, with a dash it is a flag; Hydra looks after its own.
-        if not separator or name.startswith(("+", "-", "hydra")):
+        name, separator, value = override.lstrip("+~").partition("=")
+        # What begins with a dash is a flag; Hydra looks after its own.
+        if not separator or name.startswith(("-", "hydra")):
             continue
         option = name.split(".")[0]
-        if option not in options:
+        # With a plus a name may be new.
+        if option not in options and not override.startswith("+"):
             hint = _nearest(option, options)
             raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
         if name not in groups:

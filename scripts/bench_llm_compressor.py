@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes
 from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
 from edge_asr.plain_json import finite, write_text_atomically
@@ -184,10 +186,15 @@ def main() -> None:
     if arguments.one:
         quantize_here(arguments, arguments.one)
         return
-    if not arguments.peer:
-        parser.error("--peer: name the python of an environment that has llm-compressor")
-    with tempfile.TemporaryDirectory() as folder:
-        made = compare(arguments, Path(folder))
+    if not arguments.peer or shutil.which(arguments.peer) is None:
+        parser.error(
+            f"--peer {arguments.peer}: name the python of an environment that has llm-compressor"
+        )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = compare(arguments, Path(folder))
+    except UserError as error:
+        parser.error(str(error))
     show(made)
     if arguments.out:
         plain = finite(dataclasses.asdict(made))

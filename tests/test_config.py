@@ -153,6 +153,8 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         check_choices(["method=gtpq", "bits=3"], CONF)
     with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
         check_choices(["method/rounding=gptq,nearst"], CONF)
+    with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
+        check_choices(["+method/rounding=nearst"], CONF)
     good = ["method=gptq,rtn", "bits=3", "hydra/launcher=anything", "data.limit=3", "+new=1"]
     check_choices(good, CONF)
 
