@@ -23,7 +23,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,11 +44,13 @@ from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
 from edge_asr.plain_json import finite, parse, write_text_atomically
+from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage, Station
+from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.statistics import column_products
 from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.work import BlockWork
 from edge_asr.record import Environment, current_environment
 
 METHODS = (
@@ -211,8 +213,11 @@ class _LastInput(Exception):
     """Ends a forward pass where the last of some modules is about to run."""
 
 
-def run_to_last_input(station: Station, modules: Sequence[nn.Module]) -> None:
-    """Run a block on all batches, each until every one of `modules` has been given its input."""
+def run_to_last_input(work: BlockWork) -> None:
+    """Run a block on all batches, each until every site's layers have been given their input, for
+    the rows that GPTQ asks for."""
+    modules = [work.layer(site.layers[0]) for site in work.block.sites]
+    block, calls = work.on_valid_rows
     waiting: set[nn.Module] = set()
 
     def watch(module: nn.Module) -> Callable[..., None]:
@@ -226,24 +231,29 @@ def run_to_last_input(station: Station, modules: Sequence[nn.Module]) -> None:
     with ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_pre_hook(watch(module)))
-        for call in station.calls:
+        for call in calls:
             waiting.update(modules)
             with suppress(_LastInput):
-                call.run(station.module)
+                call.run(block)
 
 
 @torch.no_grad()
 def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
-    """What GPTQ cannot do without: every block forward up to its last layers' input and then as a
-    whole, XᵀX of every site's valid rows, the Cholesky factor of each Hessian and its inverse, and
-    the update of the columns to the right of every 128 of every layer."""
+    """What GPTQ cannot do without: every block forward up to its last layers' input, on valid rows
+    alone where the others can be left out, and then as a whole; XᵀX of every site's valid rows;
+    the Cholesky factor of each Hessian and its inverse; and the update of the columns to the right
+    of every 128 of every layer."""
     model, architecture = checkpoint.model, checkpoint.architecture
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
     for station in Passage(model, architecture, batches).stations():
-        run_to_last_input(station, [model.get_submodule(s.layers[0]) for s in station.block.sites])
+        work = BlockWork(
+            model, architecture, station.block, station.module,
+            station.calls, station.masks, Grid(4),
+        )  # fmt: skip
+        run_to_last_input(work)
         for site in station.block.sites:
-            layers: list[Any] = [model.get_submodule(name) for name in site.layers]
+            layers = list(work.layers(site).values())
             columns = layers[0].in_features
             unit = torch.eye(columns, dtype=torch.float64)
             hessian = unit.clone()
@@ -253,10 +263,10 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
             root = torch.linalg.cholesky(hessian.flip(0, 1))
             upper = torch.linalg.solve_triangular(root, unit, upper=False).flip(0, 1)
             for layer in layers:
-                work = layer.weight.double()
+                weight = layer.weight.double()
                 for start in range(0, columns, UPDATE_BLOCK):
                     stop = min(start + UPDATE_BLOCK, columns)
-                    work[:, stop:] -= work[:, start:stop] @ upper[start:stop, stop:]
+                    weight[:, stop:] -= weight[:, start:stop] @ upper[start:stop, stop:]
         station.outputs()
 
 

@@ -158,6 +158,15 @@ class Architecture(ABC):
         del encoder_inputs, frames
         return {}
 
+    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+        """`module`, which runs `block`, cut to the rows up to a batch's last valid one.
+
+        It takes what the block takes and `valid`, bool [batch, positions], and gives what the
+        block would give for those rows. None, the default, where that would save little.
+        """
+        del block, module
+        return None
+
     @abstractmethod
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Decoder tokens that precede the transcript. Raises UserError if they are incomplete."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.errors import UserError
@@ -28,6 +29,40 @@ from edge_asr.models.architecture import (
 
 HOP_SAMPLES = 160
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
+
+
+class LeadingFrames(nn.Module):
+    """An encoder block for the frames up to a batch's last valid one.
+
+    Every frame of the window, silence too, remains a key and a value; those behind the last valid
+    one ask no query, and so need neither attention nor an MLP. What comes out is the same.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(
+        self, states: Tensor, attention_mask: None = None, *, valid: Tensor, **options: Any
+    ) -> Tensor:
+        """States [batch, leading frames, width] behind the block.
+
+        Args:
+            states: In front of it [batch, frames, width].
+            attention_mask: None: Whisper's encoder attends to its whole window.
+            valid: bool [batch, frames].
+            options: For the attention.
+        """
+        block: Any = self.block
+        rows = valid.any(0).nonzero()
+        count = int(rows.max()) + 1 if len(rows) else 1
+        whole = block.self_attn_layer_norm(states)
+        attended, _ = block.self_attn(
+            whole[:, :count], key_value_states=whole, attention_mask=attention_mask, **options
+        )
+        states = states[:, :count] + attended
+        inner = block.activation_fn(block.fc1(block.final_layer_norm(states)))
+        return states + block.fc2(inner)
 
 
 class Whisper(Architecture):
@@ -101,6 +136,12 @@ class Whisper(Architecture):
             list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length"
         )
         return {"input_features": features["input_features"]}
+
+    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+        """Clips are padded to 30 seconds, so most of an encoder block's work is on silence."""
+        if block.stack == "encoder":
+            return LeadingFrames(module)
+        return None
 
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""

@@ -146,8 +146,9 @@ class BlockLoss:
         if len(work.targets) != len(work.calls):
             raise ValueError("the block has no float outputs to learn from")
         self.work = work
-        self._relative = {id(value): name for name, value in work.module.named_parameters()}
-        self._fixed = {name: value.detach() for name, value in work.module.named_parameters()}
+        self._block, self._calls = work.on_valid_rows
+        self._relative = {id(value): name for name, value in self._block.named_parameters()}
+        self._fixed = {name: value.detach() for name, value in self._block.named_parameters()}
         self.rows = [int(mask.sum()) for mask in work.masks]
 
     def of_step(
@@ -170,16 +171,17 @@ class BlockLoss:
             self._relative[id(self.work.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call, mask = self.work.calls[index], self.work.masks[index]
+        call, mask = self._calls[index], self.work.masks[index]
         if clips is not None:
             clips = clips.to(mask.device)
             call, mask = call.select(clips), mask[clips]
         output = call.run(
-            lambda *args, **kwargs: functional_call(self.work.module, replaced, args, kwargs)
+            lambda *args, **kwargs: functional_call(self._block, replaced, args, kwargs)
         )
-        distance = (output - self.work.targets.of(index, clips)).square().sum(-1)
+        count = output.shape[1]
+        distance = (output - self.work.targets.of(index, clips)[:, :count]).square().sum(-1)
         rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
-        return (distance * mask).sum() / rows
+        return (distance * mask[:, :count]).sum() / rows
 
     @torch.no_grad()
     def over_all(self, tensors: Mapping[str, Tensor]) -> float:

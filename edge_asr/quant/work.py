@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
@@ -264,9 +265,27 @@ class BlockWork:
         """To be called by whoever changed what a site reads: statistics are taken anew."""
         self._statistics = {}
 
+    @cached_property
+    def on_valid_rows(self) -> tuple[nn.Module, Sequence[Call]]:
+        """What to call, and how, where only the valid rows of the block's outputs matter.
+
+        Outputs may then end behind a batch's last valid row. Hooks on the block's layers act as
+        ever, and so do changes of its parameters.
+        """
+        leading = self.architecture.on_leading_rows(self.block, self.module)
+        if leading is None:
+            return self.module, self.calls
+        return leading, [
+            Call(call.args, {**call.kwargs, "valid": mask})
+            for call, mask in zip(self.calls, self.masks, strict=True)
+        ]
+
     @torch.no_grad()
     def calls_of(self, module: nn.Module) -> list[Call]:
-        """The calls that `module`, a part of the block, receives: one a calibration batch."""
+        """The calls that `module`, a part of the block, receives: one a calibration batch.
+
+        Its hidden states may end behind the last valid row.
+        """
         caught: list[Call] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -276,8 +295,9 @@ class BlockWork:
             caught.append(Call(args, names))
 
         with module.register_forward_pre_hook(catch, with_kwargs=True):
-            for call in self.calls:
-                call.run(self.module)
+            block, calls = self.on_valid_rows
+            for call in calls:
+                call.run(block)
         return caught
 
     @torch.no_grad()
@@ -292,7 +312,8 @@ class BlockWork:
 
         def watch(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                statistics[site].update(args[0], current[0])
+                inputs, mask = args[0], current[0]
+                statistics[site].update(inputs, mask[:, : inputs.shape[1]])
                 waiting.discard(site)
                 if not waiting:
                     raise _AllSeen
@@ -306,12 +327,13 @@ class BlockWork:
             for site in statistics:
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(site)))
-            for call, mask in zip(self.calls, self.masks, strict=True):
+            block, calls = self.on_valid_rows
+            for call, mask in zip(calls, self.masks, strict=True):
                 current[:] = [mask]
                 waiting.update(statistics)
                 # What the last site's layers make of their input nobody asks for.
                 with suppress(_AllSeen):
-                    call.run(self.module)
+                    call.run(block)
         return statistics
 
 

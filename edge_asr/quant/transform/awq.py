@@ -114,6 +114,7 @@ def attention_losses(
     for call, mask in zip(work.calls_of(attention), work.masks, strict=True):
         if not mask.any():
             continue
+        mask = mask[:, : call.hidden.shape[1]]
         with _outputs(work.model, unchanged) as known:
             target = call.run(attention)[mask]
         with _replaced(work.model, {name: _Known(output) for name, output in known.items()}):

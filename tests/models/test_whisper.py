@@ -1,0 +1,77 @@
+"""Whisper's encoder blocks, cut to the frames that hold audio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from quant.walks import works_with_targets
+from torch import Tensor, nn
+
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.work import BlockWork
+
+
+@pytest.fixture(scope="module")
+def encoder_works(whisper: Checkpoint) -> list[BlockWork]:
+    return [work for work in works_with_targets(whisper) if work.block.stack == "encoder"]
+
+
+def cut(work: BlockWork) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What the cut block gives of every batch, what the whole one gives, and the valid rows."""
+    block, calls = work.on_valid_rows
+    with torch.no_grad():
+        for call, whole, mask in zip(calls, work.targets, work.masks, strict=True):
+            yield call.run(block), whole, mask
+
+
+def test_leading_frames_are_those_of_the_whole_block(encoder_works: list[BlockWork]) -> None:
+    for work in encoder_works:
+        for leading, whole, mask in cut(work):
+            count = int(mask.sum(1).max())
+            assert 0 < count < whole.shape[1]
+            assert leading.shape[1] == count
+            torch.testing.assert_close(leading, whole[:, :count], rtol=1e-4, atol=1e-5)
+
+
+def test_only_keys_and_values_read_silence(encoder_works: list[BlockWork]) -> None:
+    work = encoder_works[0]
+    rows: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def see(_: nn.Module, args: tuple[Tensor]) -> None:
+            rows[name] = args[0].shape[1]
+
+        return see
+
+    hooks = [
+        work.layer(name).register_forward_pre_hook(count(name.rsplit(".", 1)[1]))
+        for name in work.block.layers
+    ]
+    block, calls = work.on_valid_rows
+    with torch.no_grad():
+        calls[0].run(block)
+    for hook in hooks:
+        hook.remove()
+    whole, heard = work.masks[0].shape[1], int(work.masks[0].sum(1).max())
+    assert rows == {
+        "q_proj": heard, "k_proj": whole, "v_proj": whole, "out_proj": heard, "fc1": heard,
+        "fc2": heard,
+    }  # fmt: skip
+
+
+def test_clips_chosen_from_a_batch_are_cut_to_their_own_length(
+    encoder_works: list[BlockWork],
+) -> None:
+    work = encoder_works[0]
+    block, calls = work.on_valid_rows
+    lengths = work.masks[0].sum(1)
+    shortest = lengths.argmin()[None]
+    with torch.no_grad():
+        leading = calls[0].select(shortest).run(block)
+    assert leading.shape[:2] == (1, int(lengths.min()))
+    torch.testing.assert_close(
+        leading, work.targets.of(0, shortest)[:, : leading.shape[1]], rtol=1e-4, atol=1e-5
+    )
