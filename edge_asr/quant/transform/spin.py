@@ -40,6 +40,9 @@ from edge_asr.quant.work import Batch, ModelWork, Reconstruction
 
 # How often the loss over all clips is looked at; the rotations of the least are kept.
 EVALUATIONS = 5
+# Encoder frames that are trained through at once: two of Whisper's windows. Memory grows with it,
+# and the gradients of a step's clips add up to the same.
+FRAMES_AT_ONCE = 3000
 
 
 class Spins(nn.Module):
@@ -174,10 +177,8 @@ class Spin(Transform):
             began = time.perf_counter()
             batch = work.batches[int(torch.randint(len(work.batches), (1,), generator=generator))]
             order = torch.randperm(len(batch.token_mask), generator=generator)
-            with torch.enable_grad():
-                loss, _ = _batch_loss(work, batch, spins.rotated(fixed), order[: self.clips])
             optimizer.zero_grad()
-            loss.backward()
+            _add_gradients(work, batch, spins, fixed, order[: self.clips])
             torch.nn.utils.clip_grad_norm_(spins.parameters(), self.max_grad_norm)
             optimizer.step()
             schedule.step()
@@ -191,30 +192,65 @@ class Spin(Transform):
         work.reconstructions.append(Reconstruction(before, best, self.steps, seconds))
 
 
+def _add_gradients(
+    work: ModelWork, batch: Batch, spins: Spins, fixed: Mapping[str, Tensor], clips: Tensor
+) -> None:
+    """Add to `spins` the gradients of the mean cross-entropy of some of a batch's transcripts.
+
+    The parameters are rotated once; the clips pass through them a few at a time.
+    """
+    at_once = max(1, FRAMES_AT_ONCE // batch.frame_mask.shape[1])
+    with torch.enable_grad():
+        rotated = _trained_through(work, spins, fixed)
+        leaves = {
+            path: value.detach().requires_grad_() if value.requires_grad else value
+            for path, value in rotated.items()
+        }
+        tokens = 0
+        for part in clips.split(at_once):
+            loss, count = _summed_loss(work, batch, leaves, part)
+            loss.backward()
+            tokens += count
+        gradients = {path: leaf.grad for path, leaf in leaves.items() if leaf.grad is not None}
+        torch.autograd.backward(
+            [rotated[path] for path in gradients],
+            [gradient / max(tokens, 1) for gradient in gradients.values()],
+        )
+
+
 @torch.no_grad()
 def _mean_loss(work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
     """Cross-entropy a token over all batches."""
+    tensors = _trained_through(work, spins, fixed)
     total, tokens = 0.0, 0
     for batch in work.batches:
-        loss, count = _batch_loss(work, batch, spins.rotated(fixed))
-        total, tokens = total + float(loss) * count, tokens + count
+        loss, count = _summed_loss(work, batch, tensors)
+        total, tokens = total + float(loss), tokens + count
     return total / max(tokens, 1)
 
 
-def _batch_loss(
+def _trained_through(
+    work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The rotated parameters and buffers, weights rounded to nearest if activations are float."""
+    tensors = spins.rotated(fixed)
+    if work.activation is None:
+        for block in work.architecture.blocks(work.model.config):
+            for name in block.layers:
+                tensors[f"{name}.weight"] = _nearest(tensors[f"{name}.weight"], work.grid)
+    return tensors
+
+
+def _summed_loss(
     work: ModelWork,
     batch: Batch,
     tensors: dict[str, Tensor],
     clips: Tensor | slice = slice(None),
 ) -> tuple[Tensor, int]:
-    """Mean cross-entropy of some of a batch's transcripts, and the number of their tokens.
+    """Cross-entropy of some of a batch's transcripts, and the number of their tokens.
 
     The token that ends a transcript counts; the prompt, which is forced in decoding, does not.
     """
-    if work.activation is None:
-        for block in work.architecture.blocks(work.model.config):
-            for name in block.layers:
-                tensors[f"{name}.weight"] = _nearest(tensors[f"{name}.weight"], work.grid)
     device = work.model.device
     tokens, valid = batch.decoder_input_ids[clips].to(device), batch.token_mask[clips].to(device)
     inputs = {name: value[clips].to(device) for name, value in batch.encoder_inputs.items()}
@@ -222,9 +258,8 @@ def _batch_loss(
     prompt = len(work.architecture.prompt(work.model))
     logits = functional_call(work.model, tensors, (), inputs | {"use_cache": False}).logits
     targets = _next_tokens(tokens, valid, prompt, min(end_tokens(work.model)))
-    count = int((targets >= 0).sum())
     loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    return loss / max(count, 1), count
+    return loss, int((targets >= 0).sum())
 
 
 def _next_tokens(tokens: Tensor, valid: Tensor, prompt: int, end: int) -> Tensor:

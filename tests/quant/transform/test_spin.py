@@ -14,8 +14,9 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import QuantizedLinear, install_layers
+from edge_asr.quant.transform import spin
 from edge_asr.quant.transform.hadamard import rotate_model
-from edge_asr.quant.transform.spin import Spin, _next_tokens
+from edge_asr.quant.transform.spin import Spin, Spins, _add_gradients, _next_tokens, _tensors
 from edge_asr.quant.work import ModelWork
 
 
@@ -65,6 +66,24 @@ def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint)
         # The stream's rotation, on the other side, leaves these products as they are.
         grams.append(first_head.T @ first_head)
     assert not torch.allclose(*grams, rtol=1e-2)
+
+
+@pytest.mark.parametrize("activation", [None, ActivationGrid(3)], ids=["weights", "activations"])
+def test_gradients_are_the_same_however_many_clips_pass_at_once(
+    checkpoint: Checkpoint, activation: ActivationGrid | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = bench(checkpoint, activation=activation)
+    rotate_model(work, seed=0, untie=False, across_heads=False, dense=True)
+    fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
+    gradients = []
+    for frames in (1, 10**6):
+        monkeypatch.setattr(spin, "FRAMES_AT_ONCE", frames)
+        spins = Spins(work)
+        _add_gradients(work, work.batches[1], spins, fixed, torch.arange(2))
+        assert all(matrix.grad is not None for matrix in spins.parameters())
+        gradients.append([matrix.grad for matrix in spins.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -> None:
