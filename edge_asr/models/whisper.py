@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from edge_asr.errors import UserError
 from edge_asr.models.architecture import (
@@ -31,7 +32,7 @@ HOP_SAMPLES = 160
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
 
 
-class LeadingFrames(nn.Module):
+class LeadingFrames(WhisperEncoderLayer):
     """An encoder block for the frames up to a batch's last valid one.
 
     Every frame of the window, silence too, remains a key and a value; those behind the last valid
@@ -39,10 +40,11 @@ class LeadingFrames(nn.Module):
     """
 
     def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
+        # Not a copy: parameters and hooks are the block's own, and so what was put in front of it
+        # runs here as well.
+        vars(self).update(vars(block))
 
-    def forward(
+    def forward(  # type: ignore[override]  # `valid` cannot be left out
         self, states: Tensor, attention_mask: None = None, *, valid: Tensor, **options: Any
     ) -> Tensor:
         """States [batch, leading frames, width] behind the block.
@@ -53,16 +55,15 @@ class LeadingFrames(nn.Module):
             valid: bool [batch, frames].
             options: For the attention.
         """
-        block: Any = self.block
         rows = valid.any(0).nonzero()
         count = int(rows.max()) + 1 if len(rows) else 1
-        whole = block.self_attn_layer_norm(states)
-        attended, _ = block.self_attn(
+        whole = self.self_attn_layer_norm(states)
+        attended, _ = self.self_attn(
             whole[:, :count], key_value_states=whole, attention_mask=attention_mask, **options
         )
         states = states[:, :count] + attended
-        inner = block.activation_fn(block.fc1(block.final_layer_norm(states)))
-        return states + block.fc2(inner)
+        inner = self.activation_fn(self.fc1(self.final_layer_norm(states)))
+        return states + self.fc2(inner)
 
 
 class Whisper(Architecture):

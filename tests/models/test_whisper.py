@@ -36,6 +36,18 @@ def test_leading_frames_are_those_of_the_whole_block(encoder_works: list[BlockWo
             torch.testing.assert_close(leading, whole[:, :count], rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_put_in_front_of_the_block_runs_too(encoder_works: list[BlockWork]) -> None:
+    work = encoder_works[0]
+    with work.module.register_forward_pre_hook(lambda _, args: (args[0].flip(-1), *args[1:])):
+        changed = [
+            (leading, call.run(work.module))
+            for (leading, _, _), call in zip(cut(work), work.calls, strict=True)
+        ]
+    for (leading, whole), (plain, _, _) in zip(changed, cut(work), strict=True):
+        torch.testing.assert_close(leading, whole[:, : leading.shape[1]], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(leading, plain)
+
+
 def test_only_keys_and_values_read_silence(encoder_works: list[BlockWork]) -> None:
     work = encoder_works[0]
     rows: dict[str, int] = {}
