@@ -78,6 +78,11 @@ class Grid:
         return self.lowest + (1 << self.bits) - 1
 
     @property
+    def code_dtype(self) -> torch.dtype:
+        """Of codes as they are kept: one byte each."""
+        return torch.int8 if self.signed else torch.uint8
+
+    @property
     def steps(self) -> int:
         """Steps between the lowest and the highest code."""
         return (1 << self.bits) - 1
@@ -309,7 +314,7 @@ class QuantizedWeight:
     """A weight on its grid, but for its outliers.
 
     Attributes:
-        codes: int16 [out_features, in_features].
+        codes: [out_features, in_features], of the grid's `code_dtype`.
         parameters: Scales and zero points.
         grid: The grid's settings.
         outliers: Weights that stay in floating point, or None.

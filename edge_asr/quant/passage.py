@@ -76,8 +76,8 @@ class Passage:
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
-        states = [Call((call.hidden,), {}) for call in calls]
-        yield Station(block, SharedMemory(norm, layers), states, frames, bulky=True)
+        calls = [Call((call.hidden,), {}) for call in calls]
+        yield Station(block, SharedMemory(norm, layers), calls, frames, bulky=True)
         with torch.no_grad():
             memory = [norm(call.hidden) for call in calls]
         tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]

@@ -61,7 +61,7 @@ class InputStatistics:
         rows = inputs[mask].float()
         if not len(rows):
             return
-        self._products += column_products(rows).double().cpu()
+        self._products += column_products(rows).cpu()
         self._sum += rows.sum(0, dtype=torch.float64).cpu()
         self._magnitudes += rows.abs().sum(0, dtype=torch.float64).cpu()
         clips = [clip[valid].float() for clip, valid in zip(inputs, mask, strict=True)]
@@ -112,7 +112,7 @@ class InputStatistics:
     @property
     def hessian(self) -> Tensor:
         """Hessian of the mean squared output error in one weight row: 2 E[x xᵀ]."""
-        return 2 * self.second_moment
+        return self._products * (2 / max(self.rows, 1))
 
     def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:
         """Output error of `rounded` in units of the output's variance, summed over channels.

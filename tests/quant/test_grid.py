@@ -97,7 +97,7 @@ def test_codes_equal_those_of_the_reference_implementations_bit_for_bit() -> Non
         scale = ((high - low) / (2**bits - 1))[:, None]
         zero = torch.round(-low[:, None] / scale)
         theirs = torch.clamp(torch.round(weight / scale) + zero, 0, 2**bits - 1)
-        assert torch.equal(ours.codes, theirs.to(torch.int16))
+        assert torch.equal(ours.codes, theirs.to(torch.uint8))
         torch.testing.assert_close(ours.dequantize(), scale * (theirs - zero), rtol=0, atol=0)
 
 

@@ -57,35 +57,39 @@ def factorize(
     factorization succeeds or `damping_limit` is passed. Columns in `last` (bool [columns])
     come after all others.
     """
-    hessian = hessian.double().clone()
-    diagonal = hessian.diagonal()
+    diagonal = hessian.diagonal().double()
     dead = diagonal == 0
-    diagonal[dead] = 1
-    order = torch.arange(len(hessian))
+    order = torch.arange(len(diagonal))
     if act_order:
-        order = torch.argsort(torch.where(dead, 0.0, diagonal), descending=True, stable=True)
+        order = torch.argsort(diagonal, descending=True, stable=True)
     if last is not None:
         order = torch.cat([order[~last[order]], order[last[order]]])
     backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
+    damped = hessian[backwards[:, None], backwards].double()
+    # Wide ones take 75 MB each, and often nobody else holds this one.
+    del hessian
+    diagonal = diagonal.masked_fill(dead, 1)
     mean = float(diagonal.mean())
     while True:
-        damped = reversed_hessian.clone()
-        damped.diagonal().add_(damping * mean)
+        damped.diagonal().copy_(diagonal[backwards] + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         # What is not finite in one row of a Cholesky factor reaches its diagonal.
         if not failed and lower.diagonal().isfinite().all():
             # With the columns the other way round, H = U Uᵀ has an upper U; so H^-1 = VᵀV with
             # V = U^-1, which is the upper Cholesky factor of H^-1 without H^-1.
-            unit = torch.eye(len(hessian), dtype=torch.float64)
-            inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
-            upper = inverse.flip(0, 1)
+            upper = inverse_of_lower(lower).flip(0, 1)
             # One sum is far cheaper than a look at every element.
             if upper.sum().isfinite():
                 return InverseFactor(upper, order, dead, damping)
         if damping >= damping_limit:
             return None
         damping = min(2 * damping, damping_limit)
+
+
+def inverse_of_lower(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix [columns, columns]."""
+    unit = torch.eye(len(lower), dtype=lower.dtype)
+    return torch.linalg.solve_triangular(lower, unit, upper=False)
 
 
 def gptq_round(
@@ -240,7 +244,7 @@ class _LayerUnderWay:
             zero=self._zeros.T.to(self._dtype).contiguous(),
         )
         outliers = kept_weights(self.work[natural].T, self._kept[natural].T, columns)
-        codes = self._codes[natural].T.to(torch.int16).contiguous()
+        codes = self._codes[natural].T.to(self._grid.code_dtype).contiguous()
         return QuantizedWeight(codes, parameters, self._grid, outliers)
 
 

@@ -17,7 +17,7 @@ def round_nearest(weight: Tensor, parameters: GridParameters, grid: Grid) -> Qua
     """The nearest grid point of every weight [rows, columns] (ties to even, as torch.round)."""
     scale, zero = parameters.expand(weight.shape[1])
     codes = encode(weight, scale, zero, grid)
-    return QuantizedWeight(codes.to(torch.int16), parameters, grid)
+    return QuantizedWeight(codes.to(grid.code_dtype), parameters, grid)
 
 
 def round_layer(work: SiteWork, name: str) -> QuantizedWeight:

@@ -74,7 +74,8 @@ class SoftCodes(SoftRounding):
         start = self.starts[name]
         codes = self._lower[name] + (self.logits[self.keys[name]] >= 0)
         codes = codes.clamp(start.grid.lowest, start.grid.highest)
-        return QuantizedWeight(codes.to(torch.int16), self.parameters_of(name), start.grid)
+        codes = codes.to(start.grid.code_dtype)
+        return QuantizedWeight(codes, self.parameters_of(name), start.grid)
 
     def _decoded(self, name: str, codes: Tensor) -> Tensor:
         start = self.starts[name]

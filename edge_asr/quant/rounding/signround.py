@@ -109,7 +109,8 @@ class SignedOffsets(SoftRounding):
     @torch.no_grad()
     def quantized(self, name: str) -> QuantizedWeight:
         codes, parameters = self._codes(name)
-        return QuantizedWeight(codes.to(torch.int16), parameters, self._starts[name].grid)
+        grid = self._starts[name].grid
+        return QuantizedWeight(codes.to(grid.code_dtype), parameters, grid)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         narrow = all(start.grid.bits <= 3 for start in self._starts.values())
