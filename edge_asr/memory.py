@@ -1,14 +1,25 @@
-"""The largest resident memory of this process during a piece of work."""
+"""Resident memory of this process: the largest during a piece of work, and less of it."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 RESET_PEAK = "5"  # proc(5): "Reset the peak resident set size"
+
+
+def release_freed_memory() -> None:
+    """Give the system back what was freed, where the C library keeps it until told (glibc).
+
+    It keeps freed blocks of up to 32 MB: a third of a gigabyte between two blocks of Whisper small.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory() -> None:

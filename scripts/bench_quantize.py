@@ -48,7 +48,7 @@ from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.statistics import column_products
+from edge_asr.quant.statistics import add_column_products
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork
 from edge_asr.record import Environment, current_environment
@@ -259,7 +259,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
             hessian = unit.clone()
             for mask in station.masks:
                 rows = torch.ones(int(mask.sum()), columns)
-                hessian += column_products(rows).double()
+                add_column_products(hessian, rows)
             root = torch.linalg.cholesky(hessian.flip(0, 1))
             upper = torch.linalg.solve_triangular(root, unit, upper=False).flip(0, 1)
             for layer in layers:

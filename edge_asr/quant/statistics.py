@@ -9,19 +9,15 @@ from torch import Tensor
 STRIPE = 512
 
 
-def column_products(rows: Tensor) -> Tensor:
-    """XᵀX of X [rows, columns]: [columns, columns].
+def add_column_products(total: Tensor, rows: Tensor) -> None:
+    """Add XᵀX of X [rows, columns] to `total`, symmetric [columns, columns], in place.
 
     Of many columns little more than half is computed and mirrored; up to `STRIPE`, all of it.
     """
-    columns = rows.shape[1]
-    products = rows.new_empty(columns, columns)
-    for start in range(0, columns, STRIPE):
-        stop = min(start + STRIPE, columns)
-        stripe = rows[:, start:].T @ rows[:, start:stop]
-        products[start:, start:stop] = stripe
-        products[start:stop, stop:] = stripe[stop - start :].T
-    return products
+    for start in range(0, len(total), STRIPE):
+        stop = min(start + STRIPE, len(total))
+        total[start:, start:stop] += (rows[:, start:].T @ rows[:, start:stop]).to(total.device)
+        total[start:stop, stop:] = total[stop:, start:stop].T
 
 
 def quadratic_form(rows: Tensor, symmetric: Tensor) -> float:
@@ -61,7 +57,7 @@ class InputStatistics:
         rows = inputs[mask].float()
         if not len(rows):
             return
-        self._products += column_products(rows).cpu()
+        add_column_products(self._products, rows)
         self._sum += rows.sum(0, dtype=torch.float64).cpu()
         self._magnitudes += rows.abs().sum(0, dtype=torch.float64).cpu()
         clips = [clip[valid].float() for clip, valid in zip(inputs, mask, strict=True)]

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from edge_asr.memory import release_freed_memory
 from edge_asr.models.architecture import Architecture, Site
 from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_inputs
 from edge_asr.quant.grid import Grid, QuantizedWeight
@@ -181,6 +182,7 @@ class _Walk:
         sites = [self._site(work, site) for site in station.block.sites]
         for bench in sites:
             self._keep_columns(work, bench)
+        release_freed_memory()  # of the passes, before the wide matrices of rounding
         for name, weight in self.recipe.rounding.round_block(work, sites).items():
             self._bake(work, sites, name, weight, nearest_errors[name])
         for bench in sites:
@@ -189,6 +191,7 @@ class _Walk:
         self.result.blocks[station.block.module] = BlockResult(
             time.perf_counter() - began, tuple(work.reconstructions)
         )
+        release_freed_memory()
 
     def _nearest_errors(self, work: BlockWork, site: Site) -> dict[str, float]:
         """Output errors of plain rounding to nearest, before anything is rewritten."""
