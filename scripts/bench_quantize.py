@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,20 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from bench_common import (
+    add_clip_arguments,
+    draw,
+    file_sha256,
+    measured_alone,
+    processor,
+    settings_of,
+    write_measurements,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from edge_asr.command import CONF
-from edge_asr.config import Settings, settings_from
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
-from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
-from edge_asr.plain_json import finite, parse, write_text_atomically
+from edge_asr.plain_json import parse
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.passage import Passage
@@ -135,35 +136,6 @@ class Bench:
         return gptq.quantize_s / alone.quantize_s
 
 
-def settings_of(arguments: argparse.Namespace, method: str, steps: int | None = None) -> Settings:
-    """The settings of a run of `method`, of so many steps if it learns."""
-    changes = [] if steps is None else [f"{option}={steps}" for option in STEPS.get(method, ())]
-    overrides = [
-        *changes,
-        f"method={method}",
-        "model=custom",
-        f"model.path={arguments.model}",
-        f"bits={arguments.bits}",
-        f"group_size={arguments.group_size}",
-    ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("experiment", None)
-    return settings_from({str(key): value for key, value in plain.items()})
-
-
-def draw(
-    arguments: argparse.Namespace, checkpoint: Checkpoint
-) -> tuple[list[CalibrationBatch], float]:
-    """The calibration batches and the seconds they took."""
-    where = dict(pair.split("=", 1) for pair in arguments.where)
-    corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
-    began = time.perf_counter()
-    batches = calibration_batches(checkpoint, corpus, arguments.clips, arguments.batch_size, 0)
-    return batches, time.perf_counter() - began
-
-
 def measure(arguments: argparse.Namespace, method: str) -> Measurement:
     """Quantize the model by `method`, or run GPTQ's matrix products alone."""
     torch.set_num_threads(arguments.threads)
@@ -177,7 +149,8 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
         return Measurement(
             arguments.clips, None, calibrate_s, seconds, peak_memory_bytes(), output_error=None
         )
-    settings = settings_of(arguments, method, arguments.steps)
+    steps = [] if arguments.steps is None else STEPS.get(method, ())
+    settings = settings_of(arguments, method, [f"{option}={arguments.steps}" for option in steps])
     recipe = Recipe.build(settings.method.stages)
     result = quantize_model(
         checkpoint.model, checkpoint.architecture, batches, recipe, settings.grid
@@ -270,16 +243,6 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
         station.outputs()
 
 
-def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
-    """The options that say which model is quantized on which clips, for every such bench."""
-    parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
-    parser.add_argument("--manifest", type=Path, required=True, help="calibration clips")
-    parser.add_argument("--where", action="append", default=[], help="FIELD=VALUE, may be repeated")
-    parser.add_argument("--clips", type=int, default=clips)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -294,13 +257,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(vars(measure(arguments, arguments.one))))
-        return
     if arguments.steps is not None and arguments.steps < FEWEST_STEPS:
         parser.error(f"--steps {arguments.steps}: give {FEWEST_STEPS} or more")
     try:
-        show(bench(arguments))
+        if arguments.one:
+            print(json.dumps(vars(measure(arguments, arguments.one))))
+        else:
+            show(bench(arguments))
     except UserError as error:
         parser.error(str(error))
 
@@ -312,7 +275,7 @@ def bench(arguments: argparse.Namespace) -> Bench:
         processor=processor(),
         model=arguments.model.name,
         weights_sha256=weights_sha256(load_checkpoint(str(arguments.model)).model),
-        manifest_sha256=hashlib.sha256(arguments.manifest.read_bytes()).hexdigest(),
+        manifest_sha256=file_sha256(arguments.manifest),
         where=tuple(arguments.where),
         bits=arguments.bits,
         group_size=arguments.group_size,
@@ -328,26 +291,12 @@ def bench(arguments: argparse.Namespace) -> Bench:
             clips = made.measurements[name].clips
             console.print(f"{name}: measured before, on {clips} clips", highlight=False)
             continue
-        command = [sys.executable, *sys.argv, "--one", name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        one = Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        one = Measurement(**measured_alone([sys.executable, *sys.argv, "--one", name]))
         made = replace(made, measurements=made.measurements | {name: one})
         console.print(f"{name}: {one.quantize_s:.1f} s", highlight=False)
         if arguments.out:
-            plain = finite(dataclasses.asdict(made))
-            write_text_atomically(arguments.out, json.dumps(plain, indent=2) + "\n")
+            write_measurements(arguments.out, made)
     return made
-
-
-def processor() -> str:
-    """What the processor calls itself and its widest vectors, or what the system knows of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    vectors = torch.backends.cpu.get_cpu_capability()
-    return f"{names[0] if names else platform.processor()}, {vectors}"
 
 
 def show(made: Bench) -> None:

@@ -1,0 +1,104 @@
+"""What the benches of quantization share: their clips, their settings, processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from edge_asr.command import CONF
+from edge_asr.config import Settings, settings_from
+from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.errors import UserError
+from edge_asr.models.loading import Checkpoint
+from edge_asr.plain_json import finite, write_text_atomically
+
+
+def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
+    """The options that say which model is quantized on which clips."""
+    parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
+    parser.add_argument("--manifest", type=Path, required=True, help="calibration clips")
+    parser.add_argument("--where", action="append", default=[], help="FIELD=VALUE, may be repeated")
+    parser.add_argument("--clips", type=int, default=clips)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+
+
+def draw(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, batch_size: int | None = None
+) -> tuple[list[CalibrationBatch], float]:
+    """The calibration batches, of `--batch-size` clips or another, and the seconds they took."""
+    where = dict(pair.split("=", 1) for pair in arguments.where)
+    corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
+    began = time.perf_counter()
+    batches = calibration_batches(
+        checkpoint, corpus, arguments.clips, batch_size or arguments.batch_size, 0
+    )
+    return batches, time.perf_counter() - began
+
+
+def settings_of(
+    arguments: argparse.Namespace, method: str, changes: Sequence[str] = ()
+) -> Settings:
+    """The settings of a run of `method` with `changes` (KEY=VALUE)."""
+    overrides = [
+        *changes,
+        f"method={method}",
+        "model=custom",
+        f"model.path={arguments.model}",
+        f"bits={arguments.bits}",
+        f"group_size={arguments.group_size}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("experiment", None)
+    return settings_from({str(key): value for key, value in plain.items()})
+
+
+def measured_alone(command: Sequence[object]) -> dict[str, Any]:
+    """The JSON object in the last line that a process of its own prints.
+
+    What it says of an error goes to the terminal. Raises UserError where it fails.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        line = " ".join(words)
+        raise UserError(f"exit code {done.returncode} of {line}; mend what it says above")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(measured, dict)
+    return measured
+
+
+def write_measurements(path: Path, made: Any) -> None:
+    """Write a dataclass as JSON, whole or not at all."""
+    plain = finite(dataclasses.asdict(made))
+    write_text_atomically(path, json.dumps(plain, indent=2) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def processor() -> str:
+    """What the processor calls itself and its widest vectors, or what the system knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.processor()}, {vectors}"
