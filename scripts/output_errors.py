@@ -1,0 +1,275 @@
+"""What GPTQ changes in a model, and what it changes if padding counts in calibration.
+
+    python scripts/output_errors.py --model FOLDER --manifest FILE --bits 3 --group-size 32
+
+Whisper pads every clip to its window. That silence does not count in calibration here, though
+attention reads it. GPTQ
+quantizes both ways; the errors are of valid rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from bench_common import (
+    add_clip_arguments,
+    draw,
+    file_sha256,
+    settings_of,
+    write_measurements,
+)
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.errors import UserError
+from edge_asr.models.architecture import Site
+from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.layers import install_layers
+from edge_asr.quant.passage import Passage
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.stages import LayerFit
+from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.work import BlockWork, Layer, SiteWork
+from edge_asr.record import Environment, current_environment
+
+Weights = Mapping[str, Tensor]
+VALID_FRAMES = "valid frames"
+EVERY_FRAME = "every frame"
+# What a recipe leaves on the inputs of the float model if it is fitted to them.
+REFITTED = "refitted"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What quantized weights change, in units of the float model's variance.
+
+    Attributes:
+        on_float_inputs: Of every layer's output on the inputs that the float model gives it,
+            summed over layers.
+        on_own_inputs: The same on the inputs that the quantized layers before it give.
+        of_states: Of the last decoder block's outputs, all layers being quantized.
+    """
+
+    on_float_inputs: float
+    on_own_inputs: float
+    of_states: float
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Errors of a method that is calibrated on valid frames, as ever, and on every frame.
+
+    `valid_share` is the share of the encoder's frames that hold audio.
+    """
+
+    environment: Environment
+    model: str
+    weights_sha256: str
+    manifest_sha256: str
+    where: tuple[str, ...]
+    clips: int
+    batch_size: int
+    method: str
+    bits: int
+    group_size: str
+    valid_share: float
+    valid_frames: Errors
+    every_frame: Errors
+
+
+def layer_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weight of every linear layer inside a block, by its name in the checkpoint."""
+    blocks = checkpoint.architecture.blocks(checkpoint.model.config)
+    keys = [f"{name}.weight" for block in blocks for name in block.layers]
+    return {key: checkpoint.model.get_parameter(key).detach() for key in keys}
+
+
+def check_same_layers(weights: Weights, sides: Sequence[Weights]) -> None:
+    """Raises ValueError where a side lacks a layer or has one that the model's blocks do not."""
+    for side in sides:
+        if differing := weights.keys() ^ side.keys():
+            raise ValueError(f"layers quantized by one side only: {', '.join(sorted(differing))}")
+
+
+@torch.no_grad()
+def walk(
+    checkpoint: Checkpoint,
+    batches: Sequence[CalibrationBatch],
+    visit: Callable[[BlockWork], None],
+) -> Tensor:
+    """Show `visit` every block of a copy of the model, whose weights it may change before the
+    batches go on; the last one's outputs [valid tokens, width]."""
+    model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
+    blocks = list(architecture.blocks(model.config))
+    install_layers(model, (name for block in blocks for name in block.layers))
+    for station in Passage(model, architecture, batches).stations():
+        visit(
+            BlockWork(
+                model, architecture, station.block, station.module,
+                station.calls, station.masks, Grid(4),
+            )
+        )  # fmt: skip
+    pairs = zip(station.outputs(), station.masks, strict=True)
+    return torch.cat([states[mask] for states, mask in pairs])
+
+
+def rounded_here(recipe: Recipe, grid: Grid, work: BlockWork, site: Site) -> dict[str, Tensor]:
+    """Weights of the site's layers rounded by `recipe`, fitted to the inputs that `work` shows."""
+    statistics = work.statistics(site)
+    fits = {
+        name: LayerFit(recipe.range, grid, statistics, Layer(name, name in site.logit_layers))
+        for name in site.layers
+    }
+    weights = {name: layer.weight.detach() for name, layer in work.layers(site).items()}
+    bench = SiteWork(site, weights, statistics, grid, fits)
+    rounded = recipe.rounding.round_block(work, [bench])
+    return {f"{name}.weight": weight.dequantize() for name, weight in rounded.items()}
+
+
+def errors_on_float_inputs(
+    checkpoint: Checkpoint,
+    batches: Sequence[CalibrationBatch],
+    sides: Mapping[str, Weights],
+    recipe: Recipe,
+    grid: Grid,
+) -> tuple[dict[str, float], Tensor]:
+    """`Errors.on_float_inputs` of every side and of `recipe` fitted there, and the last states."""
+    weights = layer_weights(checkpoint)
+    check_same_layers(weights, list(sides.values()))
+    totals: dict[str, float] = defaultdict(float)
+
+    def add(work: BlockWork) -> None:
+        for site in work.block.sites:
+            statistics = work.statistics(site)
+            fitted = {REFITTED: rounded_here(recipe, grid, work, site)}
+            for key in (f"{name}.weight" for name in site.layers):
+                for side, tensors in {**sides, **fitted}.items():
+                    rounded = tensors[key].float()
+                    totals[side] += statistics.relative_output_error(weights[key], rounded)
+
+    states = walk(checkpoint, batches, add)
+    return dict(totals), states
+
+
+def error_on_own_inputs(
+    checkpoint: Checkpoint, batches: Sequence[CalibrationBatch], side: Weights
+) -> tuple[float, Tensor]:
+    """`Errors.on_own_inputs` of one side, and the last states that it gives."""
+    weights = layer_weights(checkpoint)
+    check_same_layers(weights, [side])
+    total = 0.0
+
+    def add(work: BlockWork) -> None:
+        nonlocal total
+        for name in work.block.layers:
+            work.layer(name).weight.copy_(side[f"{name}.weight"])
+        for site in work.block.sites:
+            statistics = work.statistics(site)
+            for key in (f"{name}.weight" for name in site.layers):
+                total += statistics.relative_output_error(weights[key], side[key].float())
+
+    states = walk(checkpoint, batches, add)
+    return total, states
+
+
+def relative_change(states: Tensor, exact: Tensor) -> float:
+    """Mean squared distance of rows [tokens, width] in units of the variance of `exact`."""
+    exact = exact.double()
+    distance = (states.double() - exact).square().sum(1).mean()
+    return float(distance / exact.var(0, correction=0).sum())
+
+
+def errors_of(
+    checkpoint: Checkpoint,
+    batches: Sequence[CalibrationBatch],
+    sides: Mapping[str, Weights],
+    recipe: Recipe,
+    grid: Grid,
+) -> tuple[dict[str, Errors], float]:
+    """Errors of every side; and the summed error that `recipe`, whose rewrites are left out, has
+    on the float model's inputs when it is fitted to them."""
+    on_float, exact = errors_on_float_inputs(checkpoint, batches, sides, recipe, grid)
+    errors = {}
+    for name, side in sides.items():
+        own, states = error_on_own_inputs(checkpoint, batches, side)
+        errors[name] = Errors(on_float[name], own, relative_change(states, exact))
+    return errors, on_float[REFITTED]
+
+
+def every_frame(batches: Sequence[CalibrationBatch]) -> list[CalibrationBatch]:
+    """The batches as if their padding were speech."""
+    return [replace(one, frame_mask=torch.ones_like(one.frame_mask)) for one in batches]
+
+
+def quantized(
+    checkpoint: Checkpoint, batches: Sequence[CalibrationBatch], recipe: Recipe, grid: Grid
+) -> Weights:
+    """The dequantized weights of a copy of the model."""
+    changed = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
+    quantize_model(changed.model, changed.architecture, batches, recipe, grid)
+    return layer_weights(changed)
+
+
+def measure(arguments: argparse.Namespace) -> OutputErrors:
+    """Quantize both ways and take the errors of both."""
+    torch.set_num_threads(arguments.threads)
+    checkpoint = load_checkpoint(str(arguments.model))
+    settings = settings_of(arguments, "gptq")
+    recipe = Recipe.build(settings.method.stages)
+    batches, _ = draw(arguments, checkpoint)
+    alone, _ = draw(arguments, checkpoint, batch_size=1)
+    sides = {
+        VALID_FRAMES: quantized(checkpoint, batches, recipe, settings.grid),
+        EVERY_FRAME: quantized(checkpoint, every_frame(batches), recipe, settings.grid),
+    }
+    errors, _ = errors_of(checkpoint, alone, sides, recipe, settings.grid)
+    return OutputErrors(
+        environment=current_environment("cpu", arguments.threads),
+        model=arguments.model.name,
+        weights_sha256=weights_sha256(checkpoint.model),
+        manifest_sha256=file_sha256(arguments.manifest),
+        where=tuple(arguments.where),
+        clips=arguments.clips,
+        batch_size=arguments.batch_size,
+        method="gptq",
+        bits=arguments.bits,
+        group_size=arguments.group_size,
+        valid_share=float(torch.cat([one.frame_mask.flatten() for one in batches]).float().mean()),
+        valid_frames=errors[VALID_FRAMES],
+        every_frame=errors[EVERY_FRAME],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_clip_arguments(parser, clips=64)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", default="128", help="or null")
+    parser.add_argument("--out", type=Path, help="write the errors as JSON")
+    arguments = parser.parse_args()
+    try:
+        made = measure(arguments)
+    except UserError as error:
+        parser.error(str(error))
+    table = Table("GPTQ calibrated on", "float inputs", "own inputs", "last states", box=None)
+    for name, one in ((VALID_FRAMES, made.valid_frames), (EVERY_FRAME, made.every_frame)):
+        table.add_row(name, *(f"{number:.4g}" for number in vars(one).values()))
+    Console().print(table)
+    Console().print(f"{made.valid_share:.0%} of the frames are valid", highlight=False)
+    if arguments.out:
+        write_measurements(arguments.out, made)
+
+
+if __name__ == "__main__":
+    main()
