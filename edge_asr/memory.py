@@ -18,7 +18,7 @@ def release_freed_memory() -> None:
 
     It keeps freed blocks of up to 32 MB: a third of a gigabyte between two blocks of Whisper small.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # as other systems refuse it
         ctypes.CDLL(None).malloc_trim(0)
 
 
