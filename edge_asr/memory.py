@@ -16,7 +16,7 @@ RESET_PEAK = "5"  # proc(5): "Reset the peak resident set size"
 def release_freed_memory() -> None:
     """Give the system back what was freed, where the C library keeps it until told (glibc).
 
-    It keeps freed blocks of up to 32 MB: a third of a gigabyte between two blocks of Whisper small.
+    It keeps freed blocks of up to 32 MB: a quarter of a gigabyte between blocks of Whisper small.
     """
     with suppress(OSError, AttributeError, TypeError):  # as other systems refuse it
         ctypes.CDLL(None).malloc_trim(0)

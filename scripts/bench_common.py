@@ -1,4 +1,4 @@
-"""What the benches of quantization share: their clips, their settings, processes of their own."""
+"""What the benches of quantization share: clips, settings, provenance, processes of their own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ import dataclasses
 import hashlib
 import json
 import platform
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from edge_asr.command import CONF
 from edge_asr.config import Settings, settings_from
 from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
-from edge_asr.models.loading import Checkpoint
+from edge_asr.models.architecture import Architecture
+from edge_asr.models.loading import Checkpoint, weights_sha256
 from edge_asr.plain_json import finite, write_text_atomically
+from edge_asr.quant.grid import Grid
+from edge_asr.quant.layers import install_layers
+from edge_asr.quant.passage import Passage, Station
+from edge_asr.quant.work import BlockWork
+from edge_asr.record import Environment, current_environment
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
@@ -36,10 +45,69 @@ def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What was measured, and by which code: the model, its calibration clips, the environment."""
+
+    environment: Environment
+    model: str
+    weights_sha256: str
+    manifest_sha256: str
+    where: tuple[str, ...]
+    batch_size: int
+
+
+def subject_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Subject:
+    """Raises UserError if the manifest cannot be read."""
+    try:
+        manifest = arguments.manifest.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"--manifest={arguments.manifest}: cannot be read ({error.strerror}); "
+            "give a JSON-lines file of clips"
+        ) from error
+    return Subject(
+        environment=current_environment("cpu", arguments.threads),
+        model=arguments.model.name,
+        weights_sha256=weights_sha256(checkpoint.model),
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        where=tuple(arguments.where),
+        batch_size=arguments.batch_size,
+    )
+
+
+def run(parser: argparse.ArgumentParser, action: Callable[[], None]) -> None:
+    """Call `action`; a mistake of the user's, or Ctrl-C, ends in one line."""
+    try:
+        action()
+    except UserError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(128 + signal.SIGINT, "interrupted; what --out holds stays\n")
+
+
+def block_works(
+    model: PreTrainedModel, architecture: Architecture, batches: Sequence[CalibrationBatch]
+) -> Iterator[tuple[Station, BlockWork]]:
+    """Every block of `model`, whose Linears are replaced, on its way from the first to the last."""
+    blocks = list(architecture.blocks(model.config))
+    install_layers(model, (name for block in blocks for name in block.layers))
+    for station in Passage(model, architecture, batches).stations():
+        # The grid is that of no weight: nothing is quantized by it.
+        work = BlockWork(
+            model, architecture, station.block, station.module,
+            station.calls, station.masks, Grid(4),
+        )  # fmt: skip
+        yield station, work
+
+
 def draw(
     arguments: argparse.Namespace, checkpoint: Checkpoint, batch_size: int | None = None
 ) -> tuple[list[CalibrationBatch], float]:
     """The calibration batches, of `--batch-size` clips or another, and the seconds they took."""
+    for pair in arguments.where:
+        if "=" not in pair:
+            raise UserError(f"--where {pair}: give FIELD=VALUE, a field of the manifest's rows")
     where = dict(pair.split("=", 1) for pair in arguments.where)
     corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
     began = time.perf_counter()
@@ -87,10 +155,6 @@ def write_measurements(path: Path, made: Any) -> None:
     """Write a dataclass as JSON, whole or not at all."""
     plain = finite(dataclasses.asdict(made))
     write_text_atomically(path, json.dumps(plain, indent=2) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def processor() -> str:

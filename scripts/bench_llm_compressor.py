@@ -24,12 +24,14 @@ from pathlib import Path
 
 import torch
 from bench_common import (
+    Subject,
     add_clip_arguments,
     draw,
-    file_sha256,
     measured_alone,
     processor,
+    run,
     settings_of,
+    subject_of,
     write_measurements,
 )
 from output_errors import (
@@ -49,10 +51,9 @@ from torch import Tensor
 from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes
-from edge_asr.models.loading import load_checkpoint, weights_sha256
+from edge_asr.models.loading import load_checkpoint
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import quantize_model
-from edge_asr.record import Environment, current_environment
 
 PEER = Path(__file__).with_name("gptq_of_llm_compressor.py")
 
@@ -68,21 +69,15 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Subject):
     """Both sides on one model and one choice of clips.
 
     `fitted_to_float_inputs` is what ours leaves on the float model's inputs if it is fitted to
     them, `fitted_to_every_frame` what it leaves if the silence that pads a clip counts as well.
     """
 
-    environment: Environment
     processor: str
-    model: str
-    weights_sha256: str
-    manifest_sha256: str
-    where: tuple[str, ...]
     clips: int
-    batch_size: int
     ours: Side
     llm_compressor: Side
     fitted_to_float_inputs: float
@@ -134,14 +129,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Comparison:
     sides[EVERY_FRAME] = quantized(checkpoint, every_frame(padded), recipe, settings.grid)
     errors, fitted_to_float_inputs = errors_of(checkpoint, batches, sides, recipe, settings.grid)
     return Comparison(
-        environment=current_environment("cpu", arguments.threads),
+        **vars(subject_of(arguments, checkpoint)),
         processor=processor(),
-        model=arguments.model.name,
-        weights_sha256=weights_sha256(checkpoint.model),
-        manifest_sha256=file_sha256(arguments.manifest),
-        where=tuple(arguments.where),
         clips=arguments.clips,
-        batch_size=arguments.batch_size,
         ours=Side(**measured[ours], errors=errors[ours.name]),
         llm_compressor=Side(**measured[theirs], errors=errors[theirs.name]),
         fitted_to_float_inputs=fitted_to_float_inputs,
@@ -174,9 +164,10 @@ def main() -> None:
     parser.add_argument("--peer", help="python of an environment that has llm-compressor")
     parser.add_argument("--out", type=Path, help="write the comparison as JSON")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    parser.set_defaults(bits=4, group_size="128", steps=None)
+    parser.set_defaults(bits=4, group_size="128")
     arguments = parser.parse_args()
-    try:
+
+    def act() -> None:
         if arguments.one:
             quantize_here(arguments, arguments.one)
             return
@@ -186,11 +177,11 @@ def main() -> None:
             )
         with tempfile.TemporaryDirectory() as folder:
             made = compare(arguments, Path(folder))
-    except UserError as error:
-        parser.error(str(error))
-    show(made)
-    if arguments.out:
-        write_measurements(arguments.out, made)
+        show(made)
+        if arguments.out:
+            write_measurements(arguments.out, made)
+
+    run(parser, act)
 
 
 if __name__ == "__main__":

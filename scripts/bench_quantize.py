@@ -28,12 +28,15 @@ from typing import Any
 
 import torch
 from bench_common import (
+    Subject,
     add_clip_arguments,
+    block_works,
     draw,
-    file_sha256,
     measured_alone,
     processor,
+    run,
     settings_of,
+    subject_of,
     write_measurements,
 )
 from rich.console import Console
@@ -43,16 +46,12 @@ from torch import nn
 from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
-from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
+from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.plain_json import parse
-from edge_asr.quant.grid import Grid
-from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.statistics import add_column_products
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork
-from edge_asr.record import Environment, current_environment
 
 METHODS = (
     "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",
@@ -89,18 +88,12 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Subject):
     """Measurements of one model on one corpus in one environment, by method."""
 
-    environment: Environment
     processor: str
-    model: str
-    weights_sha256: str
-    manifest_sha256: str
-    where: tuple[str, ...]
     bits: int
     group_size: str
-    batch_size: int
     measurements: dict[str, Measurement]
 
     def joined(self, path: Path) -> Bench:
@@ -216,14 +209,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
     alone where the others can be left out, and then as a whole; XᵀX of every site's valid rows;
     the Cholesky factor of each Hessian and its inverse; and the update of the columns to the right
     of every 128 of every layer."""
-    model, architecture = checkpoint.model, checkpoint.architecture
-    blocks = list(architecture.blocks(model.config))
-    install_layers(model, (name for block in blocks for name in block.layers))
-    for station in Passage(model, architecture, batches).stations():
-        work = BlockWork(
-            model, architecture, station.block, station.module,
-            station.calls, station.masks, Grid(4),
-        )  # fmt: skip
+    for station, work in block_works(checkpoint.model, checkpoint.architecture, batches):
         run_to_last_input(work)
         for site in station.block.sites:
             layers = list(work.layers(site).values())
@@ -259,27 +245,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps is not None and arguments.steps < FEWEST_STEPS:
         parser.error(f"--steps {arguments.steps}: give {FEWEST_STEPS} or more")
-    try:
+
+    def act() -> None:
         if arguments.one:
             print(json.dumps(vars(measure(arguments, arguments.one))))
         else:
             show(bench(arguments))
-    except UserError as error:
-        parser.error(str(error))
+
+    run(parser, act)
 
 
 def bench(arguments: argparse.Namespace) -> Bench:
     """Measure every method that `--out` does not hold yet, each in a process of its own."""
     made = Bench(
-        environment=current_environment("cpu", arguments.threads),
+        **vars(subject_of(arguments, load_checkpoint(str(arguments.model)))),
         processor=processor(),
-        model=arguments.model.name,
-        weights_sha256=weights_sha256(load_checkpoint(str(arguments.model)).model),
-        manifest_sha256=file_sha256(arguments.manifest),
-        where=tuple(arguments.where),
         bits=arguments.bits,
         group_size=arguments.group_size,
-        batch_size=arguments.batch_size,
         measurements={},
     )
     if arguments.out:

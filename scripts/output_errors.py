@@ -3,8 +3,7 @@
     python scripts/output_errors.py --model FOLDER --manifest FILE --bits 3 --group-size 32
 
 Whisper pads every clip to its window. That silence does not count in calibration here, though
-attention reads it. GPTQ
-quantizes both ways; the errors are of valid rows.
+attention reads it. GPTQ quantizes both ways; the errors are of valid rows.
 """
 
 from __future__ import annotations
@@ -18,10 +17,13 @@ from pathlib import Path
 
 import torch
 from bench_common import (
+    Subject,
     add_clip_arguments,
+    block_works,
     draw,
-    file_sha256,
+    run,
     settings_of,
+    subject_of,
     write_measurements,
 )
 from rich.console import Console
@@ -29,17 +31,13 @@ from rich.table import Table
 from torch import Tensor
 
 from edge_asr.data.calibration import CalibrationBatch
-from edge_asr.errors import UserError
 from edge_asr.models.architecture import Site
-from edge_asr.models.loading import Checkpoint, load_checkpoint, weights_sha256
+from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.grid import Grid
-from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import LayerFit
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork, Layer, SiteWork
-from edge_asr.record import Environment, current_environment
 
 Weights = Mapping[str, Tensor]
 VALID_FRAMES = "valid frames"
@@ -65,19 +63,13 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class OutputErrors:
+class OutputErrors(Subject):
     """Errors of a method that is calibrated on valid frames, as ever, and on every frame.
 
     `valid_share` is the share of the encoder's frames that hold audio.
     """
 
-    environment: Environment
-    model: str
-    weights_sha256: str
-    manifest_sha256: str
-    where: tuple[str, ...]
     clips: int
-    batch_size: int
     method: str
     bits: int
     group_size: str
@@ -108,17 +100,11 @@ def walk(
 ) -> Tensor:
     """Show `visit` every block of a copy of the model, whose weights it may change before the
     batches go on; the last one's outputs [valid tokens, width]."""
-    model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
-    blocks = list(architecture.blocks(model.config))
-    install_layers(model, (name for block in blocks for name in block.layers))
-    for station in Passage(model, architecture, batches).stations():
-        visit(
-            BlockWork(
-                model, architecture, station.block, station.module,
-                station.calls, station.masks, Grid(4),
-            )
-        )  # fmt: skip
-    pairs = zip(station.outputs(), station.masks, strict=True)
+    model = copy.deepcopy(checkpoint.model)
+    for station, work in block_works(model, checkpoint.architecture, batches):
+        visit(work)
+        last = station
+    pairs = zip(last.outputs(), last.masks, strict=True)
     return torch.cat([states[mask] for states, mask in pairs])
 
 
@@ -233,13 +219,8 @@ def measure(arguments: argparse.Namespace) -> OutputErrors:
     }
     errors, _ = errors_of(checkpoint, alone, sides, recipe, settings.grid)
     return OutputErrors(
-        environment=current_environment("cpu", arguments.threads),
-        model=arguments.model.name,
-        weights_sha256=weights_sha256(checkpoint.model),
-        manifest_sha256=file_sha256(arguments.manifest),
-        where=tuple(arguments.where),
+        **vars(subject_of(arguments, checkpoint)),
         clips=arguments.clips,
-        batch_size=arguments.batch_size,
         method="gptq",
         bits=arguments.bits,
         group_size=arguments.group_size,
@@ -258,17 +239,18 @@ def main() -> None:
     parser.add_argument("--group-size", default="128", help="or null")
     parser.add_argument("--out", type=Path, help="write the errors as JSON")
     arguments = parser.parse_args()
-    try:
-        made = measure(arguments)
-    except UserError as error:
-        parser.error(str(error))
+    run(parser, lambda: show(measure(arguments), arguments.out))
+
+
+def show(made: OutputErrors, out: Path | None) -> None:
+    """Print both, and write them if asked to."""
     table = Table("GPTQ calibrated on", "float inputs", "own inputs", "last states", box=None)
     for name, one in ((VALID_FRAMES, made.valid_frames), (EVERY_FRAME, made.every_frame)):
         table.add_row(name, *(f"{number:.4g}" for number in vars(one).values()))
     Console().print(table)
     Console().print(f"{made.valid_share:.0%} of the frames are valid", highlight=False)
-    if arguments.out:
-        write_measurements(arguments.out, made)
+    if out:
+        write_measurements(out, made)
 
 
 if __name__ == "__main__":

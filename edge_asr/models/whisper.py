@@ -36,7 +36,8 @@ class LeadingFrames(WhisperEncoderLayer):
     """An encoder block for the frames up to a batch's last valid one.
 
     Every frame of the window, silence too, remains a key and a value; those behind the last valid
-    one ask no query, and so need neither attention nor an MLP. What comes out is the same.
+    one ask no query, and so need neither attention nor an MLP. What comes out is the same in
+    float32 and evaluation: dropout and float16's clamp are left out.
     """
 
     def __init__(self, block: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_common import Subject
 from bench_quantize import PRODUCTS, Bench, Measurement, products
 from quant.walks import batches_of, stages
 from torch import nn
@@ -26,7 +27,10 @@ from edge_asr.record import Environment
 
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)
 ENVIRONMENT = Environment("0.1.0", "abc", False, "3.11", {}, "Linux x86_64", "cpu", 2)
-BENCH = Bench(ENVIRONMENT, "a chip", "small", "1f", "2e", ("set=x",), 4, "128", 8, {"gptq": GPTQ})
+SUBJECT = Subject(ENVIRONMENT, "small", "1f", "2e", ("set=x",), 8)
+BENCH = Bench(
+    **vars(SUBJECT), processor="a chip", bits=4, group_size="128", measurements={"gptq": GPTQ}
+)
 
 
 @pytest.fixture
