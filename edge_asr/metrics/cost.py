@@ -31,7 +31,8 @@ Memory I/O, in bytes that cross the memory bus, with nothing kept on chip betwee
   (whatever writes it quantizes it); queries and mixed values of every attention. Scores and
   probabilities stay on chip (a fused attention).
 - not counted: norms, residual additions, position tables, audio, logits after the head, the
-  arithmetic of quantizing activations and their dynamic scales.
+  arithmetic of quantizing activations and their dynamic scales, and values on their way into
+  and out of online work (whatever writes them does it on the way, as with quantizing).
 
 Size. Bytes of the packed checkpoint: every stored weight (scales, zero points, outliers with
 it), bias, online constant (no parameter, but stored) and other parameter once; a tied layer

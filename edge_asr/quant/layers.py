@@ -15,7 +15,8 @@ class OnlineWork(nn.Module):
 
     Attributes:
         macs_per_row: Multiply-accumulates for every row (frame or token) of the input.
-        stored_bits: Bits of whatever it must keep (scales, a rotation matrix).
+        stored_bits: Bits of whatever it must keep (scales, a rotation matrix), 16 a value as for
+            all scales. Here it runs in float32.
     """
 
     macs_per_row: int = 0

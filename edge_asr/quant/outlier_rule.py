@@ -18,6 +18,8 @@ from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
 
 # A hundredth of so many weights is known to about 2 %.
 ENOUGH_WEIGHTS = 2**18
+# Where the rule's own is zero, as for rows that are all alike: something to multiply.
+SMALLEST_THRESHOLD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ def threshold_within_budget(
         kept = rounded(some, threshold).outliers
         return kept is None or kept.single_weights <= rule.budget * some.numel()
 
-    if rule.budget >= 1 or not 0 < lowest < math.inf or within_budget(lowest):
+    if rule.budget >= 1 or not 0 <= lowest < math.inf or within_budget(lowest):
         return lowest
+    lowest = max(lowest, SMALLEST_THRESHOLD)
     highest = 4 * lowest
     while not within_budget(highest):
         lowest, highest = highest, 4 * highest

@@ -73,11 +73,13 @@ class Outliers:
 class Range(ABC):
     """Scale and zero point of every group.
 
-    `learned` says that they are trained, block by block, against the float model.
+    `learned` says that they are trained, block by block, against the float model;
+    `reads_statistics` that they are fitted to what the layer reads.
     """
 
     stage: ClassVar[str] = "range"
     learned: ClassVar[bool] = False
+    reads_statistics: ClassVar[bool] = False
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         """The trainable ranges of one block, if they are learned."""

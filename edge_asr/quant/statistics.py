@@ -85,6 +85,16 @@ class InputStatistics:
         part._products = self._products[columns][:, columns]
         return part
 
+    def without(self, columns: Tensor) -> InputStatistics:
+        """The same where `columns` (bool) are always zero, as if errors in them did not exist."""
+        rest = self.select(torch.arange(len(columns)))
+        for part in (rest.minimum, rest.maximum, rest._sum, rest._magnitudes):
+            part[columns] = 0
+        for part in (rest.clip_minimum, rest.clip_maximum, rest._products):
+            part[:, columns] = 0
+        rest._products[columns] = 0
+        return rest
+
     @property
     def mean(self) -> Tensor:
         """Mean of every column, float64 [columns]."""

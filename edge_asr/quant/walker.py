@@ -225,10 +225,13 @@ class _Walk:
         if statistics.rows == 0:
             work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
         grid = self.recipe.range.grid(self.recipe.outliers.grid(self.grid, site))
+        rule = self.recipe.outliers.rule(site, statistics)
+        rounded = statistics
+        if rule.columns is not None and self.recipe.range.reads_statistics:
+            # What no range will round shall not decide where one is clipped.
+            rounded = statistics.without(rule.columns)
         fits: dict[str, Fit] = {
-            name: LayerFit(
-                self.recipe.range, grid, statistics, Layer(name, name in site.logit_layers)
-            )
+            name: LayerFit(self.recipe.range, grid, rounded, Layer(name, name in site.logit_layers))
             for name in layers
         }
         return SiteWork(
@@ -238,7 +241,7 @@ class _Walk:
             grid=grid,
             fits={name: work.learned_fits.get(name, fit) for name, fit in fits.items()},
             warnings=work.warnings,
-            outliers=self.recipe.outliers.rule(site, statistics),
+            outliers=rule,
         )
 
     def _keep_columns(self, work: BlockWork, bench: SiteWork) -> None:

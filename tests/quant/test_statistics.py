@@ -50,6 +50,20 @@ def test_output_error_is_the_mean_squared_change_of_the_output() -> None:
     assert abs(statistics.output_error(difference) - float(expected)) < 1e-4
 
 
+def test_without_columns_is_as_if_they_had_been_zero() -> None:
+    inputs = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
+    columns = torch.tensor([False, True, False, False, True, False])
+    whole, zeroed = InputStatistics(6), InputStatistics(6)
+    whole.update(inputs, mask)
+    zeroed.update(inputs.masked_fill(columns, 0), mask)
+    part = whole.without(columns)
+    for name in ("rows", "minimum", "maximum", "clip_minimum", "clip_maximum", "mean",
+                 "mean_magnitude", "second_moment"):  # fmt: skip
+        torch.testing.assert_close(getattr(part, name), getattr(zeroed, name), msg=name)
+    assert bool(whole.second_moment[1].any())
+
+
 def test_no_rows_give_zeros_not_a_division_by_zero() -> None:
     statistics = InputStatistics(3)
     assert torch.equal(statistics.hessian, torch.zeros(3, 3, dtype=torch.float64))

@@ -12,7 +12,11 @@ from quant.walks import batches_of, quantized_with, stages
 from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid
+from edge_asr.quant.outlier_rule import mean_for
+from edge_asr.quant.range.awq_clip import AwqClip
+from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.walker import Quantization
+from edge_asr.quant.work import Layer
 
 
 def quantized(
@@ -77,6 +81,31 @@ def test_statistics_are_those_of_the_quantized_prefix_without_padding(
         change.square().sum(1).mean() / (inputs @ float_weight.T).var(0, correction=0).sum()
     )
     assert result.layers[name].output_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_columns_that_stay_float_have_no_say_in_a_clip(moonshine: Checkpoint) -> None:
+    """Ranges are those of a calibration in which the float columns had been zero."""
+    options = stages(
+        outliers={"name": "columns", "fraction": 0.1},
+        range={"name": "awq_clip", "skip_logit_layers": False},
+    )
+    model, result = quantized_with(moonshine, options, Grid(3))
+    site = moonshine.architecture.encoder_blocks(model.config)[0].sites[0]
+    seen: list[torch.Tensor] = []
+    module = moonshine.model.get_submodule(site.layers[0])
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    statistics = InputStatistics(module.in_features)
+    columns = result.layers[site.layers[0]].weight.float_columns
+    assert columns is not None
+    with hook, torch.no_grad():
+        for batch in batches_of(moonshine):
+            moonshine.model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
+            statistics.update(seen.pop().masked_fill(columns, 0), batch.frame_mask)
+    for name in site.layers:
+        weight = moonshine.model.get_submodule(name).weight.detach()
+        others = mean_for(weight, columns.expand_as(weight))
+        expected = AwqClip().fit(others, Grid(3), statistics, Layer(name, makes_logits=False))
+        torch.testing.assert_close(result.layers[name].weight.parameters.scale, expected.scale)
 
 
 def test_padding_does_not_change_the_result(moonshine: Checkpoint) -> None:

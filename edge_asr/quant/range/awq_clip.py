@@ -10,6 +10,7 @@ all calibration rows, for any width and any number of rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def awq_clip_parameters(
         grid: The grid.
         second_moment: E[x xᵀ] of the layer's input, [columns, columns].
         steps: Candidates clamp to 1 - i / steps times the group's largest magnitude.
-        max_shrink: How many: i < max_shrink x steps.
+        max_shrink: How many: i < max_shrink x steps, rounded down.
 
     A weight beyond the clamp takes the code nearest to it. The authors round the clamped
     weight instead, which differs where a clamped end lies between two codes. Of candidates
@@ -95,6 +96,8 @@ class AwqClip(Range):
         skip_logit_layers: Leave layers that make queries or keys at min-max, as the authors
             do: the softmax of their product is poorly judged by the error of either.
     """
+
+    reads_statistics: ClassVar[bool] = True
 
     steps: int = 20
     max_shrink: float = 0.5

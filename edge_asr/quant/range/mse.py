@@ -43,7 +43,7 @@ def mse_parameters(
         weight: [rows, columns].
         grid: The grid.
         steps: Candidates are 1 - i / steps times the min-max range, both ends alike.
-        max_shrink: How many: i < max_shrink x steps.
+        max_shrink: How many: i < max_shrink x steps, rounded down.
         norm: Exponent of the error that is summed over a group.
 
     Of candidates that err alike the widest is taken, so no group errs more than by min-max.

@@ -12,7 +12,7 @@ from edge_asr.quant.grid import GridParameters
 
 
 def check_search(steps: int, max_shrink: float) -> None:
-    """Raises UserError for settings of a range part that leave nothing to search."""
+    """Raises UserError for settings of a range part that mean no search."""
     if steps < 1:
         raise UserError(f"method.range.steps={steps}: must be at least 1")
     if not 0 < max_shrink <= 1:
@@ -32,7 +32,7 @@ def shrink_search(
         shrunk: Grid parameters of all groups with ranges at a fraction of their width.
         error: Error [rows, groups] of every group under some parameters.
         steps: Fractions are 1, 1 - 1 / steps, 1 - 2 / steps, ...
-        max_shrink: ... as long as less than this much of the width is gone.
+        max_shrink: ... with so many of them as whole steps fit into this fraction of the width.
     """
     best = shrunk(1.0)
     least = error(best)

@@ -28,7 +28,8 @@ class InverseFactor:
             [columns, columns].
         order: The columns in the order they are rounded.
         dead: Columns that were zero in all of calibration; their weights become zero.
-        damping: Damping that let the factorization succeed, relative to the mean diagonal.
+        damping: Damping that let the factorization succeed, relative to the mean diagonal of the
+            others.
     """
 
     upper: Tensor
@@ -55,7 +56,8 @@ def factorize(
 
     Damping starts at `damping` x the mean diagonal and doubles until the Cholesky
     factorization succeeds or `damping_limit` is passed. Columns in `last` (bool [columns])
-    come after all others.
+    come after all others. Dead columns have no part in the mean: the 1 that the authors give them
+    weighs more the smaller the others are.
     """
     diagonal = hessian.diagonal().double()
     dead = diagonal == 0
@@ -68,8 +70,8 @@ def factorize(
     damped = hessian[backwards[:, None], backwards].double()
     # Wide ones take 75 MB each, and often nobody else holds this one.
     del hessian
-    diagonal = diagonal.masked_fill(dead, 1)
-    mean = float(diagonal.mean())
+    mean = 1.0 if dead.all() else float(diagonal[~dead].mean())
+    diagonal = diagonal.masked_fill(dead, mean)
     while True:
         damped.diagonal().copy_(diagonal[backwards] + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
@@ -104,6 +106,9 @@ def gptq_round(
 ) -> QuantizedWeight:
     """Round `weight` [rows, columns] with error feedback through `factor`.
 
+    Weights of dead columns are zero before anything is fitted to them (the authors' per-channel
+    scales still span them).
+
     Args:
         weight: Float weight.
         factor: From `factorize` on the Hessian of the layer's input, with the outliers' whole
@@ -131,7 +136,7 @@ def gptq_round(
 
     alive = weight.masked_fill(factor.dead, 0)
     sensitivity = factor.sensitivity[torch.argsort(factor.order)]
-    return rounded(weight, threshold_within_budget(rule, alive, sensitivity, rounded))
+    return rounded(alive, threshold_within_budget(rule, alive, sensitivity, rounded))
 
 
 class _LayerUnderWay:
@@ -159,9 +164,7 @@ class _LayerUnderWay:
         self._static, self._dtype = static_groups, weight.dtype
         self._natural = torch.argsort(factor.order)
         # A double-precision copy costs little at these widths and keeps ties away from noise.
-        work = weight.double().T.clone()
-        work[factor.dead] = 0
-        self.work = work[factor.order]
+        self.work = weight.double().T[factor.order]
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
@@ -292,6 +295,9 @@ class Gptq(SiteRounding):
             )
 
     def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
+        if not work.statistics.rows:
+            # Every column would be dead, and every weight zero.
+            return {name: round_layer(work, name) for name in work.weights}
         factor = factorize(
             work.statistics.hessian,
             damping=self.damping,

@@ -61,7 +61,11 @@ def first_range(start: LayerStart, snapped: bool) -> tuple[Tensor, Tensor]:
     """The ends [rows, groups] of the range that training starts from."""
     low, high = range_of(start.parameters, start.grid)
     extremes = minmax_parameters(start.weight, start.grid)
-    if snapped or not torch.equal(extremes.scale, start.parameters.scale):
+    # HQQ moves the zero points alone.
+    moved = not torch.equal(extremes.scale, start.parameters.scale) or not torch.equal(
+        extremes.zero, start.parameters.zero
+    )
+    if snapped or moved:
         return low, high
     smallest, _ = reduce_groups(start.weight, start.grid, torch.amin)
     largest, _ = reduce_groups(start.weight, start.grid, torch.amax)

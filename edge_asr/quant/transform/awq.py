@@ -182,7 +182,8 @@ class Awq(Transform):
     cross-attention stays as it is, because its values are rounded by then. Queries, keys and
     values that one attention reads are judged by the attention's output on the captured calls,
     every other site by the outputs of its own layers, of which the input's second moment tells
-    the exact mean squared change.
+    the exact mean squared change. All of them are judged as rounded on the run's grid: columns that
+    an outliers part will keep, or give more bits, are chosen later and not known here.
 
     Attributes:
         n_grid: Exponents tried, from 0 in steps of 1/n_grid; 1 itself is never tried.

@@ -119,6 +119,8 @@ class Spin(Transform):
     The network that is trained through has quantized activations and float weights where the run
     quantizes activations, as the authors train for GPTQ; without quantized activations its
     weights are rounded to nearest instead, for a rotation alone changes nothing in a float model.
+    Activations are quantized there on a range of every token's own, even if the run's are static,
+    and no outlier is kept, for ranges and outliers are chosen on the rotated model.
 
     Attributes:
         steps: Optimizer steps.

@@ -344,6 +344,15 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None, rang
         assert kept[1] > 3 * kept[0], rounding
 
 
+@pytest.mark.parametrize("rounding", [Gptq(), Nearest()])
+def test_rows_without_spread_have_a_budget_too(rounding: Gptq | Nearest) -> None:
+    weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)).repeat(48, 1)
+    work = site_work(weight, correlated_inputs(2, 400, 64), Grid(3))
+    work.outliers = SingleWeights(relative_threshold=0.2, fraction=0.01)
+    outliers = rounding.round(work)["layer"].outliers
+    assert outliers is None or outliers.single_weights <= 0.01 * weight.numel()
+
+
 @pytest.mark.parametrize(("group_size", "stored"), [(None, False), (16, True)])
 def test_one_group_a_row_needs_no_order_of_columns(group_size: int | None, stored: bool) -> None:
     grid = Grid(3, granularity="group" if group_size else "channel", group_size=group_size)

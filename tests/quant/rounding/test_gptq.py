@@ -126,6 +126,39 @@ def test_dead_columns_become_zero() -> None:
     assert bool((quantized[:, [0, 1, 3]] != 0).any())
 
 
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("power", [1e-6, 1.0])
+def test_dead_columns_change_nothing_for_the_others(static: bool, power: float) -> None:
+    """Neither their weights, however large, nor their number, however small the other inputs."""
+    grid = Grid(3, granularity="group", group_size=8)
+    live = torch.tensor([True, False, True, True] * 4)
+    inputs = power * correlated_inputs(4, 100, 16).masked_fill(~live, 0)
+    weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(4))
+    gptq = Gptq(static_groups=static, act_order=static)
+    large = torch.where(live, weight, 100.0)
+    results = [gptq.round(site_work(one, inputs, grid))["layer"] for one in (weight, large)]
+    assert torch.equal(results[0].dequantize(), results[1].dequantize())
+    alone = factorize(
+        site_work(weight[:, live], inputs[:, live], grid).statistics.hessian,
+        damping=gptq.damping, damping_limit=1.0, act_order=static,
+    )  # fmt: skip
+    beside = factorize(
+        site_work(weight, inputs, grid).statistics.hessian,
+        damping=gptq.damping, damping_limit=1.0, act_order=static,
+    )  # fmt: skip
+    assert alone is not None
+    assert beside is not None
+    natural = [one.sensitivity[torch.argsort(one.order)] for one in (alone, beside)]
+    torch.testing.assert_close(natural[0], natural[1][live], rtol=1e-4, atol=0)
+
+
+def test_without_calibration_rows_gptq_is_rounding_to_nearest() -> None:
+    work = site_work(torch.randn(4, 10), torch.zeros(0, 10), Grid(4))
+    quantized = Gptq().round(work)["layer"].dequantize()
+    assert torch.equal(quantized, Nearest().round(work)["layer"].dequantize())
+    assert bool(quantized.any())
+
+
 def test_damping_rises_until_the_factorization_succeeds_and_says_so() -> None:
     # Far fewer rows than columns and wildly different scales: singular in double precision.
     inputs = correlated_inputs(5, 3, 60) * torch.logspace(-9, 9, 60)

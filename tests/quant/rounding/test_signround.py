@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from edge_asr.quant.grid import Grid
+from edge_asr.quant.range.hqq import Hqq
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
 from edge_asr.quant.soft import LayerStart
+from edge_asr.quant.statistics import InputStatistics
+from edge_asr.quant.work import Layer
 
 
 @pytest.mark.parametrize("grid", [Grid(3), Grid(2, symmetric=True), Grid(3, symmetric=True,
@@ -21,6 +24,22 @@ def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
     soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
     expected = round_nearest(weight, parameters, grid).dequantize()
     torch.testing.assert_close(soft.quantized("layer").dequantize(), expected)
+
+
+def test_training_starts_at_zero_points_that_hqq_moved() -> None:
+    grid = Hqq().grid(Grid(3))
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) ** 3
+    statistics = InputStatistics(64)
+    fitted = Hqq().fit(weight, grid, statistics, Layer("layer", makes_logits=False))
+    extremes = minmax_parameters(weight, grid)
+    assert torch.equal(fitted.scale, extremes.scale)
+    assert not torch.equal(fitted.zero, extremes.zero)
+    soft = SignedOffsets({"layer": LayerStart(weight, fitted, grid)}, None)
+    started = soft.quantized("layer")
+    torch.testing.assert_close(started.parameters.zero, fitted.zero)
+    torch.testing.assert_close(
+        started.dequantize(), round_nearest(weight, fitted, grid).dequantize()
+    )
 
 
 def test_sign_sgd_steps_fall_linearly() -> None:
