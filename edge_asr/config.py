@@ -242,8 +242,13 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that can change a number, as plain JSON."""
         plain = dataclasses.asdict(self)
-        for name in ("device", "threads", "results", "rerun", "act_bits"):
+        for name in ("threads", "results", "rerun", "act_bits"):
             del plain[name]
+        # One accelerator finds what another of its kind finds, but not to the last digit what a
+        # processor does.
+        plain["device"] = self.device.partition(":")[0]
+        if plain["device"] == "cpu":
+            del plain["device"]
         del plain["method"]["group_size"]  # a default, already in the run's own
         # By what they are, so that act_bits=8 and activation=int8 are one run.
         activation = self.activation_grid
@@ -301,10 +306,11 @@ def check_choices(overrides: list[str], conf: Path) -> None:
         if option not in options and not override.startswith("+"):
             hint = _nearest(option, options)
             raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
-        if name not in groups:
+        # A sweep in Hydra's own words, as choice(rtn,gptq), is Hydra's to check.
+        if name not in groups or "(" in value:
             continue
         known = sorted(path.stem for path in (conf / name).glob("*.yaml"))
-        for choice in value.split(","):
+        for choice in map(str.strip, value.split(",")):
             if choice not in (*known, "null", ""):
                 hint = _nearest(choice, known)
                 raise UserError(f"{name}={choice}: {hint}known are {', '.join(known)}")

@@ -155,7 +155,10 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         check_choices(["method/rounding=gptq,nearst"], CONF)
     with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
         check_choices(["+method/rounding=nearst"], CONF)
-    good = ["method=gptq,rtn", "bits=3", "hydra/launcher=anything", "data.limit=3", "+new=1"]
+    good = [
+        "method=gptq,rtn", "method=gptq, rtn", "method=choice(gptq,rtn)", "bits=3",
+        "hydra/launcher=anything", "data.limit=3", "+new=1",
+    ]  # fmt: skip
     check_choices(good, CONF)
 
 
@@ -176,9 +179,13 @@ def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None
 
 def test_the_identity_ignores_what_cannot_change_a_number() -> None:
     base = run_identity(composed("bits=3"))
-    for override in ("results=elsewhere", "threads=1", "device=cuda", "rerun=true"):
+    for override in ("results=elsewhere", "threads=1", "rerun=true"):
         assert run_identity(composed("bits=3", override)) == base
-    for override in ("bits=4", "batch_size=1", "method=gptq", "symmetric=true", "data.limit=3"):
+    first, second = (run_identity(composed(f"device=cuda:{number}")) for number in (0, 1))
+    assert first == second
+    for override in (
+        "bits=4", "batch_size=1", "method=gptq", "symmetric=true", "data.limit=3", "device=cuda",
+    ):  # fmt: skip
         other = ["bits=3", override] if not override.startswith("bits") else [override]
         assert run_identity(composed(*other)) != base
 

@@ -13,7 +13,7 @@ from edge_asr.errors import USAGE_ERROR, UserError
 from edge_asr.record import Record, find_records, read_record
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import write_markdown
-from edge_asr.report.tables import tables, write_csv
+from edge_asr.report.tables import newest_versions, tables, write_csv
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write and print the tables; the exit code is 2 when there is nothing sound to tabulate."""
     options = _parser().parse_args(arguments)
     try:
-        records = _read(options.results)
+        found = _read(options.results)
+        records = newest_versions(found)
         for protocol, frame in tables(records).items():
             folder = options.out or options.results
             written = _write(folder, protocol, frame)
@@ -72,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     idle = sum(not record.results for record in records)
     if idle:
         print(f"{idle} record(s) without results are in no table", file=sys.stderr)
+    if len(found) > len(records):
+        print(
+            f"{len(found) - len(records)} record(s) are in no table: another version of the "
+            "package has made the same runs since",
+            file=sys.stderr,
+        )
     return 0
 
 

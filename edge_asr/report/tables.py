@@ -4,11 +4,12 @@ Rates in percent, sizes and traffic in MB (10^6 bytes), arithmetic in GBOPs (10^
 operations); their ratios are float over quantized, so higher is cheaper. The output error is a
 layer's, in units of its output's variance, summed over layers; its ratio is that of the method
 over rounding to nearest on the inputs it saw (of a rotated model: of its rotated weights). Seconds
-and peak memory are those of calibration and quantization, on whatever machine the record names.
+and peak memory are those of calibration and quantization, on the machine of whoever ran it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +200,29 @@ def _table(records: Sequence[Record], protocol: str) -> pd.DataFrame:
         ["model", "quantized", "wer_average", "run_id"], kind="stable", na_position="last"
     )
     return ranked.drop(columns="quantized").reset_index(drop=True)
+
+
+def newest_versions(records: Sequence[Record]) -> list[Record]:
+    """`records` without those that another version of the package has made anew since.
+
+    Those are of the same settings, weights, clips and device, but carry another run id.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        clips = [(one.dataset, one.utterances, one.seconds) for one in record.results]
+        subject = record.config, record.model.weights_sha256, clips, record.environment.device
+        run = json.dumps(subject, sort_keys=True)
+        groups.setdefault(run, []).append(record)
+    newest = {
+        run: max(group, key=lambda record: record.created).environment.package
+        for run, group in groups.items()
+    }
+    return [
+        record
+        for run, group in groups.items()
+        for record in group
+        if record.environment.package == newest[run]
+    ]
 
 
 def tables(records: Sequence[Record]) -> dict[str, pd.DataFrame]:

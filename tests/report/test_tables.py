@@ -19,7 +19,7 @@ from edge_asr.record import ActivationSection, Average, MethodSection, Record, R
 from edge_asr.report.cells import caption, cells, headings, significant, with_interval
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import escape, to_markdown
-from edge_asr.report.tables import table, table_path, tables, write_csv
+from edge_asr.report.tables import newest_versions, table, table_path, tables, write_csv
 
 RecordMaker = Callable[..., Record]
 
@@ -123,6 +123,23 @@ def test_rows_tell_quantized_activations_apart(make_record: RecordMaker) -> None
     ]
     assert "A8 among Bits" in caption("open_asr_2024", frame)
     assert "A8 among Bits" not in caption("open_asr_2024", table(records[:1]))
+
+
+def test_of_runs_made_again_by_a_later_version_the_later_is_shown(
+    make_record: RecordMaker,
+) -> None:
+    old = make_record("rtn", 3, 40.0)
+    later = dataclasses.replace(old.environment, package="0.9")
+    made = {"environment": later, "created": "2026-02-02T03:04:05+00:00"}
+    new = dataclasses.replace(old, run_id="f" * 12, **made)
+    config = {"model": "tiny", "bits": 4}
+    kept = [
+        dataclasses.replace(old, config=config),
+        dataclasses.replace(old, run_id="e" * 12, config=config),
+        dataclasses.replace(old, model=dataclasses.replace(old.model, weights_sha256="11")),
+    ]
+    assert newest_versions([old, *kept, new]) == [new, *kept]
+    assert newest_versions([old]) == [old]
 
 
 def test_the_interval_of_the_average_comes_from_the_record(make_record: RecordMaker) -> None:
