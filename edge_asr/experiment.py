@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from edge_asr import identity
 from edge_asr.config import DataSettings, Settings
@@ -42,6 +42,7 @@ from edge_asr.transcribe import (
 )
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
+LOCK_NAME = ".lock"
 
 # Called with (stage, done, total) as a run goes on.
 Progress = Callable[[str, int, int], None]
@@ -74,11 +75,22 @@ class _Journal:
         self.stages.append(Stage(name, time.perf_counter() - began, peak_memory_bytes()))
 
 
-def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> Outcome:
+def run_experiment(
+    settings: Settings,
+    progress: Progress = lambda *_: None,
+    *,
+    with_hypotheses: bool = False,
+) -> Outcome:
     """Make one run, or read its record when it was made before.
 
     A quantized run first makes (or reads) the float run on the same clips, to be compared
     with pair by pair.
+
+    Args:
+        settings: Of the run.
+        progress: Hears how it goes.
+        with_hypotheses: A record alone will not do: records are small and travel with a
+            repository, hypotheses may have stayed behind.
 
     Raises:
         UserError: for whatever the user can mend; no record is written then.
@@ -89,21 +101,41 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     corpus = open_corpus(settings)
     run = identity.run_identity(settings)
     folder = settings.results_folder / identity.folder_name(settings, run)
-    if (folder / RECORD_NAME).exists() and not settings.rerun:
-        return Outcome(read_record(folder / RECORD_NAME), folder, True, _stored_float(settings))
+    done = _stored(settings, folder, with_hypotheses)
+    if done is not None:
+        return done
     _make_writable(settings.results_folder, folder)
+    with _alone(settings.results_folder, folder, progress):
+        # Another run may have made it while this one waited.
+        done = _stored(settings, folder, with_hypotheses)
+        return done or _run(settings, recipe, corpus, run, folder, progress)
+
+
+def _run(
+    settings: Settings,
+    recipe: Recipe | None,
+    corpus: Corpus,
+    run: str,
+    folder: Path,
+    progress: Progress,
+) -> Outcome:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     baseline = None
     if settings.method.quantizes:
         plain = identity.float_settings(settings)
-        stored = _stored_float(settings)
-        # Records are small and travel with a repository; hypotheses may have stayed behind.
-        complete = stored is not None and (stored.folder / HYPOTHESES_NAME).exists()
-        baseline = run_experiment(dataclasses.replace(plain, rerun=not complete), progress)
+        baseline = run_experiment(plain, progress, with_hypotheses=True)
     record = _make_record(settings, recipe, corpus, run, folder, baseline, progress)
     write_record(folder, record)
     return Outcome(record, folder, False, baseline)
+
+
+def _stored(settings: Settings, folder: Path, with_hypotheses: bool = False) -> Outcome | None:
+    """The finished run in `folder`, unless it is to be made again."""
+    needed = [RECORD_NAME, HYPOTHESES_NAME] if with_hypotheses else [RECORD_NAME]
+    if settings.rerun or not all((folder / name).exists() for name in needed):
+        return None
+    return Outcome(read_record(folder / RECORD_NAME), folder, True, _stored_float(settings))
 
 
 def _stored_float(settings: Settings) -> Outcome | None:
@@ -112,10 +144,28 @@ def _stored_float(settings: Settings) -> Outcome | None:
         return None
     plain = identity.float_settings(settings)
     name = identity.folder_name(plain, identity.run_identity(plain))
-    folder = settings.results_folder / name
-    if not (folder / RECORD_NAME).exists():
-        return None
-    return Outcome(read_record(folder / RECORD_NAME), folder, True)
+    return _stored(plain, settings.results_folder / name)
+
+
+@contextmanager
+def _alone(results: Path, folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other run works on the record in `folder`, and keep others waiting.
+
+    Runs that start side by side ask for the same float run.
+    """
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(f"wait for another run that is making {folder.name}", 0, 0)
+            lock.acquire()
+    except OSError as error:
+        raise _not_writable(results, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_corpus(settings: Settings) -> Corpus:
@@ -137,7 +187,7 @@ def _corpus_name(data: DataSettings) -> str:
 def _open_calibration(settings: Settings) -> Corpus:
     calibration = settings.calibration
     if calibration.path is None:
-        return embedded_calibration()
+        return embedded_calibration(where=calibration.where)
     return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
 
 
@@ -146,12 +196,16 @@ def _make_writable(results: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run may have been as far
     except OSError as error:
-        raise UserError(
-            f"results={results}: cannot write there ({error.strerror}); "
-            "give a folder you may write to, results=FOLDER"
-        ) from error
+        raise _not_writable(results, error) from error
+
+
+def _not_writable(results: Path, error: OSError) -> UserError:
+    return UserError(
+        f"results={results}: cannot write there ({error.strerror}); "
+        "give a folder you may write to, results=FOLDER"
+    )
 
 
 def _make_record(

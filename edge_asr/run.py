@@ -22,8 +22,8 @@ def main() -> None:
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print(
-            "interrupted: no record was written; the same command goes on from the "
-            "hypotheses already there",
+            "interrupted: finished records stay, the run under way has none; the same command "
+            "goes on from the hypotheses already there",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)

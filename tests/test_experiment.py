@@ -6,16 +6,20 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from options import composed
 from tiny import tiny_moonshine, tiny_whisper, tone
 
@@ -113,6 +117,32 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert again.stored
     assert again.record == record
     assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_runs_that_make_the_same_record_wait_for_each_other(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    settings, elsewhere = (
+        composed(*options(model, manifest, tmp_path / name, "method=float"))
+        for name in ("results", "other")
+    )
+    made = run_experiment(elsewhere)
+    folder = tmp_path / "results" / made.folder.relative_to(tmp_path / "other")
+    folder.mkdir(parents=True)
+    waits = threading.Event()
+
+    def hear(stage: str, *_: int) -> None:
+        assert "wait" in stage
+        waits.set()
+
+    with ThreadPoolExecutor() as pool:
+        with FileLock(folder / ".lock"):
+            waiting = pool.submit(run_experiment, settings, hear)
+            assert waits.wait(timeout=60)
+            shutil.copy(made.folder / "record.json", folder)
+        outcome = waiting.result(timeout=60)
+    assert outcome.stored
+    assert outcome.record == made.record
 
 
 def test_quantized_activations_are_in_the_record_and_cost_less(

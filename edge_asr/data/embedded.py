@@ -38,9 +38,18 @@ def embedded_test(
     )
 
 
-def embedded_calibration(limit: int | None = None) -> ManifestCorpus:
-    """The embedded calibration clips; no speaker of theirs is in the test set."""
-    return ManifestCorpus(_asset("calibration.jsonl"), name="embedded-calibration", limit=limit)
+def embedded_calibration(
+    limit: int | None = None, where: Mapping[str, str] | None = None
+) -> ManifestCorpus:
+    """The embedded calibration clips, or those that match `where`; no speaker of theirs is in the
+    test set.
+
+    Raises:
+        UserError: when no row is left.
+    """
+    return ManifestCorpus(
+        _asset("calibration.jsonl"), name="embedded-calibration", limit=limit, where=where or None
+    )
 
 
 def _asset(name: str) -> Path:

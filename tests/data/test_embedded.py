@@ -41,6 +41,14 @@ def test_speakers_are_disjoint() -> None:
     assert not calibration & test
 
 
+def test_calibration_clips_can_be_selected() -> None:
+    some = embedded_calibration(where={"kind": "command"})
+    assert 0 < len(some) < len(embedded_calibration())
+    assert {row.metadata["kind"] for row in some.rows} == {"command"}
+    with pytest.raises(UserError, match="kind"):
+        embedded_calibration(where={"kind": "song"})
+
+
 def test_noisy_rows_state_their_noise() -> None:
     assert all({"snr_db", "noise"} <= row.metadata.keys() for row in embedded_test("noisy").rows)
     assert not any("snr_db" in row.metadata for row in embedded_test("clean").rows)
