@@ -107,17 +107,15 @@ class Bench(Subject):
             before = parse(Bench, json.loads(path.read_text()), path)
         except (OSError, ValueError) as error:
             raise UserError(f"--out={path}: holds no measurements ({error})") from error
-        for entry in dataclasses.fields(Bench):
-            mine, theirs = getattr(self, entry.name), getattr(before, entry.name)
-            if entry.name != "measurements" and mine != theirs:
-                raise UserError(
-                    f"--out={path}: its {entry.name} is {theirs}, not {mine}; give another file"
-                )
         if self.environment.git_dirty:
             raise UserError(
                 f"--out={path}: the checkout has changes, so who knows what code measured before; "
                 "commit them, keep the file outside of the checkout, or give another file"
             )
+        different = first_difference(replace(self, measurements=before.measurements), before)
+        if different:
+            name, mine, theirs = different
+            raise UserError(f"--out={path}: its {name} is {theirs}, not {mine}; give another file")
         return replace(self, measurements=before.measurements | self.measurements)
 
     @property
@@ -127,6 +125,17 @@ class Bench(Subject):
         if gptq is None or alone is None or gptq.clips != alone.clips:
             return None
         return gptq.quantize_s / alone.quantize_s
+
+
+def first_difference(mine: Any, theirs: Any) -> tuple[str, Any, Any] | None:
+    """Name and both values of the first field in which two dataclasses of a kind differ, also
+    inside of their fields."""
+    for entry in dataclasses.fields(mine):
+        one, other = getattr(mine, entry.name), getattr(theirs, entry.name)
+        if one != other:
+            inside = first_difference(one, other) if dataclasses.is_dataclass(one) else None
+            return inside or (entry.name, one, other)
+    return None
 
 
 def measure(arguments: argparse.Namespace, method: str) -> Measurement:
