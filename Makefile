@@ -2,7 +2,7 @@
 # constraints.txt. PYTHON and VENV may be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
-# Not results/, where the published records would be found and nothing be run.
+# Not results/, which holds the published records.
 DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

@@ -7,7 +7,7 @@ Every weight layer multiplies its whole weight once per output position, so its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Stack = Literal["encoder", "decoder"]
@@ -219,7 +219,6 @@ class Inventory:
         other_parameter_bits: Bits stored for them.
         float_bits: Width of an unquantized value.
         online: Extra work that belongs to no layer.
-        notes: Remarks for the run record, by topic.
 
     Raises:
         ValueError: Two layers share a name, or `tied_to` names no layer that stores a weight.
@@ -231,7 +230,6 @@ class Inventory:
     other_parameter_bits: int
     float_bits: int = 32
     online: tuple[OnlineRecord, ...] = ()
-    notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]

@@ -46,7 +46,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Which checkpoint: `source` is embedded, hub or a folder; parameters of the float model."""
+    """Which checkpoint: `source` is an embedded model's name, a hub id or a folder; parameters of
+    the float model."""
 
     name: str
     source: str
@@ -60,9 +61,9 @@ class ModelSection:
 class LayerSection:
     """One quantized layer.
 
-    `effective_bits` is stored bits per weight, scales and outliers included; the errors are
-    mean squared differences of its output from the float layer's, by rounding to nearest
-    (`before`) and by the method (`after`).
+    `effective_bits` is stored bits per weight, scales and outliers included. The errors are what
+    its weights alone change in its output, mean square in units of the output's variance, on the
+    inputs of the quantized prefix: by rounding to nearest (`before`) and by the method (`after`).
     """
 
     name: str

@@ -27,14 +27,13 @@ class DamagedAudio(Exception):
         self.reason = reason
 
 
-def decode(audio: str | Path | bytes, max_seconds: float | None = None) -> np.ndarray:
+def decode(audio: str | Path | bytes) -> np.ndarray:
     """Decode a file, or the bytes of one, to mono 16 kHz.
 
     Channels are averaged; the resampler is soxr's HQ setting.
 
     Args:
         audio: Path of an audio file, or its content.
-        max_seconds: Decode no more than this many seconds from the start.
 
     Returns:
         float32 samples, shape [samples], nominally within [-1, 1].
@@ -47,7 +46,7 @@ def decode(audio: str | Path | bytes, max_seconds: float | None = None) -> np.nd
         raise DamagedAudio("the file is empty")
     if not isinstance(audio, bytes) and not Path(audio).is_file():
         raise DamagedAudio("the file does not exist")
-    samples, rate = _read(io.BytesIO(audio) if isinstance(audio, bytes) else audio, max_seconds)
+    samples, rate = _read(io.BytesIO(audio) if isinstance(audio, bytes) else audio)
     if not len(samples):
         raise DamagedAudio("the file holds no samples")
     if not np.isfinite(samples).all():
@@ -60,13 +59,11 @@ def decode(audio: str | Path | bytes, max_seconds: float | None = None) -> np.nd
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _read(source: io.BytesIO | str | Path, max_seconds: float | None) -> tuple[np.ndarray, int]:
+def _read(source: io.BytesIO | str | Path) -> tuple[np.ndarray, int]:
     """Samples [frames, channels] as float32 and their rate."""
     try:
         with soundfile.SoundFile(source) as sound:
             rate, wanted = int(sound.samplerate), int(sound.frames)
-            if max_seconds is not None:
-                wanted = min(wanted, round(max_seconds * rate))
             samples = sound.read(wanted, dtype="float32", always_2d=True)
     # Too large a frame count in a damaged header makes the allocation fail.
     except (soundfile.LibsndfileError, OSError, ValueError, MemoryError) as error:
