@@ -76,8 +76,15 @@ class Passage:
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
-        calls = [Call((call.hidden,), {}) for call in calls]
-        yield Station(block, SharedMemory(norm, layers), calls, frames, bulky=True)
+        # Rows on their own, so that none is needed behind a batch's last valid one.
+        ends = [_end(mask) for mask in frames]
+        yield Station(
+            block,
+            SharedMemory(norm, layers),
+            [Call((call.hidden[:, :end],), {}) for call, end in zip(calls, ends, strict=True)],
+            [mask[:, :end] for mask, end in zip(frames, ends, strict=True)],
+            bulky=True,
+        )
         with torch.no_grad():
             memory = [norm(call.hidden) for call in calls]
         tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
@@ -134,6 +141,12 @@ class Passage:
             except _Captured:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
+
+
+def _end(mask: Tensor) -> int:
+    """Rows up to the last valid one of `mask` [batch, positions], at least one."""
+    rows = mask.any(0).nonzero()
+    return int(rows.max()) + 1 if len(rows) else 1
 
 
 def _following(station: Station) -> list[Call]:
