@@ -244,8 +244,7 @@ class Settings:
         plain = dataclasses.asdict(self)
         for name in ("threads", "results", "rerun", "act_bits"):
             del plain[name]
-        # One accelerator finds what another of its kind finds, but not to the last digit what a
-        # processor does.
+        # Nobody has shown that an accelerator finds the same digits as a processor.
         plain["device"] = self.device.partition(":")[0]
         if plain["device"] == "cpu":
             del plain["device"]

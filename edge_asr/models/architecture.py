@@ -98,6 +98,12 @@ class StemAxis:
     axis: str
 
 
+def leading_rows(valid: torch.Tensor) -> int:
+    """Rows up to the last valid one of bool `valid` [batch, positions], at least one."""
+    rows = valid.any(0).nonzero()
+    return int(rows.max()) + 1 if len(rows) else 1
+
+
 class Architecture(ABC):
     """One model family. Instances are stateless; every method takes the model or its config.
 

@@ -24,6 +24,7 @@ from edge_asr.models.architecture import (
     StemAxis,
     cross_query_site,
     layers_with_roles,
+    leading_rows,
     norms_of,
     self_attention_site,
 )
@@ -56,8 +57,7 @@ class LeadingFrames(WhisperEncoderLayer):
             valid: bool [batch, frames].
             options: For the attention.
         """
-        rows = valid.any(0).nonzero()
-        count = int(rows.max()) + 1 if len(rows) else 1
+        count = leading_rows(valid)
         whole = self.self_attn_layer_norm(states)
         attended, _ = self.self_attn(
             whole[:, :count], key_value_states=whole, attention_mask=attention_mask, **options

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.models.architecture import Architecture, Block
+from edge_asr.models.architecture import Architecture, Block, leading_rows
 from edge_asr.quant.work import Batch, Call, KeptOutputs, Outputs, OutputsOnDemand, SharedMemory
 
 
@@ -77,7 +77,7 @@ class Passage:
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
         # Rows on their own, so that none is needed behind a batch's last valid one.
-        ends = [_end(mask) for mask in frames]
+        ends = [leading_rows(mask) for mask in frames]
         yield Station(
             block,
             SharedMemory(norm, layers),
@@ -141,12 +141,6 @@ class Passage:
             except _Captured:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
-
-
-def _end(mask: Tensor) -> int:
-    """Rows up to the last valid one of `mask` [batch, positions], at least one."""
-    rows = mask.any(0).nonzero()
-    return int(rows.max()) + 1 if len(rows) else 1
 
 
 def _following(station: Station) -> list[Call]:
