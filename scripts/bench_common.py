@@ -45,6 +45,12 @@ def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
+def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how wide the weights become."""
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", default="128", help="or null")
+
+
 @dataclass(frozen=True)
 class Subject:
     """What was measured, and by which code: the model, its calibration clips, the environment."""

@@ -30,6 +30,7 @@ import torch
 from bench_common import (
     Subject,
     add_clip_arguments,
+    add_grid_arguments,
     block_works,
     draw,
     measured_alone,
@@ -243,8 +244,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_clip_arguments(parser, clips=64)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", default="128", help="or null")
+    add_grid_arguments(parser)
     parser.add_argument(
         "--steps", type=int, help=f"steps a block of methods that learn, {FEWEST_STEPS} or more"
     )

@@ -19,6 +19,7 @@ import torch
 from bench_common import (
     Subject,
     add_clip_arguments,
+    add_grid_arguments,
     block_works,
     draw,
     run,
@@ -235,8 +236,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_clip_arguments(parser, clips=64)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", default="128", help="or null")
+    add_grid_arguments(parser)
     parser.add_argument("--out", type=Path, help="write the errors as JSON")
     arguments = parser.parse_args()
     run(parser, lambda: show(measure(arguments), arguments.out))
