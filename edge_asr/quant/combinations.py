@@ -69,5 +69,6 @@ def _refuse_for_learned_transforms(
     if parts.range.learned and parts.transform.schedule != parts.range.schedule:
         raise UserError(
             f"{chosen['transform']} with {chosen['range']}: they are trained together; "
-            "give method.transform and method.range the same iterations, clips, patience and seed"
+            "give method.transform and method.range the same iterations, clips, patience, seed and "
+            "aug_loss"
         )

@@ -36,6 +36,8 @@ class Schedule:
         evaluations: How often, evenly spread, the rounded block is measured on all batches.
         patience: Evaluations without a better one before training stops, or None.
         seed: Seed of the order of the clips.
+        aug_loss: A step also counts the distance to what the float block makes of the inputs of the
+            quantized prefix (OmniQuant's authors' code, option of the same name).
         field: Where the settings came from, for messages: `method.rounding`.
     """
 
@@ -44,6 +46,7 @@ class Schedule:
     evaluations: int = 10
     patience: int | None = None
     seed: int = 0
+    aug_loss: bool = False
     field: str = dataclasses.field(default="schedule", compare=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,11 @@ class Scheduled:
         return 10
 
     @property
+    def augmented(self) -> bool:
+        """Whether a step counts a second distance, see `Schedule.aug_loss`."""
+        return False
+
+    @property
     def schedule(self) -> Schedule:
         """How a block is trained. Raises UserError, naming the option, where that is impossible."""
         return Schedule(
@@ -103,6 +111,7 @@ class Scheduled:
             self.evaluations,
             self.patience,
             self.seed,
+            self.augmented,
             field=f"method.{self.stage}",
         )
 
@@ -157,6 +166,8 @@ class BlockLoss:
         index: int,
         clips: Tensor | None = None,
         usual_rows: float | None = None,
+        *,
+        augmented: bool = False,
     ) -> Tensor:
         """Squared distance to the float output, summed over channels, mean over valid rows.
 
@@ -166,6 +177,7 @@ class BlockLoss:
             clips: Numbers of clips of the batch, where not all of them are meant.
             usual_rows: Divides the sum instead of the number of rows, so that every row weighs
                 the same in training however long the clips of a step are.
+            augmented: Add the distance to the float block's output on the same inputs.
         """
         replaced = self._fixed | {
             self._relative[id(self.work.model.get_parameter(path))]: value
@@ -180,6 +192,11 @@ class BlockLoss:
         )
         count = output.shape[1]
         distance = (output - self.work.targets.of(index, clips)[:, :count]).square().sum(-1)
+        if augmented:
+            # Nothing is put into the block before training ends: it still is the float one.
+            with torch.no_grad(), self.work.float_inputs():
+                own = call.run(self._block)
+            distance = distance + (output - own).square().sum(-1)
         rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
         return (distance * mask[:, :count]).sum() / rows
 
@@ -228,7 +245,9 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
         began = time.perf_counter()
         index, clips = next(order)
         with torch.enable_grad():
-            total = loss.of_step(learnable.tensors(), index, clips, usual_rows)
+            total = loss.of_step(
+                learnable.tensors(), index, clips, usual_rows, augmented=schedule.aug_loss
+            )
             total = total + learnable.penalty((step - 1) / schedule.iterations)
         for optimizer in optimizers:
             optimizer.zero_grad()

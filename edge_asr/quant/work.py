@@ -6,8 +6,8 @@ The parts of a method read and change these; the walker puts them together.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
@@ -280,6 +280,15 @@ class BlockWork:
             for call, mask in zip(self.calls, self.masks, strict=True)
         ]
 
+    @contextmanager
+    def float_inputs(self) -> Iterator[None]:
+        """The block's own input quantizers do not act inside the context."""
+        with ExitStack() as hooks:
+            for name in self.block.layers:
+                entry = self.layer(name).quantize_input
+                hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
+            yield
+
     @torch.no_grad()
     def calls_of(self, module: nn.Module) -> list[Call]:
         """The calls that `module`, a part of the block, receives: one a calibration batch.
@@ -321,9 +330,7 @@ class BlockWork:
             return see
 
         with ExitStack() as hooks:
-            for name in self.block.layers:
-                entry = self.layer(name).quantize_input
-                hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
+            hooks.enter_context(self.float_inputs())
             for site in statistics:
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(site)))

@@ -9,6 +9,7 @@ from quant.walks import LEARNED, batches_of, quantized_with, stages, works_with_
 from edge_asr.data.calibration import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import ActivationGrid, quantize_inputs
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import (
@@ -122,6 +123,38 @@ def test_parts_hand_their_settings_to_the_schedule(stage: str, name: str, evalua
     part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
     assert part.schedule == Schedule(30, None, evaluations=evaluations, patience=3, seed=5)
     assert part.schedule.field == f"method.{stage}"
+
+
+@pytest.mark.parametrize(("stage", "name"), [("transform", "let"), ("range", "lwc")])
+def test_omniquants_second_loss_is_asked_for_by_its_option(stage: str, name: str) -> None:
+    part = getattr(Recipe.build(stages(**{stage: {"name": name, "aug_loss": True}})), stage)
+    assert part.schedule.aug_loss
+    with pytest.raises(UserError, match=r"the same .*aug_loss"):
+        Recipe.build(stages(transform={"name": "let", "aug_loss": True}, range={"name": "lwc"}))
+
+
+def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(
+    checkpoint: Checkpoint,
+) -> None:
+    """Float weights on the float model's inputs: all distance is that of the input quantizers."""
+    for work in works_with_targets(checkpoint):
+        work.targets = KeptOutputs(work.targets)
+        for site in work.block.sites:
+            statistics = work.statistics(site)
+            quantize_inputs(work.layers(site).values(), ActivationGrid(4), statistics)
+        loss = BlockLoss(work)
+        name = work.block.layers[-1]
+        weight = work.layer(name).weight.detach().clone().requires_grad_()
+        for index in range(len(work.calls)):
+            plain, both = (
+                loss.of_step({f"{name}.weight": weight}, index, augmented=augmented)
+                for augmented in (False, True)
+            )
+            assert float(plain.detach()) > 0
+            torch.testing.assert_close(both, 2 * plain, rtol=1e-4, atol=1e-6)
+            one, two = (torch.autograd.grad(value, weight)[0] for value in (plain, both))
+            assert bool(one.any())
+            torch.testing.assert_close(two, 2 * one, rtol=1e-3, atol=1e-5)
 
 
 class Worsening(Learnable):
