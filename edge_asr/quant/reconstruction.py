@@ -36,8 +36,9 @@ class Schedule:
         evaluations: How often, evenly spread, the rounded block is measured on all batches.
         patience: Evaluations without a better one before training stops, or None.
         seed: Seed of the order of the clips.
-        aug_loss: A step also counts the distance to what the float block makes of the inputs of the
-            quantized prefix (OmniQuant's authors' code, option of the same name).
+        aug_loss: A step also counts the distance to what the float block makes of the same inputs,
+            those that the quantized blocks before it give (OmniQuant's authors' code, option of the
+            same name). Looks at the loss, and so the best iterate, do not count it.
         field: Where the settings came from, for messages: `method.rounding`.
     """
 
@@ -80,6 +81,7 @@ class Scheduled:
         patience: Looks at the loss without a better one before a block's training stops, or null
             to train to the end.
         seed: Seed of the order of the calibration clips.
+        aug_loss: Train also towards what the float block makes of the quantized blocks' outputs.
     """
 
     stage: ClassVar[str]
@@ -88,6 +90,7 @@ class Scheduled:
     clips: int | None
     patience: int | None = None
     seed: int = 0
+    aug_loss: bool = False
 
     def __post_init__(self) -> None:
         _ = self.schedule
@@ -98,11 +101,6 @@ class Scheduled:
         return 10
 
     @property
-    def augmented(self) -> bool:
-        """Whether a step counts a second distance, see `Schedule.aug_loss`."""
-        return False
-
-    @property
     def schedule(self) -> Schedule:
         """How a block is trained. Raises UserError, naming the option, where that is impossible."""
         return Schedule(
@@ -111,7 +109,7 @@ class Scheduled:
             self.evaluations,
             self.patience,
             self.seed,
-            self.augmented,
+            self.aug_loss,
             field=f"method.{self.stage}",
         )
 
@@ -167,7 +165,7 @@ class BlockLoss:
         clips: Tensor | None = None,
         usual_rows: float | None = None,
         *,
-        augmented: bool = False,
+        aug_loss: bool = False,
     ) -> Tensor:
         """Squared distance to the float output, summed over channels, mean over valid rows.
 
@@ -177,7 +175,7 @@ class BlockLoss:
             clips: Numbers of clips of the batch, where not all of them are meant.
             usual_rows: Divides the sum instead of the number of rows, so that every row weighs
                 the same in training however long the clips of a step are.
-            augmented: Add the distance to the float block's output on the same inputs.
+            aug_loss: Add the distance to the float block's output on the same inputs.
         """
         replaced = self._fixed | {
             self._relative[id(self.work.model.get_parameter(path))]: value
@@ -192,7 +190,7 @@ class BlockLoss:
         )
         count = output.shape[1]
         distance = (output - self.work.targets.of(index, clips)[:, :count]).square().sum(-1)
-        if augmented:
+        if aug_loss:
             # Nothing is put into the block before training ends: it still is the float one.
             with torch.no_grad(), self.work.float_inputs():
                 own = call.run(self._block)
@@ -246,7 +244,7 @@ def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconst
         index, clips = next(order)
         with torch.enable_grad():
             total = loss.of_step(
-                learnable.tensors(), index, clips, usual_rows, augmented=schedule.aug_loss
+                learnable.tensors(), index, clips, usual_rows, aug_loss=schedule.aug_loss
             )
             total = total + learnable.penalty((step - 1) / schedule.iterations)
         for optimizer in optimizers:

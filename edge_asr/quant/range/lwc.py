@@ -75,12 +75,12 @@ class LearnedWeightClipping(Scheduled, Range):
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples (40 at 2 bits).
-        clips, patience, seed: See `Scheduled`.
+        clips, patience, seed, aug_loss: See `Scheduled`; the authors set the last at W4A4 and
+            2 bits.
         learning_rate: Of AdamW, without weight decay.
         initial_logit: Where the factors start: sigmoid(4) is .982.
         zero_gradient: Let the gradient pass the rounding of the zero point as it passes that of
             weights; the authors do not. The loss often ends some percent lower with it.
-        aug_loss: See `Schedule`; the authors set it for LLaMA at 2 bits and at W4A4, not for OPT.
     """
 
     learned: ClassVar[bool] = True
@@ -90,16 +90,11 @@ class LearnedWeightClipping(Scheduled, Range):
     learning_rate: float = 1e-2
     initial_logit: float = 4.0
     zero_gradient: bool = False
-    aug_loss: bool = False
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"method.range.learning_rate={self.learning_rate}: must be above 0")
         super().__post_init__()
-
-    @property
-    def augmented(self) -> bool:
-        return self.aug_loss
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         return ClippedRanges(

@@ -64,8 +64,8 @@ class AdaRound(Scheduled, LearnedRounding):
     Attributes:
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
             default here is a tenth of the steps at ten times the rate.
-        clips, patience, seed: See `Scheduled`; the authors take 32 images a step, and a clip
-            holds hundreds of rows.
+        clips, patience, seed, aug_loss: See `Scheduled`; the authors take 32 images a step, and
+            a clip holds hundreds of rows.
         learning_rate: Of Adam.
         regularization: Weight of the pull towards 0 and 1.
     """

@@ -135,7 +135,7 @@ class SignRound(Scheduled, LearnedRounding):
     """Rounding stage `signround`; the range it starts from is that of the range stage.
 
     Attributes:
-        iterations, clips, patience, seed: See `Scheduled`.
+        iterations, clips, patience, seed, aug_loss: See `Scheduled`.
         learning_rate: First step size, or null for 1 / iterations as the authors take (twice that
             from 1,000 iterations on at 3 bits and below).
         snapped: Start from the range that the rounded zero point leaves, whatever the range stage.

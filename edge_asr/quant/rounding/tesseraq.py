@@ -100,8 +100,8 @@ class TesseraQ(Scheduled, LearnedRounding):
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
-        clips, patience, seed: See `Scheduled`. Before the last stretch is over most soft codes
-            are far from where they will be stored, so patience seldom pays here.
+        clips, patience, seed, aug_loss: See `Scheduled`. Before the last stretch is over most
+            soft codes are far from where they will be stored, so patience seldom pays here.
         soft_shares: Share of the weights that is still trained in every stretch, falling.
         learning_rate: Of Adam for rounding.
         scale_learning_rate, scale_weight_decay: For the factors on the scales.

@@ -131,11 +131,11 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
-        clips, patience, seed: See `Scheduled`.
+        clips, patience, seed, aug_loss: See `Scheduled`; the authors set the last at W4A4 and
+            2 bits.
         learning_rate: Of AdamW, without weight decay.
         alpha: Scales start from SmoothQuant's formula with this exponent.
         shift: Learn shifts too, where biases can take them up.
-        aug_loss: See `Schedule`; the authors set it for LLaMA at 2 bits and at W4A4, not for OPT.
     """
 
     learned: ClassVar[bool] = True
@@ -145,7 +145,6 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
     learning_rate: float = 5e-3
     alpha: float = 0.5
     shift: bool = True
-    aug_loss: bool = False
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -153,10 +152,6 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
         if not 0 <= self.alpha <= 1:
             raise UserError(f"method.transform.alpha={self.alpha}: must be between 0 and 1")
         super().__post_init__()
-
-    @property
-    def augmented(self) -> bool:
-        return self.aug_loss
 
     def soft_transform(self, work: BlockWork) -> SoftTransform:
         return EquivalentTransformation(work, self)
