@@ -26,8 +26,8 @@ demo: setup  ## float, RTN and GPTQ at 3 and 2 bits on both embedded models, one
 	$(BIN)/python -m edge_asr.run -m experiment=demo results=$(DEMO)
 	$(BIN)/python -m edge_asr.report --results $(DEMO)
 
-test: setup  ## the whole test suite
-	$(BIN)/python -m pytest
+test: setup  ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2
 
 check: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
