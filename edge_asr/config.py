@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -288,7 +288,8 @@ def settings_from(plain: Mapping[str, Any]) -> Settings:
 def check_choices(overrides: list[str], conf: Path) -> None:
     """Check every `option=value` on a command line against the files of `conf`.
 
-    Of an option with dots only what stands before the first is looked up.
+    An option inside a group, as method.range.steps, has to be in one of the group's files; whether
+    the chosen one has it is Hydra's to check.
 
     Raises:
         UserError: for an unknown option or choice, with the nearest known one.
@@ -300,11 +301,13 @@ def check_choices(overrides: list[str], conf: Path) -> None:
         # What begins with a dash is a flag; Hydra looks after its own.
         if not separator or name.startswith(("-", "hydra")):
             continue
-        option = name.split(".")[0]
+        option, *inner = name.split(".")
         # With a plus a name may be new.
-        if option not in options and not override.startswith("+"):
-            hint = _nearest(option, options)
-            raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
+        if not override.startswith("+"):
+            if option not in options:
+                hint = _nearest(option, options)
+                raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
+            _check_inner_option(override, conf / option, inner)
         # A sweep in Hydra's own words, as choice(rtn,gptq), is Hydra's to check.
         if name not in groups or "(" in value:
             continue
@@ -313,6 +316,21 @@ def check_choices(overrides: list[str], conf: Path) -> None:
             if choice not in (*known, "null", ""):
                 hint = _nearest(choice, known)
                 raise UserError(f"{name}={choice}: {hint}known are {', '.join(known)}")
+
+
+def _check_inner_option(override: str, group: Path, keys: Sequence[str]) -> None:
+    while keys and (group / keys[0]).is_dir():
+        group, keys = group / keys[0], keys[1:]
+    if not keys or not group.is_dir():
+        return
+    known = {str(key) for path in group.glob("*.yaml") for key in OmegaConf.load(path)}
+    known |= {path.name for path in group.iterdir() if path.is_dir()}
+    known.discard("defaults")
+    if keys[0] not in known:
+        hint = _nearest(keys[0], known)
+        raise UserError(
+            f"{override}: no option {keys[0]}; {hint}known are {', '.join(sorted(known))}"
+        )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -157,7 +157,8 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         check_choices(["+method/rounding=nearst"], CONF)
     good = [
         "method=gptq,rtn", "method=gptq, rtn", "method=choice(gptq,rtn)", "bits=3",
-        "hydra/launcher=anything", "data.limit=3", "+new=1",
+        "hydra/launcher=anything", "data.limit=3", "+new=1", "+data.new=1",
+        "method.rounding.act_order=true", "method.rounding=null", "data.where.set=any",
     ]  # fmt: skip
     check_choices(good, CONF)
 
@@ -170,6 +171,9 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         ("metod.rounding.damping=0.1", "did you mean method"),
         ("method/rouding=gptq", "did you mean method/rounding"),
         ("quux=1", "no option quux; --help lists them all"),
+        ("method.range.aug_los=true", "no option aug_los; did you mean aug_loss"),
+        ("method.rouding.act_order=true", "no option rouding; did you mean rounding"),
+        ("data.limt=3", "no option limt; did you mean limit"),
     ],
 )
 def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None:
