@@ -157,7 +157,7 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         check_choices(["+method/rounding=nearst"], CONF)
     good = [
         "method=gptq,rtn", "method=gptq, rtn", "method=choice(gptq,rtn)", "bits=3",
-        "hydra/launcher=anything", "data.limit=3", "+new=1", "+data.new=1",
+        "hydra/launcher=anything", "data.limit=3", "+new=1", "+data.new=1", "bits.new=1",
         "method.rounding.act_order=true", "method.rounding=null", "data.where.set=any",
     ]  # fmt: skip
     check_choices(good, CONF)
@@ -173,6 +173,7 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         ("quux=1", "no option quux; --help lists them all"),
         ("method.range.aug_los=true", "no option aug_los; did you mean aug_loss"),
         ("method.rouding.act_order=true", "no option rouding; did you mean rounding"),
+        ("method.defaults=1", "no option defaults"),
         ("data.limt=3", "no option limt; did you mean limit"),
     ],
 )
