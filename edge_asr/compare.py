@@ -15,13 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_asr.errors import USAGE_ERROR, UserError
-from edge_asr.metrics.significance import LEVEL, RESAMPLES, paired_difference
-from edge_asr.plain_json import write_text_atomically
-from edge_asr.record import ALL, FLOAT_METHOD, RECORD_NAME, Record, Result, read_record
+from edge_asr.evaluation.scoring import paired, score_hypotheses
+from edge_asr.evaluation.significance import paired_difference
+from edge_asr.evaluation.transcribe import Hypothesis, read_hypotheses
 from edge_asr.report.cells import widths, with_interval
 from edge_asr.report.console import WIDEST
-from edge_asr.scoring import paired, score_hypotheses
-from edge_asr.transcribe import Hypothesis, read_hypotheses
+from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.record import (
+    ALL,
+    FLOAT_METHOD,
+    LEVEL,
+    RECORD_NAME,
+    RESAMPLES,
+    Record,
+    Result,
+    read_record,
+)
 
 
 @dataclass(frozen=True)

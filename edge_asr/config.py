@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from edge_asr.errors import UserError
-from edge_asr.metrics.wer import protocol_named
+from edge_asr.evaluation.wer import protocol_named
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import BITS, Grid
 

@@ -13,7 +13,7 @@ def main() -> None:
     """Run what the command line asks for; one line for a mistake, no traceback for Ctrl-C."""
     try:
         # Imported here because it takes seconds, in which Ctrl-C must be quiet too.
-        from edge_asr.command import run_command
+        from edge_asr.cli.command import run_command
 
         if not run_command(sys.argv[1:]):
             sys.exit(USAGE_ERROR)

@@ -20,19 +20,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from edge_asr.command import CONF
+from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
+from edge_asr.calibration.capture import Passage, Station
+from edge_asr.cli.command import CONF
 from edge_asr.config import Settings, settings_from
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Architecture
+from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint, weights_sha256
-from edge_asr.plain_json import finite, write_text_atomically
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage, Station
 from edge_asr.quant.work import BlockWork
-from edge_asr.record import Environment, current_environment
+from edge_asr.store.plain_json import finite, write_text_atomically
+from edge_asr.store.record import Environment, current_environment
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:

@@ -48,7 +48,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes
 from edge_asr.models.loading import load_checkpoint

@@ -44,15 +44,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.calibration.batches import CalibrationBatch
+from edge_asr.calibration.statistics import add_column_products
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.plain_json import parse
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.statistics import add_column_products
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork
+from edge_asr.store.plain_json import parse
 
 METHODS = (
     "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from edge_asr.data.calibration import CalibrationBatch
-from edge_asr.models.architecture import Site
+from edge_asr.calibration.batches import CalibrationBatch
+from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from edge_asr.command import CONF, method_changes
+from edge_asr.cli.command import CONF, method_changes
 from edge_asr.config import Settings, settings_from
 
 

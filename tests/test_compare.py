@@ -15,9 +15,9 @@ import pytest
 from edge_asr.compare import compare, main, read_run
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
-from edge_asr.record import ActivationSection, read_record, write_record
-from edge_asr.scoring import score_run
-from edge_asr.transcribe import Hypothesis, Transcription
+from edge_asr.evaluation.scoring import score_run
+from edge_asr.evaluation.transcribe import Hypothesis, Transcription
+from edge_asr.store.record import ActivationSection, read_record, write_record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SPOKEN = ("red green blue", "horse", "cold rain", "bread milk eggs cheese")

@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from options import composed
 
-from edge_asr.command import CONF
+from edge_asr.cli.command import CONF
 from edge_asr.config import check_choices
 from edge_asr.errors import UserError
-from edge_asr.identity import float_settings, folder_name, run_identity
+from edge_asr.experiments.identity import float_settings, folder_name, run_identity
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import corrections, outliers, ranges, roundings, transforms

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_asr.record import FLOAT_METHOD, Record, read_record
+from edge_asr.store.record import FLOAT_METHOD, Record, read_record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 PATHS = sorted(RESULTS.rglob("record.json"))

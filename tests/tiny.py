@@ -29,8 +29,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from edge_asr.audio import SAMPLE_RATE
 from edge_asr.data.corpus import DamagedClip, Utterance
-from edge_asr.models.architecture import SAMPLE_RATE
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from speech.micro import WHISPER_SPECIALS, train_byte_bpe
 

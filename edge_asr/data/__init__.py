@@ -1,1 +1,1 @@
-"""Corpora, audio decoding and calibration batches."""
+"""Corpora."""

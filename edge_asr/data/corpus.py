@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from edge_asr.models.architecture import SAMPLE_RATE
+from edge_asr.audio import SAMPLE_RATE
 
 
 @dataclass(frozen=True, eq=False)

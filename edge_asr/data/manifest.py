@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.data.audio import DamagedAudio, decode
+from edge_asr.audio import SAMPLE_RATE, DamagedAudio, decode
 from edge_asr.data.corpus import DamagedClip, Utterance
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import SAMPLE_RATE
 
 AUDIO_KEYS = ("audio", "audio_filepath")
 # The leaderboard's order of precedence.

@@ -1,1 +1,1 @@
-"""Checkpoints and the two architecture maps, the only code that knows module names."""
+"""Loading checkpoints, and the architecture maps of their families."""

@@ -28,9 +28,9 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Architecture, end_tokens
-from edge_asr.models.moonshine import Moonshine
-from edge_asr.models.whisper import Whisper
+from edge_asr.models.families.base import Architecture, end_tokens
+from edge_asr.models.families.moonshine import Moonshine
+from edge_asr.models.families.whisper import Whisper
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     architecture.family: architecture for architecture in (Whisper, Moonshine)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import (
     BITS,
@@ -30,7 +31,6 @@ from edge_asr.quant.grid import (
     straight_through_round,
 )
 from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.statistics import InputStatistics
 
 ActivationGranularity = Literal["token", "tensor"]
 StaticRange = Literal["extreme", "mean"]

@@ -13,16 +13,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edge_asr.models.architecture import Site
+from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.models.families.base import Site
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.registry import Registry
 from edge_asr.quant.soft import SoftRange, SoftTransform
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork
+from edge_asr.registry import Registry
 
 
 class Transform:

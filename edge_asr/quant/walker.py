@@ -15,27 +15,17 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from edge_asr.calibration.capture import Batch, KeptOutputs, Outputs, Passage, Station
 from edge_asr.memory import release_freed_memory
-from edge_asr.models.architecture import Architecture, Site
+from edge_asr.models.families.base import Architecture, Site
 from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_inputs
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage, Station
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.stages import LayerFit
-from edge_asr.quant.work import (
-    Batch,
-    BlockWork,
-    Fit,
-    KeptOutputs,
-    Layer,
-    ModelWork,
-    Outputs,
-    Reconstruction,
-    SiteWork,
-)
+from edge_asr.quant.work import BlockWork, Fit, Layer, ModelWork, Reconstruction, SiteWork
 
 
 @dataclass(frozen=True)

@@ -5,130 +5,23 @@ The parts of a method read and change these; the walker puts them together.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.models.architecture import Architecture, Block, Site
+from edge_asr.calibration.capture import Batch, Call, KeptOutputs, Outputs
+from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.models.families.base import Architecture, Block, Site
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
-from edge_asr.quant.statistics import InputStatistics
-
-
-class Batch(Protocol):
-    """What quantization needs of a calibration batch."""
-
-    @property
-    def encoder_inputs(self) -> Mapping[str, Tensor]: ...
-    @property
-    def frame_mask(self) -> Tensor: ...
-    @property
-    def decoder_input_ids(self) -> Tensor: ...
-    @property
-    def token_mask(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one call of a module; hidden states are the first positional one."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def hidden(self) -> Tensor:
-        states: Tensor = self.args[0]
-        return states
-
-    def run(self, module: Callable[..., Any]) -> Tensor:
-        """The module's first output."""
-        output = module(*self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    def select(self, clips: Tensor) -> Call:
-        """The same call for `clips` (their numbers) of its batch alone."""
-        count = len(self.hidden)
-
-        def chosen(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.ndim > 1 and len(value) == count:
-                return value[clips]
-            if isinstance(value, tuple | list):
-                return type(value)(chosen(one) for one in value)
-            return value
-
-        return Call(chosen(self.args), {name: chosen(value) for name, value in self.kwargs.items()})
-
-    def follow(self, hidden: Tensor) -> Call:
-        """The same call with other hidden states, for the block that comes next."""
-        return Call((hidden, *self.args[1:]), self.kwargs)
-
-
-class Outputs(Sequence[Tensor]):
-    """The outputs of a module's calls, one a calibration batch."""
-
-    @abstractmethod
-    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
-        """The output of call number `index`, or of some `clips` of its batch alone."""
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self.of(one) for one in range(len(self))[index]]
-        return self.of(range(len(self))[index])
-
-
-class KeptOutputs(Outputs):
-    """Outputs that were computed once and lie in memory."""
-
-    def __init__(self, outputs: Iterable[Tensor] = ()) -> None:
-        self._outputs = list(outputs)
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
-        return self._outputs[index] if clips is None else self._outputs[index][clips]
-
-
-class OutputsOnDemand(Outputs):
-    """Outputs computed at every look, with the weights the module then has."""
-
-    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
-        self._module, self._calls = module, calls
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @torch.no_grad()
-    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
-        call = self._calls[index]
-        return (call if clips is None else call.select(clips)).run(self._module)
-
-
-class SharedMemory(nn.Module):
-    """The encoder's last norm with every cross-attention key and value layer that reads it."""
-
-    def __init__(self, norm: nn.Module, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.norm = norm
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Keys and values [..., sum of out_features] of encoder states [..., hidden]."""
-        memory = self.norm(states)
-        return torch.cat([layer(memory) for layer in self.layers], -1)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from edge_asr.errors import USAGE_ERROR, UserError
-from edge_asr.record import Record, find_records, read_record
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import write_markdown
 from edge_asr.report.tables import newest_versions, tables, write_csv
+from edge_asr.store.record import Record, find_records, read_record
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,9 +18,8 @@ from typing import Any
 import pandas as pd
 
 from edge_asr.errors import UserError
-from edge_asr.metrics.significance import Interval
-from edge_asr.plain_json import write_text_atomically
-from edge_asr.record import ALL, FLOAT_METHOD, Average, CostSection, Record, Result
+from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.record import ALL, FLOAT_METHOD, Average, CostSection, Interval, Record, Result
 
 MB = 1e6
 GIGA = 1e9

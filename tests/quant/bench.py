@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from edge_asr.models.architecture import Site
+from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.models.families.base import Site
 from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
 from edge_asr.quant.stages import LayerFit, Range
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Fit, Layer, SiteWork
 
 

@@ -17,14 +17,14 @@ from quant.walks import quantized_with, stages
 from tiny import ListCorpus, tone
 from torch import nn
 
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
+from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
+from edge_asr.calibration.capture import Passage
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_inputs
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.passage import Passage
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.walker import Quantization
 from edge_asr.quant.work import BlockWork
 

@@ -7,7 +7,7 @@ import torch
 from options import composed
 from quant.walks import quantized_by_options
 
-from edge_asr.models.architecture import layers_with_roles
+from edge_asr.models.families.base import layers_with_roles
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.outliers.columns import Columns
 from edge_asr.quant.outliers.unstructured import Unstructured

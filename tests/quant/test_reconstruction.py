@@ -6,7 +6,8 @@ import pytest
 import torch
 from quant.walks import LEARNED, batches_of, quantized_with, stages, works_with_targets
 
-from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.calibration.batches import CalibrationBatch
+from edge_asr.calibration.capture import KeptOutputs
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid, quantize_inputs
@@ -19,7 +20,7 @@ from edge_asr.quant.reconstruction import (
     _clip_order,
     reconstruct,
 )
-from edge_asr.quant.work import BlockWork, KeptOutputs
+from edge_asr.quant.work import BlockWork
 
 
 @pytest.mark.parametrize("name", sorted(LEARNED))

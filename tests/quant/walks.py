@@ -13,13 +13,13 @@ from tiny import ListCorpus, tone
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.data.calibration import CalibrationBatch, calibration_batches
-from edge_asr.models.architecture import Site
+from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
+from edge_asr.calibration.capture import Passage
+from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.layers import install_layers
-from edge_asr.quant.passage import Passage
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Transform

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from edge_asr.inventory import Inventory, LayerRecord, Workload
-from edge_asr.metrics.cost import Cost, cost_of
-from edge_asr.metrics.significance import Interval
-from edge_asr.record import (
+from edge_asr.cost.model import Cost, cost_of
+from edge_asr.cost.records import Inventory, LayerRecord, Workload
+from edge_asr.store.record import (
     CostSection,
     Environment,
+    Interval,
     LayerSection,
     MethodSection,
     ModelSection,

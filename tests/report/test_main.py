@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from edge_asr.record import Record, write_record
 from edge_asr.report.__main__ import main
+from edge_asr.store.record import Record, write_record
 
 RecordMaker = Callable[..., Record]
 

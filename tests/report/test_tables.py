@@ -14,12 +14,18 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from edge_asr.errors import UserError
-from edge_asr.metrics.significance import Interval
-from edge_asr.record import ActivationSection, Average, MethodSection, Record, Result
 from edge_asr.report.cells import caption, cells, headings, significant, with_interval
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import escape, to_markdown
 from edge_asr.report.tables import newest_versions, table, table_path, tables, write_csv
+from edge_asr.store.record import (
+    ActivationSection,
+    Average,
+    Interval,
+    MethodSection,
+    Record,
+    Result,
+)
 
 RecordMaker = Callable[..., Record]
 

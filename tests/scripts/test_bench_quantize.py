@@ -23,7 +23,7 @@ from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import quantize_model
-from edge_asr.record import Environment
+from edge_asr.store.record import Environment
 
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)
 ENVIRONMENT = Environment("0.1.0", "abc", False, "3.11", {}, "Linux x86_64", "cpu", 2)

@@ -24,7 +24,7 @@ from output_errors import (
 from quant.walks import batches_of, stages
 from torch import Tensor, nn
 
-from edge_asr.data.calibration import CalibrationBatch
+from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.range.minmax import minmax_parameters

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.families.base import Site
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import BITS, Grid
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.stages import Outliers, outliers
-from edge_asr.quant.statistics import InputStatistics
 
 
 def largest_columns(magnitudes: Tensor, fraction: float) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import (
     Grid,
@@ -23,7 +24,6 @@ from edge_asr.quant.grid import (
     reduce_groups,
 )
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 MINIMUM_SCALE = 1 / 2e4  # the authors clamp the inverse scale at 2e4

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import (
     Grid,
@@ -22,7 +23,6 @@ from edge_asr.quant.grid import (
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer
 
 

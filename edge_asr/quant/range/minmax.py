@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
 from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import BlockWork, Layer
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import (
     Grid,
@@ -23,7 +24,6 @@ from edge_asr.quant.grid import (
 )
 from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 

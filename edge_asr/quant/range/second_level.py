@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import BITS, SCALE_BITS, Grid, GridParameters, decode, encode
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.families.base import Site
 from edge_asr.quant.grid import Grid, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.families.base import Site
 from edge_asr.quant.grid import straight_through
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.soft import SoftTransform

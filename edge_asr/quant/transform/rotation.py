@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.inventory import Stack
-from edge_asr.models.architecture import Architecture, ResidualStream, Site
+from edge_asr.cost.records import Stack
+from edge_asr.models.families.base import Architecture, ResidualStream, Site
 from edge_asr.quant.layers import OnlineWork, QuantizedLinear
 
 ENTRY = "stream_entry"

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from edge_asr.calibration.capture import Batch
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site, end_tokens
+from edge_asr.models.families.base import Site, end_tokens
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
@@ -36,7 +37,7 @@ from edge_asr.quant.transform.rotation import (
     rotate_outputs,
     stream_tensors,
 )
-from edge_asr.quant.work import Batch, ModelWork, Reconstruction
+from edge_asr.quant.work import ModelWork, Reconstruction
 
 # How often the loss over all clips is looked at; the rotations of the least are kept.
 EVALUATIONS = 5

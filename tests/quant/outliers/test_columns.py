@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quant.bench import correlated_inputs, site_work
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.families.base import Site
 from edge_asr.quant.activation import ActivationGrid
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.outlier_rule import OutlierRule

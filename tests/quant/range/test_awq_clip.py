@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant.bench import correlated_inputs, statistics_of
 
-from edge_asr.command import CONF
+from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.range.awq_clip import (
@@ -24,7 +25,6 @@ from edge_asr.quant.range.awq_clip import (
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.stages import ranges
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 PUBLISHED = {"steps": 20, "max_shrink": 0.5}

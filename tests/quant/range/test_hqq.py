@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from quant.bench import site_work
 from tiny import ListCorpus, tone
 
-from edge_asr.command import CONF
+from edge_asr.calibration.batches import calibration_batches
+from edge_asr.cli.command import CONF
 from edge_asr.config import settings_from
-from edge_asr.data.calibration import calibration_batches
 from edge_asr.errors import UserError
-from edge_asr.experiment import run_experiment
+from edge_asr.experiments.ptq import run_experiment
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid, GridParameters
 from edge_asr.quant.range.hqq import Hqq, hqq_parameters, shrink, starting_point

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.command import CONF
+from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.range.minmax import minmax_parameters

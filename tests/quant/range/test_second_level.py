@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import Grid, QuantizedWeight
 from edge_asr.quant.range.minmax import minmax_parameters
@@ -22,7 +23,6 @@ from edge_asr.quant.range.second_level import (
     second_level_parameters,
 )
 from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 FREE = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=16)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.range.hqq import Hqq
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
 from edge_asr.quant.soft import LayerStart
-from edge_asr.quant.statistics import InputStatistics
 from edge_asr.quant.work import Layer
 
 

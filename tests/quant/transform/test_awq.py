@@ -23,9 +23,9 @@ from quant.walks import (
 )
 from torch import Tensor, nn
 
-from edge_asr.command import CONF
+from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Site
+from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.stages import transforms

@@ -15,10 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 from edge_asr.errors import UserError
-from edge_asr.models.architecture import Architecture
-from edge_asr.models.generation import greedy
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
-from edge_asr.models.whisper import Whisper
 from edge_asr.quant.grid import Grid
 from edge_asr.quant.layers import install_layers, online_work
 from edge_asr.quant.recipe import Recipe
@@ -28,6 +27,7 @@ from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_ma
 from edge_asr.quant.transform.rotation import StreamEntry
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import ModelWork
+from edge_asr.runtimes.greedy import greedy
 
 SETTINGS = [
     Hadamard(),

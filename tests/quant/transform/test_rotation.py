@@ -13,7 +13,7 @@ from tiny import tone
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.models.architecture import Architecture, Site
+from edge_asr.models.families.base import Architecture, Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import install_layers, online_work
 from edge_asr.quant.transform.rotation import (

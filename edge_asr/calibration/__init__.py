@@ -1,0 +1,1 @@
+"""Calibration batches, captured block inputs and input statistics."""

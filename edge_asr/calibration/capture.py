@@ -1,0 +1,257 @@
+"""Calibration batches on their way through a model, stopping at every block.
+
+Whoever receives a `Station` may change the block's weights before asking for the next one:
+the batches then go on through the changed block.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, overload
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from edge_asr.models.families.base import Architecture, Block, leading_rows
+
+
+class Batch(Protocol):
+    """What quantization needs of a calibration batch."""
+
+    @property
+    def encoder_inputs(self) -> Mapping[str, Tensor]: ...
+    @property
+    def frame_mask(self) -> Tensor: ...
+    @property
+    def decoder_input_ids(self) -> Tensor: ...
+    @property
+    def token_mask(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a module; hidden states are the first positional one."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def hidden(self) -> Tensor:
+        states: Tensor = self.args[0]
+        return states
+
+    def run(self, module: Callable[..., Any]) -> Tensor:
+        """The module's first output."""
+        output = module(*self.args, **self.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def select(self, clips: Tensor) -> Call:
+        """The same call for `clips` (their numbers) of its batch alone."""
+        count = len(self.hidden)
+
+        def chosen(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim > 1 and len(value) == count:
+                return value[clips]
+            if isinstance(value, tuple | list):
+                return type(value)(chosen(one) for one in value)
+            return value
+
+        return Call(chosen(self.args), {name: chosen(value) for name, value in self.kwargs.items()})
+
+    def follow(self, hidden: Tensor) -> Call:
+        """The same call with other hidden states, for the block that comes next."""
+        return Call((hidden, *self.args[1:]), self.kwargs)
+
+
+class Outputs(Sequence[Tensor]):
+    """The outputs of a module's calls, one a calibration batch."""
+
+    @abstractmethod
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        """The output of call number `index`, or of some `clips` of its batch alone."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.of(one) for one in range(len(self))[index]]
+        return self.of(range(len(self))[index])
+
+
+class KeptOutputs(Outputs):
+    """Outputs that were computed once and lie in memory."""
+
+    def __init__(self, outputs: Iterable[Tensor] = ()) -> None:
+        self._outputs = list(outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        return self._outputs[index] if clips is None else self._outputs[index][clips]
+
+
+class OutputsOnDemand(Outputs):
+    """Outputs computed at every look, with the weights the module then has."""
+
+    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+        self._module, self._calls = module, calls
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @torch.no_grad()
+    def of(self, index: int, clips: Tensor | None = None) -> Tensor:
+        call = self._calls[index]
+        return (call if clips is None else call.select(clips)).run(self._module)
+
+
+class SharedMemory(nn.Module):
+    """The encoder's last norm with every cross-attention key and value layer that reads it."""
+
+    def __init__(self, norm: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Keys and values [..., sum of out_features] of encoder states [..., hidden]."""
+        memory = self.norm(states)
+        return torch.cat([layer(memory) for layer in self.layers], -1)
+
+
+@dataclass
+class Station:
+    """One block with its inputs of every batch.
+
+    Attributes:
+        block: The block's map.
+        module: Runs the block.
+        calls: Its inputs, one call a batch.
+        masks: Valid rows [batch, positions] of every batch.
+        bulky: The outputs are many times as large as the inputs, so they are not kept.
+    """
+
+    block: Block
+    module: nn.Module
+    calls: Sequence[Call]
+    masks: Sequence[Tensor]
+    bulky: bool = False
+    _outputs: Outputs = field(default_factory=KeptOutputs)
+
+    @torch.no_grad()
+    def outputs(self) -> Outputs:
+        """The block's outputs [batch, positions, channels], of the weights it has now.
+
+        Computed once, at the first call; bulky ones every time one is asked for, and so only
+        as long as the weights stay.
+        """
+        if self.bulky:
+            return OutputsOnDemand(self.module, self.calls)
+        if not self._outputs:
+            self._outputs = KeptOutputs(call.run(self.module) for call in self.calls)
+        return self._outputs
+
+
+class _Captured(Exception):
+    """Stops a forward pass once the first block's inputs are known."""
+
+
+class Passage:
+    """One pass of calibration batches through one model."""
+
+    def __init__(
+        self, model: PreTrainedModel, architecture: Architecture, batches: Sequence[Batch]
+    ) -> None:
+        self.model, self.architecture, self.batches = model, architecture, batches
+
+    def stations(self) -> Iterator[Station]:
+        """Every block in forward order, the shared cross-attention memory between the stacks."""
+        encoder = self.architecture.encoder_blocks(self.model.config)
+        decoder = self.architecture.decoder_blocks(self.model.config)
+        frames = [batch.frame_mask.to(self.model.device) for batch in self.batches]
+        calls = self._enter_encoder(encoder[0])
+        for block in encoder:
+            station = self._station(block, calls, frames)
+            yield station
+            calls = _following(station)
+        block = self.architecture.memory_block(self.model.config)
+        norm = self.model.get_submodule(block.module)
+        layers = [self.model.get_submodule(name) for name in block.layers]
+        # Rows on their own, so that none is needed behind a batch's last valid one.
+        ends = [leading_rows(mask) for mask in frames]
+        yield Station(
+            block,
+            SharedMemory(norm, layers),
+            [Call((call.hidden[:, :end],), {}) for call, end in zip(calls, ends, strict=True)],
+            [mask[:, :end] for mask, end in zip(frames, ends, strict=True)],
+            bulky=True,
+        )
+        with torch.no_grad():
+            memory = [norm(call.hidden) for call in calls]
+        tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
+        calls = self._enter_decoder(decoder[0], memory)
+        for block in decoder:
+            station = self._station(block, calls, tokens)
+            yield station
+            calls = _following(station)
+
+    def _station(self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]) -> Station:
+        return Station(block, self.model.get_submodule(block.module), calls, masks)
+
+    def _enter_encoder(self, first: Block) -> list[Call]:
+        stack = self.model.get_submodule(self.architecture.encoder_module)
+        return [
+            self._capture(stack, first, self._placed(batch.encoder_inputs))
+            for batch in self.batches
+        ]
+
+    def _enter_decoder(self, first: Block, memory: Sequence[Tensor]) -> list[Call]:
+        stack = self.model.get_submodule(self.architecture.decoder_module)
+        calls = []
+        for batch, states in zip(self.batches, memory, strict=True):
+            inputs = self._placed(batch.encoder_inputs)
+            hidden = self.architecture.memory_mask(inputs, states.shape[1])
+            arguments = {
+                "input_ids": batch.decoder_input_ids.to(self.model.device),
+                "encoder_hidden_states": states,
+                "use_cache": False,
+                **hidden,
+            }
+            calls.append(self._capture(stack, first, arguments))
+        return calls
+
+    def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    @torch.no_grad()
+    def _capture(self, stack: nn.Module, first: Block, inputs: Mapping[str, Any]) -> Call:
+        """The arguments with which `stack` calls its first block."""
+        caught: list[Call] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not args:
+                args = (kwargs.pop("hidden_states"),)
+            caught.append(Call(args, dict(kwargs)))
+            raise _Captured
+
+        module = self.model.get_submodule(first.module)
+        # Before the block's own hooks: a call caught behind them would pass them twice.
+        with module.register_forward_pre_hook(catch, with_kwargs=True, prepend=True):
+            try:
+                stack(**inputs)
+            except _Captured:
+                return caught[0]
+        raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
+
+
+def _following(station: Station) -> list[Call]:
+    """The calls of the next block."""
+    return [
+        call.follow(output) for call, output in zip(station.calls, station.outputs(), strict=True)
+    ]

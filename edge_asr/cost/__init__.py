@@ -1,0 +1,1 @@
+"""What a model costs to run and to store."""

@@ -1,0 +1,1 @@
+"""Hypotheses, word error rate and its uncertainty."""

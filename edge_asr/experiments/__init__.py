@@ -1,0 +1,1 @@
+"""A kind of experiment a file, made of shared steps."""

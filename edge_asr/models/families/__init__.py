@@ -1,0 +1,1 @@
+"""The architecture maps, the only code that knows module names."""

@@ -1,0 +1,365 @@
+"""The architecture map: what every other part may know about a model's structure.
+
+A map yields *blocks* in forward order and, for each block, *sites*: the layers that read
+one and the same activation, with the norm or layer that feeds them. Names such as
+`encoder_attn` occur in the two maps (`whisper.py`, `moonshine.py`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from edge_asr.audio import SAMPLE_RATE
+from edge_asr.cost.records import AttentionRecord, Stack
+from edge_asr.errors import UserError
+
+Axis = Literal["frame", "token"]
+Role = Literal["qkv", "out", "cross_q", "cross_kv", "fc1", "fc2", "conv", "head", "embedding"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The layers that read the same activation.
+
+    Attributes:
+        role: Place in the block.
+        stack: The stack whose forward pass computes them.
+        layers: Module paths.
+        source: The norm or layer whose output channels can absorb a per-channel scale exactly,
+            or None where something non-linear lies between.
+        axis: Whether the activation has one row per encoder frame or per decoder token.
+        source_rows: Which output channels of `source` feed this site linearly.
+        logit_layers: Those of `layers` that make queries or keys.
+        reader: The attention that reads this site's outputs, where one does: a rewrite of
+            queries, keys and values is judged by what comes out of it.
+        shift_invariant_layers: Those of `layers` whose outputs may all move by one constant vector
+            without any change behind the softmax: keys without rotary positions.
+    """
+
+    role: Role
+    stack: Stack
+    layers: tuple[str, ...]
+    source: str | None
+    axis: Axis
+    source_rows: Literal["all", "first_half"] = "all"
+    logit_layers: tuple[str, ...] = ()
+    reader: str | None = None
+    shift_invariant_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block, or the cross-attention memory that all decoder blocks share.
+
+    `module` is the path of the module that is run; `axis` that of its hidden states.
+    """
+
+    module: str
+    stack: Stack
+    sites: tuple[Site, ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(name for site in self.sites for name in site.layers)
+
+
+@dataclass(frozen=True)
+class ResidualStream:
+    """What a rotation of one stack's residual stream must touch.
+
+    Attributes:
+        stack: Which of the two independent streams.
+        writers: Layers and tables whose output is added to the stream. The encoder's stem ends
+            in a GELU and is not among them: a rotation must follow it explicitly.
+        readers: Layers that read the stream through a norm.
+        norms: The norms between them, whose scale (and bias) must first move into the readers.
+    """
+
+    stack: Stack
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    norms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StemAxis:
+    """A convolution of the encoder stem and the name of the axis it is applied along."""
+
+    layer: str
+    axis: str
+
+
+def leading_rows(valid: torch.Tensor) -> int:
+    """Rows up to the last valid one of bool `valid` [batch, positions], at least one."""
+    rows = valid.any(0).nonzero()
+    return int(rows.max()) + 1 if len(rows) else 1
+
+
+class Architecture(ABC):
+    """One model family. Instances are stateless; every method takes the model or its config.
+
+    `default_tokens_per_second` is the family's published cap on generated tokens a second of
+    audio, or None. `tied_logit_channels` is how many neighbouring channels of a self-attention's
+    queries and keys must share a scale: 2 where rotary positions turn them in pairs.
+    """
+
+    family: str
+    default_tokens_per_second: float | None = None
+    tied_logit_channels: int = 1
+    encoder_module: str = "model.encoder"
+    decoder_module: str = "model.decoder"
+    embedding: str = "model.decoder.embed_tokens"
+    head: str = "proj_out"
+    encoder_norm: str = "model.encoder.layer_norm"
+    decoder_norm: str = "model.decoder.layer_norm"
+
+    @abstractmethod
+    def encoder_block(self, index: int) -> Block:
+        """Encoder block number `index`."""
+
+    @abstractmethod
+    def decoder_block(self, index: int) -> Block:
+        """Decoder block number `index`, without its cross-attention keys and values."""
+
+    @abstractmethod
+    def depth(self, config: Any) -> tuple[int, int]:
+        """Number of encoder and of decoder blocks."""
+
+    @abstractmethod
+    def stem(self) -> tuple[StemAxis, ...]:
+        """The convolutions before the first encoder block, in forward order."""
+
+    @abstractmethod
+    def positions(self, config: Any, samples: int) -> dict[str, int]:
+        """Positions computed on every stem axis and on `frame` for a clip of `samples`."""
+
+    @abstractmethod
+    def valid_frames(self, config: Any, samples: int) -> int:
+        """Encoder frames that hold audio, not padding, for a clip of `samples` samples."""
+
+    @abstractmethod
+    def window_samples(self, config: Any, feature_extractor: Any) -> int | None:
+        """Longest clip in samples, or None where any length is accepted."""
+
+    @abstractmethod
+    def model_inputs(
+        self, feature_extractor: Any, clips: Sequence[np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        """Batch float32 mono 16 kHz clips into the keyword inputs of the encoder."""
+
+    def memory_mask(
+        self, encoder_inputs: Mapping[str, torch.Tensor], frames: int
+    ) -> dict[str, torch.Tensor]:
+        """Decoder keyword arguments that hide padding among `frames` encoder frames, as the
+        model itself derives them from its encoder's inputs; none by default."""
+        del encoder_inputs, frames
+        return {}
+
+    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+        """`module`, which runs `block`, cut to the rows up to a batch's last valid one.
+
+        It takes what the block takes and `valid`, bool [batch, positions], and gives what the
+        block would give for those rows. None, the default, where that would save little.
+        """
+        del block, module
+        return None
+
+    @abstractmethod
+    def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Decoder tokens that precede the transcript. Raises UserError if they are incomplete."""
+
+    @abstractmethod
+    def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Arguments of the library's `generate` that make it start from `prompt` and return it."""
+
+    @abstractmethod
+    def heads(self, config: Any) -> tuple[int, int]:
+        """Attention heads of the encoder and of the decoder."""
+
+    @abstractmethod
+    def width(self, config: Any) -> int:
+        """Channels of the residual streams."""
+
+    def padded_head_dim(self, config: Any, head_dim: int) -> int:
+        """Values per head that the attention products really multiply; by default all and only
+        the head's own."""
+        del config
+        return head_dim
+
+    def attention(self, config: Any) -> tuple[AttentionRecord, ...]:
+        """All attentions of the model with heads and head width."""
+        encoder_heads, decoder_heads = self.heads(config)
+        width = self.width(config)
+
+        def record(
+            block: Block, stack: Stack, kind: Literal["self", "cross"], heads: int
+        ) -> AttentionRecord:
+            return AttentionRecord(
+                name=f"{block.module}.{kind}",
+                stack=stack,
+                kind=kind,
+                heads=heads,
+                head_dim=width // heads,
+                padded_head_dim=self.padded_head_dim(config, width // heads),
+            )
+
+        kinds: tuple[Literal["self", "cross"], ...] = ("self", "cross")
+        return (
+            *(
+                record(block, "encoder", "self", encoder_heads)
+                for block in self.encoder_blocks(config)
+            ),
+            *(
+                record(block, "decoder", kind, decoder_heads)
+                for block in self.decoder_blocks(config)
+                for kind in kinds
+            ),
+        )
+
+    @abstractmethod
+    def residual_streams(self, config: Any) -> tuple[ResidualStream, ...]:
+        """The encoder's and the decoder's residual stream."""
+
+    def token_limit(
+        self, config: Any, prompt_tokens: int, samples: int, tokens_per_second: float | None
+    ) -> int:
+        """Most tokens a clip may generate, the end token included.
+
+        The model's own room, or `int(samples x rate / 16000 + 2)` where the published model
+        prescribes a rate (Moonshine's 6.5 tokens a second) and that is less.
+        """
+        room = int(self.decoder_room(config)) - prompt_tokens
+        if tokens_per_second is None:
+            return room
+        return min(room, int(samples * tokens_per_second / SAMPLE_RATE + 2))
+
+    @abstractmethod
+    def decoder_room(self, config: Any) -> int:
+        """Decoder positions the model has."""
+
+    @abstractmethod
+    def cross_layers(self, index: int) -> tuple[str, str]:
+        """Key and value layer of decoder block `index`, which read the encoder's output."""
+
+    def memory_block(self, config: Any) -> Block:
+        """The keys and values of every decoder block's cross-attention: one shared input."""
+        layers = [
+            name for index in range(self.depth(config)[1]) for name in self.cross_layers(index)
+        ]
+        keys = tuple(self.cross_layers(index)[0] for index in range(self.depth(config)[1]))
+        site = Site(
+            "cross_kv",
+            "decoder",
+            tuple(layers),
+            self.encoder_norm,
+            "frame",
+            logit_layers=keys,
+            shift_invariant_layers=keys,
+        )
+        return Block(self.encoder_norm, "decoder", (site,))
+
+    def encoder_blocks(self, config: Any) -> tuple[Block, ...]:
+        return tuple(self.encoder_block(index) for index in range(self.depth(config)[0]))
+
+    def decoder_blocks(self, config: Any) -> tuple[Block, ...]:
+        return tuple(self.decoder_block(index) for index in range(self.depth(config)[1]))
+
+    def blocks(self, config: Any) -> Iterator[Block]:
+        """All blocks in forward order; the cross-attention memory stands between the stacks."""
+        yield from self.encoder_blocks(config)
+        yield self.memory_block(config)
+        yield from self.decoder_blocks(config)
+
+    def verify(self, model: nn.Module, config: Any) -> None:
+        """Check the map against the model.
+
+        Raises:
+            UserError: when a Linear inside a block belongs to no site or to two, or when the
+                map names a module that the model lacks.
+        """
+        modules = dict(model.named_modules())
+        seen: dict[str, str] = {}
+        for block in self.blocks(config):
+            for site in block.sites:
+                for name in (*site.layers, *([site.source] if site.source else [])):
+                    if name not in modules:
+                        raise UserError(
+                            f"architecture map {self.family!r} names {name!r}, "
+                            "which this model does not have; is the checkpoint of another family?"
+                        )
+                for name in site.layers:
+                    if name in seen:
+                        raise UserError(
+                            f"architecture map {self.family!r}: layer {name!r} belongs to two "
+                            f"sites, {seen[name]!r} and {site.role!r}"
+                        )
+                    seen[name] = site.role
+        roots = tuple(f"{block.module}." for block in self.blocks(config))
+        for name, module in modules.items():
+            if isinstance(module, nn.Linear) and name.startswith(roots) and name not in seen:
+                raise UserError(
+                    f"architecture map {self.family!r}: layer {name!r} belongs to no site; "
+                    "the map must be extended before this model can be quantized"
+                )
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a transcript. Raises UserError if generation_config.json has none."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    if end is None:
+        raise UserError("generation_config.json has no eos_token_id; restore the published file")
+    return frozenset([end] if isinstance(end, int) else end)
+
+
+def layers_with_roles(blocks: Sequence[Block], roles: Sequence[Role]) -> tuple[str, ...]:
+    """The layers of `blocks` whose site has one of `roles`, in forward order."""
+    return tuple(
+        name
+        for block in blocks
+        for site in block.sites
+        if site.role in roles
+        for name in site.layers
+    )
+
+
+def norms_of(blocks: Sequence[Block]) -> tuple[str, ...]:
+    """The norms that feed the sites of `blocks`, in forward order."""
+    return tuple(
+        site.source
+        for block in blocks
+        for site in block.sites
+        if site.role in ("qkv", "cross_q", "fc1") and site.source
+    )
+
+
+def self_attention_site(
+    attention: str, norm: str, stack: Stack, axis: Axis, *, rotary: bool = False
+) -> Site:
+    """The projections of the self-attention module `attention`, which read one activation."""
+    query, key, value = (f"{attention}.{part}_proj" for part in "qkv")
+    return Site(
+        "qkv",
+        stack,
+        (query, key, value),
+        norm,
+        axis,
+        logit_layers=(query, key),
+        reader=attention,
+        shift_invariant_layers=() if rotary else (key,),
+    )
+
+
+def cross_query_site(attention: str, norm: str) -> Site:
+    """The query projection of the cross-attention module `attention`."""
+    query = f"{attention}.q_proj"
+    return Site(
+        "cross_q", "decoder", (query,), norm, "token", logit_layers=(query,), reader=attention
+    )

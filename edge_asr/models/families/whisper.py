@@ -1,0 +1,197 @@
+"""Whisper: pre-norm blocks with biases (none on keys), GELU MLP, log-mel stem of 30 seconds.
+
+Radford et al. 2022 (arXiv:2212.04356); module names of Hugging Face transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+from edge_asr.audio import SAMPLE_RATE
+from edge_asr.errors import UserError
+from edge_asr.models.families.base import (
+    Architecture,
+    Block,
+    ResidualStream,
+    Site,
+    StemAxis,
+    cross_query_site,
+    layers_with_roles,
+    leading_rows,
+    norms_of,
+    self_attention_site,
+)
+
+HOP_SAMPLES = 160
+FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
+
+
+class LeadingFrames(WhisperEncoderLayer):
+    """An encoder block for the frames up to a batch's last valid one.
+
+    Every frame of the window, silence too, remains a key and a value; those behind the last valid
+    one ask no query, and so need neither attention nor an MLP. What comes out is the same in
+    float32 and evaluation: dropout and float16's clamp are left out.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        # Not a copy: parameters and hooks are the block's own, and so what was put in front of it
+        # runs here as well.
+        vars(self).update(vars(block))
+
+    def forward(  # type: ignore[override]  # `valid` cannot be left out
+        self, states: Tensor, attention_mask: None = None, *, valid: Tensor, **options: Any
+    ) -> Tensor:
+        """States [batch, leading frames, width] behind the block.
+
+        Args:
+            states: In front of it [batch, frames, width].
+            attention_mask: None: Whisper's encoder attends to its whole window.
+            valid: bool [batch, frames].
+            options: For the attention.
+        """
+        count = leading_rows(valid)
+        whole = self.self_attn_layer_norm(states)
+        attended, _ = self.self_attn(
+            whole[:, :count], key_value_states=whole, attention_mask=attention_mask, **options
+        )
+        states = states[:, :count] + attended
+        inner = self.activation_fn(self.fc1(self.final_layer_norm(states)))
+        return states + self.fc2(inner)
+
+
+class Whisper(Architecture):
+    """The map of every Whisper size, English-only or multilingual."""
+
+    family = "whisper"
+
+    def depth(self, config: Any) -> tuple[int, int]:
+        return config.encoder_layers, config.decoder_layers
+
+    def encoder_block(self, index: int) -> Block:
+        root = f"model.encoder.layers.{index}"
+        attention = f"{root}.self_attn"
+        return Block(
+            root,
+            "encoder",
+            (
+                self_attention_site(attention, f"{root}.self_attn_layer_norm", "encoder", "frame"),
+                Site("out", "encoder", (f"{attention}.out_proj",), f"{attention}.v_proj", "frame"),
+                Site("fc1", "encoder", (f"{root}.fc1",), f"{root}.final_layer_norm", "frame"),
+                Site("fc2", "encoder", (f"{root}.fc2",), None, "frame"),
+            ),
+        )
+
+    def decoder_block(self, index: int) -> Block:
+        root = f"model.decoder.layers.{index}"
+        own, cross = f"{root}.self_attn", f"{root}.encoder_attn"
+        return Block(
+            root,
+            "decoder",
+            (
+                self_attention_site(own, f"{root}.self_attn_layer_norm", "decoder", "token"),
+                Site("out", "decoder", (f"{own}.out_proj",), f"{own}.v_proj", "token"),
+                cross_query_site(cross, f"{root}.encoder_attn_layer_norm"),
+                Site("out", "decoder", (f"{cross}.out_proj",), f"{cross}.v_proj", "token"),
+                Site("fc1", "decoder", (f"{root}.fc1",), f"{root}.final_layer_norm", "token"),
+                Site("fc2", "decoder", (f"{root}.fc2",), None, "token"),
+            ),
+        )  # fmt: skip
+
+    def cross_layers(self, index: int) -> tuple[str, str]:
+        cross = f"model.decoder.layers.{index}.encoder_attn"
+        return f"{cross}.k_proj", f"{cross}.v_proj"
+
+    def stem(self) -> tuple[StemAxis, ...]:
+        return (
+            StemAxis("model.encoder.conv1", "mel"),
+            StemAxis("model.encoder.conv2", "frame"),
+        )
+
+    def positions(self, config: Any, samples: int) -> dict[str, int]:
+        """Whisper always computes its whole window, whatever the clip's length."""
+        del samples
+        frames = int(config.max_source_positions)
+        return {"mel": 2 * frames, "frame": frames}
+
+    def valid_frames(self, config: Any, samples: int) -> int:
+        return max(1, min(-(-samples // FRAME_SAMPLES), int(config.max_source_positions)))
+
+    def window_samples(self, config: Any, feature_extractor: Any) -> int | None:
+        del config
+        return int(feature_extractor.n_samples)
+
+    def decoder_room(self, config: Any) -> int:
+        return int(config.max_target_positions)
+
+    def model_inputs(
+        self, feature_extractor: Any, clips: Sequence[np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        features = feature_extractor(
+            list(clips), sampling_rate=SAMPLE_RATE, return_tensors="pt", padding="max_length"
+        )
+        return {"input_features": features["input_features"]}
+
+    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+        """Clips are padded to 30 seconds, so most of an encoder block's work is on silence."""
+        if block.stack == "encoder":
+            return LeadingFrames(module)
+        return None
+
+    def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
+        generation: Any = model.generation_config
+        silent = getattr(generation, "no_timestamps_token_id", None)
+        if silent is None:
+            raise UserError(
+                "generation_config.json has no no_timestamps_token_id, so the decoder prompt is "
+                "unknown; restore the file that was published with the checkpoint "
+                '(one saved with "_from_model_config": true loses the field)'
+            )
+        tokens = [int(generation.decoder_start_token_id)]
+        if getattr(generation, "is_multilingual", False):
+            tokens += [generation.lang_to_id["<|en|>"], generation.task_to_id["transcribe"]]
+        return (*tokens, int(silent))
+
+    def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
+        """One call without timestamps; language and task where the model knows several.
+
+        English-only models reject a language. The unique call returns the prompt and the end
+        token, and keeps a model that emits stray timestamps from decoding the clip again.
+        """
+        options: dict[str, Any] = {"return_timestamps": False, "force_unique_generate_call": True}
+        if getattr(model.generation_config, "is_multilingual", False):
+            options |= {"language": "en", "task": "transcribe"}
+        return options
+
+    def heads(self, config: Any) -> tuple[int, int]:
+        return config.encoder_attention_heads, config.decoder_attention_heads
+
+    def width(self, config: Any) -> int:
+        return int(config.d_model)
+
+    def residual_streams(self, config: Any) -> tuple[ResidualStream, ...]:
+        encoder, decoder = self.encoder_blocks(config), self.decoder_blocks(config)
+        memory = self.memory_block(config)
+        return (
+            ResidualStream(
+                "encoder",
+                ("model.encoder.embed_positions", *layers_with_roles(encoder, ("out", "fc2"))),
+                (*layers_with_roles(encoder, ("qkv", "fc1")), *memory.layers),
+                (*norms_of(encoder), self.encoder_norm),
+            ),
+            ResidualStream(
+                "decoder",
+                (self.embedding, "model.decoder.embed_positions",
+                 *layers_with_roles(decoder, ("out", "fc2"))),
+                (*layers_with_roles(decoder, ("qkv", "cross_q", "fc1")), self.head),
+                (*norms_of(decoder), self.decoder_norm),
+            ),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Who transcribes: one interface, a file for each."""

@@ -1,0 +1,1 @@
+"""Fingerprints, artefacts, records, and files written whole or not at all."""

@@ -1,0 +1,373 @@
+"""The record of one run: plain JSON with a schema version, written whole or not at all.
+
+Reports are a function of records alone. Lengths are in seconds, rates in percent, memory in
+bytes; a number that does not exist (not a number, infinite) is null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import edge_asr
+from edge_asr.errors import UserError
+from edge_asr.store.cost_types import Cost
+from edge_asr.store.plain_json import finite, parse, write_text_atomically
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "record.json"
+FLOAT_METHOD = "float"
+ALL = "all"
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A rate or difference in percent with its percentile interval.
+
+    Attributes:
+        estimate: The value on the data itself.
+        low, high: Ends of the interval.
+        level: Its coverage, a fraction.
+        resamples: Bootstrap draws behind it.
+
+    Raises:
+        ValueError: A value is not finite, the ends are swapped or the level is no fraction.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float = LEVEL
+    resamples: int = RESAMPLES
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.estimate, self.low, self.high))):
+            raise ValueError(f"interval {self.estimate} [{self.low}, {self.high}] is not finite")
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level: {self.level} is not between 0 and 1")
+        if self.resamples < 1:
+            raise ValueError(f"resamples: {self.resamples} is below 1")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the run was made; `git_commit` and `git_dirty` are null outside a checkout."""
+
+    package: str
+    git_commit: str | None
+    git_dirty: bool | None
+    python: str
+    libraries: dict[str, str]
+    platform: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which checkpoint: `source` is an embedded model's name, a hub id or a folder; parameters of
+    the float model."""
+
+    name: str
+    source: str
+    family: str
+    parameters: int
+    float_bits: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class LayerSection:
+    """One quantized layer.
+
+    `effective_bits` is stored bits per weight, scales and outliers included. The errors are what
+    its weights alone change in its output, mean square in units of the output's variance, on the
+    inputs of the quantized prefix: by rounding to nearest (`before`) and by the method (`after`).
+    """
+
+    name: str
+    stack: str
+    role: str
+    weights: int
+    bits: float
+    effective_bits: float
+    output_error_before: float | None = None
+    output_error_after: float | None = None
+
+
+@dataclass(frozen=True)
+class ActivationSection:
+    """The grid of what quantized layers read.
+
+    `granularity` is `token` (dynamic) or `tensor` (static, from calibration: `static_range` is
+    `extreme` or `mean`); `clip_ratio` multiplies every range.
+    """
+
+    bits: int
+    symmetric: bool
+    granularity: str
+    static_range: str | None = None
+    clip_ratio: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A4 sym clip 0.9`."""
+        words = [f"A{self.bits}"]
+        words += ["static"] if self.static_range else []
+        words += ["mean"] if self.static_range == "mean" else []
+        words += ["sym"] if self.symmetric else []
+        words += [f"clip {self.clip_ratio:g}"] if self.clip_ratio != 1 else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class BlockSection:
+    """What quantizing one block took, or what one part that learned did to its loss.
+
+    The loss is the squared distance of the block's output to the float model's, summed over
+    channels, mean over valid rows, with the weights as stored; of a part that trains on the whole
+    model (block `model`) it is the cross-entropy a token. Seconds are no part of what is compared:
+    the same run takes others every time.
+    """
+
+    name: str
+    seconds: float | None = field(default=None, compare=False)
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+@dataclass(frozen=True)
+class MethodSection:
+    """How it was quantized; method `float` (32 bits, no layers) is the baseline.
+
+    Without `activation`, activations are float.
+    """
+
+    name: str
+    bits: float
+    group_size: int | None
+    symmetric: bool | None
+    layers: tuple[LayerSection, ...] = ()
+    warnings: tuple[str, ...] = ()
+    activation: ActivationSection | None = None
+    blocks: tuple[BlockSection, ...] = ()
+
+    @property
+    def effective_bits(self) -> float:
+        """Stored bits per weight over all quantized layers; of a float run, its bits."""
+        weights = sum(layer.weights for layer in self.layers)
+        stored = sum(layer.effective_bits * layer.weights for layer in self.layers)
+        return stored / weights if weights else self.bits
+
+    @property
+    def output_error(self) -> float | None:
+        """Output error summed over all layers, or None where one was not measured."""
+        return _sum_of_all([layer.output_error_after for layer in self.layers])
+
+    @property
+    def output_error_ratio(self) -> float | None:
+        """Summed output error of all layers over that of rounding to nearest, or None."""
+        nearest = _sum_of_all([layer.output_error_before for layer in self.layers])
+        error = self.output_error
+        return error / nearest if error is not None and nearest else None
+
+
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One data set under one protocol, or the part of it under one condition.
+
+    Rates in percent; `difference` is WER minus float WER on the same utterances. Counts of
+    words are over scored utterances. `damaged` names clips that could not be read, `dropped`
+    counts references empty after normalization, `hit_limit` clips that hit the token cap. A
+    condition none of whose references is scored has no rates.
+    """
+
+    dataset: str
+    protocol: str
+    utterances: int
+    seconds: float
+    condition: str = ALL
+    wer: float | None = None
+    interval: Interval | None = None
+    float_wer: float | None = None
+    difference: Interval | None = None
+    reference_words: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    empty: int = 0
+    looping: int = 0
+    dropped: int = 0
+    hit_limit: int = 0
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Average:
+    """Unweighted mean WER over the run's data sets (condition `all`), under one protocol."""
+
+    protocol: str
+    interval: Interval
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True)
+class CostSection:
+    """The same workloads on the quantized model and on the float one."""
+
+    quantized: Cost
+    baseline: Cost
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Wall time of one stage, and the process's peak resident memory during it.
+
+    The peak includes what earlier stages left in memory. Where the system cannot measure it
+    anew (other than Linux) it is that of the process so far; null where it was not measured.
+    """
+
+    name: str
+    seconds: float
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything one run found and everything needed to repeat it."""
+
+    run_id: str
+    created: str
+    config: dict[str, Any]
+    environment: Environment
+    model: ModelSection
+    method: MethodSection
+    results: tuple[Result, ...]
+    batch_size: int
+    averages: tuple[Average, ...] = ()
+    cost: CostSection | None = None
+    stages: tuple[Stage, ...] = ()
+    seeds: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    hypotheses_file: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version: {self.schema_version}, not {SCHEMA_VERSION}")
+        if datetime.fromisoformat(self.created).tzinfo is None:
+            raise ValueError(f"created: {self.created!r} has no time zone; write UTC")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size} is below 1")
+
+
+def now() -> str:
+    """The present in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Identity of a run: the first 12 hex digits of a SHA-256.
+
+    Args:
+        config: The resolved configuration, already without what cannot change a number; JSON
+            values only. The order of keys is immaterial.
+
+    Raises:
+        TypeError, ValueError: A value has no exact JSON form.
+    """
+    identity = {"config": config, "version": edge_asr.__version__}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(edge_asr.__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def current_environment(device: str, threads: int) -> Environment:
+    """The environment of this process; `device` is described by who uses it."""
+    # An installed copy may lie inside some other project's checkout: not our commit.
+    tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
+    status = _git("status", "--porcelain") if tracked else None
+    names = ("torch", "transformers", "numpy", "jiwer", "whisper-normalizer")
+    return Environment(
+        package=edge_asr.__version__,
+        git_commit=_git("rev-parse", "HEAD") if tracked else None,
+        git_dirty=None if status is None else bool(status),
+        python=platform.python_version(),
+        libraries={name: metadata.version(name) for name in names},
+        platform=f"{platform.system()} {platform.machine()}",
+        device=device,
+        threads=threads,
+    )
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write `folder/record.json` and return its path.
+
+    Raises:
+        UserError: The record would not read back (a required number is not finite).
+    """
+    path = folder / RECORD_NAME
+    plain = finite(dataclasses.asdict(record))
+    parse(Record, plain, path)
+    write_text_atomically(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read and validate one record.
+
+    Raises:
+        UserError: The file is missing, not JSON, of another schema version or lacks a field;
+            the message names file and field.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a run record ({error})") from error
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version: {version!r} is not {SCHEMA_VERSION}; "
+            "read it with the edge_asr version that wrote it, or make the run again"
+        )
+    return parse(Record, plain, path)
+
+
+def find_records(results: Path) -> tuple[Path, ...]:
+    """Paths of all records below a folder, sorted; `read_record` judges each.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    if not results.is_dir():
+        raise UserError(f"results: {results} is not a folder; give the folder that holds the runs")
+    return tuple(sorted(results.rglob(RECORD_NAME)))

@@ -1,0 +1,326 @@
+"""Transcription on real tiny models: order, limits, resumption, and the decoder prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import WINDOW_S, ListCorpus, tiny_whisper, tone
+
+from edge_asr.errors import UserError
+from edge_asr.evaluation.transcribe import (
+    DecodeSettings,
+    Transcription,
+    read_hypotheses,
+    transcribe,
+)
+from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.runtimes.greedy import greedy, token_limit
+
+PITCHES = {0.9: 300.0, 0.05: 440.0, 1.7: 200.0, 0.4: 800.0, 1.2: 150.0}
+CORPUS = ListCorpus(
+    [(tone(seconds, pitch), f"text {seconds}") for seconds, pitch in PITCHES.items()]
+)
+SETTINGS = DecodeSettings(batch_size=2, max_new_tokens=12)
+
+
+def texts(transcription: Transcription) -> list[str]:
+    return [hypothesis.pred_text for hypothesis in transcription.hypotheses]
+
+
+def altered(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
+    """The checkpoint with a generation config of its own, some fields changed."""
+    model = copy(checkpoint.model)
+    model.generation_config = deepcopy(checkpoint.model.generation_config)
+    for name, value in changes.items():
+        setattr(model.generation_config, name, value)
+    return replace(checkpoint, model=model)
+
+
+def test_corpus_order_is_restored(checkpoint: Checkpoint) -> None:
+    result = transcribe(checkpoint, CORPUS, SETTINGS)
+    assert [row.id for row in result.hypotheses] == [f"clip-{index}" for index in range(5)]
+    assert [row.duration for row in result.hypotheses] == pytest.approx(list(PITCHES))
+    assert [row.text for row in result.hypotheses] == [f"text {seconds}" for seconds in PITCHES]
+    assert result.audio_seconds == pytest.approx(sum(PITCHES))
+    assert result.decode_seconds > 0
+    assert len(set(texts(result))) > 2, "the tiny models must tell the clips apart"
+
+
+def test_each_text_belongs_to_its_clip(checkpoint: Checkpoint) -> None:
+    """Batches of one, so that no padding matters: every clip alone gives the same text."""
+    alone = DecodeSettings(batch_size=1, max_new_tokens=12)
+    together = transcribe(checkpoint, CORPUS, alone)
+    for index, (seconds, pitch) in enumerate(PITCHES.items()):
+        single = transcribe(checkpoint, ListCorpus([(tone(seconds, pitch), "")]), alone)
+        assert texts(single) == [texts(together)[index]]
+
+
+def test_whisper_batches_change_nothing(whisper: Checkpoint) -> None:
+    one, many = (
+        transcribe(whisper, CORPUS, DecodeSettings(batch_size=size, max_new_tokens=20))
+        for size in (1, 5)
+    )
+    assert texts(one) == texts(many)
+
+
+def test_batches_are_sorted_by_length(moonshine: Checkpoint) -> None:
+    """Within a sort window, whose last batch may be short."""
+    seen: list[tuple[int, int]] = []
+    transcribe(moonshine, CORPUS, SETTINGS, on_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    seen.clear()
+    narrow = replace(SETTINGS, sort_window=3)
+    result = transcribe(
+        moonshine, CORPUS, narrow, on_batch=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(2, 5), (3, 5), (5, 5)]
+    assert [row.id for row in result.hypotheses] == [f"clip-{index}" for index in range(5)]
+
+
+def test_greedy_is_the_argmax_of_the_model(checkpoint: Checkpoint) -> None:
+    """Against a plain loop of forward passes, which knows nothing of `generate`."""
+    wave = tone(1.1)
+    (own,) = greedy(checkpoint, [wave], [10])
+    architecture, model = checkpoint.architecture, checkpoint.model
+    tokens = list(architecture.prompt(model))
+    start = len(tokens)
+    inputs = architecture.model_inputs(checkpoint.feature_extractor, [wave])
+    suppressed = model.generation_config.begin_suppress_tokens or []
+    with torch.inference_mode():
+        for step in range(own.steps):
+            logits = model(**inputs, decoder_input_ids=torch.tensor([tokens])).logits[0, -1]
+            if step == 0:
+                logits[suppressed] = -torch.inf
+            tokens.append(int(logits.argmax()))
+    assert tuple(tokens[start : start + len(own.tokens)]) == own.tokens
+
+
+def test_every_clip_has_its_own_limit(moonshine: Checkpoint) -> None:
+    result = transcribe(moonshine, CORPUS, DecodeSettings(batch_size=5))
+    for row in result.hypotheses:
+        limit = int(row.samples * 6.5 / 16_000 + 2)
+        assert row.generated_tokens <= limit
+        assert row.hit_limit == (row.generated_tokens == limit)
+    assert {row.generated_tokens for row in result.hypotheses if row.hit_limit} >= {2, 13}
+
+
+def test_max_new_tokens_lowers_the_limit(checkpoint: Checkpoint) -> None:
+    assert token_limit(checkpoint, 32_000) > 3 == token_limit(checkpoint, 32_000, 3)
+    result = transcribe(checkpoint, CORPUS, DecodeSettings(batch_size=5, max_new_tokens=3))
+    assert max(row.generated_tokens for row in result.hypotheses) == 3
+
+
+def test_whisper_runs_into_the_decoders_room(whisper: Checkpoint) -> None:
+    (row,) = transcribe(whisper, ListCorpus([(tone(1.0), "")]), DecodeSettings()).hypotheses
+    room = whisper.architecture.decoder_room(whisper.model.config)
+    assert row.generated_tokens <= room - len(whisper.architecture.prompt(whisper.model))
+
+
+def test_the_end_token_is_counted_and_not_shown(checkpoint: Checkpoint) -> None:
+    wave = tone(1.1)
+    (free,) = greedy(checkpoint, [wave], [8])
+    end = next(token for token in free.tokens if token != free.tokens[0])
+    ending = altered(checkpoint, eos_token_id=end, pad_token_id=end, begin_suppress_tokens=None)
+    (row,) = greedy(ending, [wave], [8])
+    first = free.tokens.index(end)
+    assert row.tokens == free.tokens[:first]
+    assert (row.steps, row.hit_limit) == (first + 1, False)
+    (cut,) = greedy(ending, [wave], [first])
+    assert (cut.steps, cut.hit_limit) == (first, True)
+
+
+def test_long_clips_are_cut_and_flagged(whisper: Checkpoint) -> None:
+    long = tone(WINDOW_S + 0.7)
+    corpus = ListCorpus([(long, ""), (long[: WINDOW_S * 16_000], "")])
+    cut, whole = transcribe(whisper, corpus, SETTINGS).hypotheses
+    assert (cut.truncated, whole.truncated) == (True, False)
+    assert cut.samples == whole.samples == WINDOW_S * 16_000
+    assert cut.duration == pytest.approx(WINDOW_S + 0.7)
+    assert cut.pred_text == whole.pred_text
+
+
+def test_very_short_clips(checkpoint: Checkpoint) -> None:
+    corpus = ListCorpus([(tone(0.05), ""), (np.full(1, 0.1, np.float32), "")])
+    for row in transcribe(checkpoint, corpus, SETTINGS).hypotheses:
+        assert row.generated_tokens >= 1
+
+
+def test_damaged_clips_are_returned(whisper: Checkpoint) -> None:
+    done: list[int] = []
+    corpus = ListCorpus(["empty", (tone(0.5), "fox"), "no audio"])
+    result = transcribe(whisper, corpus, SETTINGS, on_batch=lambda count, _: done.append(count))
+    assert [clip.reason for clip in result.damaged] == ["empty", "no audio"]
+    assert [row.id for row in result.hypotheses] == ["clip-1"]
+    assert done == [3]
+    assert transcribe(whisper, ListCorpus(["empty"]), SETTINGS).hypotheses == ()
+
+
+def test_output_is_a_leaderboard_manifest(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "run" / "hypotheses.jsonl"
+    result = transcribe(whisper, CORPUS, SETTINGS, output)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [row["audio_filepath"] for row in rows] == [f"{index}.wav" for index in range(5)]
+    assert {"audio_filepath", "duration", "time", "text", "pred_text"} <= rows[0].keys()
+    assert read_hypotheses(output) == result.hypotheses
+    assert [path.name for path in output.parent.iterdir()] == ["hypotheses.jsonl"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(checkpoint: Checkpoint, output: Path, key: str, after: int = 4) -> None:
+    def stop(done: int, total: int) -> None:
+        del total
+        if done >= after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        transcribe(checkpoint, CORPUS, SETTINGS, output, on_batch=stop, resume_key=key)
+    assert not output.exists()
+
+
+def test_an_interrupted_run_is_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    whole = transcribe(checkpoint, CORPUS, SETTINGS)
+    output = tmp_path / "h.jsonl"
+    interrupt(checkpoint, output, "key")
+    partial = tmp_path / "h.jsonl.partial"
+    assert partial.read_text(encoding="utf-8").count("\n") == 4
+    resumed = transcribe(checkpoint, CORPUS, SETTINGS, output, resume_key="key")
+    assert resumed.resumed == 4
+    assert texts(resumed) == texts(whole)
+    assert read_hypotheses(output) == resumed.hypotheses
+    assert not partial.exists()
+
+
+def test_a_torn_batch_is_decoded_again_as_a_whole(moonshine: Checkpoint, tmp_path: Path) -> None:
+    """Else the clip left over would be padded differently and could get another text."""
+    whole = transcribe(moonshine, CORPUS, SETTINGS)
+    output = tmp_path / "h.jsonl"
+    interrupt(moonshine, output, "key")
+    partial = tmp_path / "h.jsonl.partial"
+    content = partial.read_bytes()
+    partial.write_bytes(content[:-20])
+    resumed = transcribe(moonshine, CORPUS, SETTINGS, output, resume_key="key")
+    assert resumed.resumed == 2
+    assert texts(resumed) == texts(whole)
+    assert len(read_hypotheses(output)) == 5
+
+
+def test_another_run_does_not_resume(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "h.jsonl"
+    interrupt(whisper, output, "one")
+    result = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="two")
+    assert result.resumed == 0
+    assert len(read_hypotheses(output)) == 5
+
+
+def refuse(done: int, total: int) -> None:
+    """Stop a transcription at its first batch."""
+    del done, total
+    raise Interrupted
+
+
+def test_a_finished_file_is_reused_until_its_record(whisper: Checkpoint, tmp_path: Path) -> None:
+    """The run may be stopped after its last clip: in scoring, or in writing the record."""
+    output = tmp_path / "h.jsonl"
+    first = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    left = ["h.jsonl", "h.jsonl.key"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    # Even a second stop loses nothing.
+    with pytest.raises(Interrupted):
+        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="key")
+    again = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    assert again == replace(first, resumed=5)
+    assert read_hypotheses(output) == first.hypotheses
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    # A recorded run is repeated in order to transcribe again.
+    (tmp_path / "record.json").touch()
+    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key").resumed == 0
+
+
+def test_a_finished_file_of_another_run_is_not_reused(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "h.jsonl"
+    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="one")
+    with pytest.raises(Interrupted):
+        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="two")
+    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="two").resumed == 2
+    for _ in range(2):
+        assert transcribe(whisper, CORPUS, SETTINGS, output).resumed == 0
+
+
+def test_a_corrected_clip_is_transcribed_anew(whisper: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "h.jsonl"
+    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
+    corrected = ListCorpus([(tone(*clip), "corrected") for clip in PITCHES.items()])
+    result = transcribe(whisper, corrected, SETTINGS, output, resume_key="key")
+    assert result.resumed == 0
+    assert {row.text for row in result.hypotheses} == {"corrected"}
+
+
+def test_two_clips_of_one_id(whisper: Checkpoint) -> None:
+    class Twice(ListCorpus):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for item in super().__iter__():
+                yield item
+                yield item
+
+    with pytest.raises(UserError, match="two clips with the id 'clip-0'"):
+        transcribe(whisper, Twice([(tone(0.5), "fox")]), SETTINGS)
+
+
+def test_unreadable_hypotheses(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_hypotheses(tmp_path / "none.jsonl")
+    (tmp_path / "other.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="line 1"):
+        read_hypotheses(tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "sort_window"])
+def test_settings_are_checked(field: str) -> None:
+    with pytest.raises(UserError, match=f"decode.{field}=0"):
+        DecodeSettings(**{field: 0})
+
+
+def test_the_wrong_prompt_is_refused(whisper: Checkpoint) -> None:
+    """The library starts on what it finds; a changed `decoder_start_token_id` must not pass."""
+
+    class Mistaken(type(whisper.architecture)):  # type: ignore[misc]
+        def prompt(self, model: object) -> tuple[int, ...]:
+            return (*super().prompt(model), 5)
+
+    wrong = replace(whisper, architecture=Mistaken())
+    with pytest.raises(UserError, match="not on the prompt"):
+        greedy(wrong, [tone(0.5)], [4])
+
+
+def test_multilingual_whisper_is_told_language_and_task(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(tiny_whisper(tmp_path, multilingual=True)))
+    prompt = checkpoint.architecture.prompt(checkpoint.model)
+    named = checkpoint.tokenizer.convert_ids_to_tokens(list(prompt))
+    assert named == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    (row,) = greedy(checkpoint, [tone(0.5)], [6])
+    assert row.steps >= 1
+
+
+def test_decoding_is_quiet_and_leaves_the_model_as_it_was(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    before = checkpoint.model.generation_config.to_dict()
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        greedy(checkpoint, [tone(0.5), tone(0.7)], [4, 4])
+    finally:
+        library.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == []
+    assert [str(warning.message) for warning in recwarn] == []
+    assert checkpoint.model.generation_config.to_dict() == before

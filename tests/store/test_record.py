@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_asr.cost.model import cost_of
+from edge_asr.cost.records import Inventory, LayerRecord, Workload
+from edge_asr.errors import UserError
+from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.record import (
+    ActivationSection,
+    Average,
+    CostSection,
+    Interval,
+    LayerSection,
+    MethodSection,
+    ModelSection,
+    Record,
+    Result,
+    Stage,
+    current_environment,
+    find_records,
+    now,
+    read_record,
+    run_id,
+    write_record,
+)
+
+
+def full_record(**changes: Any) -> Record:
+    layer = LayerRecord("l", "decoder", "head", (4, 4), "token", 64, 4)
+    cost = cost_of(Inventory((layer,), (), 1, 32), [Workload(1.5, {"frame": 3}, 2, 3)])
+    interval = Interval(10.0, 9.0, 11.5)
+    record = Record(
+        run_id="0123456789ab",
+        created=now(),
+        config={"model": {"name": "tiny"}, "bits": 4, "sets": ["a"], "none": None},
+        environment=current_environment("cpu", 2),
+        model=ModelSection("tiny", "embedded", "whisper", 17, 32, "ff"),
+        method=MethodSection(
+            "awq",
+            4,
+            32,
+            False,
+            (LayerSection("l", "decoder", "head", 16, 4, 4.5, 0.2, 0.1),),
+            activation=ActivationSection(8, True, "token"),
+        ),
+        results=(
+            Result(
+                "speech",
+                "open_asr_2024",
+                9,
+                30.5,
+                wer=10.0,
+                interval=interval,
+                float_wer=9.0,
+                difference=Interval(1.0, -0.5, 2.0),
+                damaged=("clip <&> 3",),
+            ),
+        ),
+        batch_size=1,
+        averages=(Average("open_asr_2024", interval),),
+        cost=CostSection(cost, cost),
+        stages=(Stage("quantize", 1.25, 1 << 20), Stage("score", 0.5)),
+        seeds={"bootstrap": 0},
+        warnings=("Übergröße",),
+        hypotheses_file="hypotheses.jsonl",
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def edited(tmp_path: Path, edit: Any) -> Path:
+    path = write_record(tmp_path, full_record())
+    plain = json.loads(path.read_text())
+    edit(plain)
+    path.write_text(json.dumps(plain))
+    return path
+
+
+def test_a_record_reads_back_equal(tmp_path: Path) -> None:
+    record = full_record()
+    path = write_record(tmp_path / "new" / "folder", record)
+    assert path.name == "record.json"
+    assert read_record(path) == record
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_numpy_numbers_are_written_as_numbers(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"count": np.int64(3), "rate": np.float32(0.5)}
+    back = read_record(write_record(tmp_path, full_record(config=config)))
+    assert back.config == {"count": 3, "rate": 0.5}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_do_not_exist_become_null(value: float, tmp_path: Path) -> None:
+    result = dataclasses.replace(full_record().results[0], wer=value)
+    path = write_record(tmp_path, full_record(results=(result,), config={"x": [value]}))
+    text = path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    back = read_record(path)
+    assert back.results[0].wer is None
+    assert back.config == {"x": [None]}
+
+
+def test_a_record_that_would_not_read_back_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stages\[0\].seconds"):
+        write_record(tmp_path, full_record(stages=(Stage("quantize", math.nan),)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_record(tmp_path: Path) -> None:
+    path = write_record(tmp_path, full_record())
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "half a record \ud800")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_often(path: Path, text: str) -> None:
+    for _ in range(30):
+        write_text_atomically(path, text)
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    texts = ["a" * 200_000, "b" * 100_000]
+    write_text_atomically(path, texts[0])
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(path, text)) for text in texts]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_text() in texts
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda plain: plain.pop("model"), "model: is missing"),
+        (lambda plain: plain["model"].pop("family"), "model.family: is missing"),
+        (lambda plain: plain["results"][0].update(wer="10"), r"results\[0\].wer: '10' is not of"),
+        (lambda plain: plain["results"][0].update(utterances=True), r"results\[0\].utterances"),
+        (lambda plain: plain["results"][0].update(wre=1.0), r"results\[0\].wre: 1.0 is not a"),
+        (lambda plain: plain["seeds"].update(a=0.5), "seeds.a: 0.5 is not of type int"),
+        (lambda plain: plain.update(results={}), "results: {} is not a list"),
+        (lambda plain: plain.update(schema_version=0), "schema_version: 0 is not 1"),
+        (lambda plain: plain.pop("schema_version"), "schema_version: None is not 1"),
+        (lambda plain: plain.update(created="2026-01-01"), "no time zone"),
+        (lambda plain: plain["results"][0]["interval"].update(low=99.0), "low 99.0 is above"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_file(edit: Any, message: str, tmp_path: Path) -> None:
+    path = edited(tmp_path, edit)
+    with pytest.raises(UserError, match=message) as caught:
+        read_record(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_record_is_a_user_error(tmp_path: Path) -> None:
+    for text in ("{", "[]", "3"):
+        path = tmp_path / "record.json"
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"record\.json"):
+            read_record(path)
+    with pytest.raises(UserError, match="absent"):
+        read_record(tmp_path / "absent")
+
+
+def test_defaults_may_be_missing(tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda plain: plain.pop("averages"))
+    assert read_record(path).averages == ()
+    path = edited(tmp_path, lambda plain: plain["method"].pop("activation"))
+    assert read_record(path).method.activation is None
+
+
+@pytest.mark.parametrize(
+    ("section", "label"),
+    [
+        (ActivationSection(8, False, "token"), "A8"),
+        (ActivationSection(4, True, "token", None, 0.9), "A4 sym clip 0.9"),
+        (ActivationSection(8, False, "tensor", "extreme"), "A8 static"),
+        (ActivationSection(8, True, "tensor", "mean"), "A8 static mean sym"),
+    ],
+)
+def test_activation_labels_tell_settings_apart(section: ActivationSection, label: str) -> None:
+    assert section.label == label
+
+
+def test_records_are_found_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a/deep", "c"):
+        write_record(tmp_path / name, full_record())
+    found = [str(path.parent.relative_to(tmp_path)) for path in find_records(tmp_path)]
+    assert found == ["a/deep", "b", "c"]
+    with pytest.raises(UserError, match="not a folder"):
+        find_records(tmp_path / "absent")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+).filter(lambda value: "inf" not in repr(value))
+configs = st.dictionaries(st.text(), json_values, max_size=4)
+
+
+@settings(deadline=None)
+@given(configs, st.randoms())
+def test_run_id_ignores_the_order_of_keys(config: dict[str, Any], random: Any) -> None:
+    items = list(config.items())
+    random.shuffle(items)
+    identity = run_id(config)
+    assert run_id(dict(items)) == identity
+    assert len(identity) == 12
+    assert set(identity) <= set("0123456789abcdef")
+
+
+def test_run_id_depends_on_values_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_id({"bits": 4})
+    assert run_id({"bits": 3}) != first
+    monkeypatch.setattr("edge_asr.__version__", "9.9")
+    assert run_id({"bits": 4}) != first
+
+
+def test_run_id_refuses_what_has_no_exact_form() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        run_id({"x": math.nan})
+    with pytest.raises(TypeError):
+        run_id({"x": Path("a")})
+
+
+def test_effective_bits_weigh_layers_by_their_weights() -> None:
+    layers = (
+        LayerSection("a", "encoder", "fc1", 300, 4, 4.5),
+        LayerSection("b", "encoder", "fc2", 100, 8, 8.5),
+    )
+    assert MethodSection("rtn", 4, 64, True, layers).effective_bits == 5.5
+    assert MethodSection("float", 32, None, None).effective_bits == 32
+
+
+def test_environment_names_versions_but_not_the_machine() -> None:
+    environment = current_environment("cpu", 2)
+    assert set(environment.libraries) >= {"torch", "transformers", "numpy"}
+    assert environment.platform.count(" ") == 1
+    assert environment.git_commit is None or len(environment.git_commit) >= 40
+
+
+def test_output_error_ratio_is_of_sums_and_needs_every_layer() -> None:
+    layers = (
+        LayerSection("a", "encoder", "fc1", 10, 4, 4.5, 8.0, 2.0),
+        LayerSection("b", "encoder", "fc2", 10, 4, 4.5, 2.0, 3.0),
+    )
+    assert MethodSection("gptq", 4, None, False, layers).output_error_ratio == 0.5
+    assert MethodSection("gptq", 4, None, False, layers).output_error == 5.0
+    unknown = (*layers, LayerSection("c", "encoder", "fc1", 10, 4, 4.5))
+    assert MethodSection("gptq", 4, None, False, unknown).output_error_ratio is None
+    assert MethodSection("float", 32, None, None).output_error_ratio is None
