@@ -20,7 +20,7 @@ from edge_asr.evaluation.significance import paired_difference
 from edge_asr.evaluation.transcribe import Hypothesis, read_hypotheses
 from edge_asr.report.cells import widths, with_interval
 from edge_asr.report.console import WIDEST
-from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import (
     ALL,
     FLOAT_METHOD,

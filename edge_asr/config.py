@@ -18,8 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from edge_asr.errors import UserError
 from edge_asr.evaluation.wer import protocol_named
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import BITS, Grid
+from edge_asr.quant.formats import BITS, ActivationGrid, Grid
 
 STRICT = ConfigDict(extra="forbid")
 # A manifest's field is compared as text, and `where.speaker=84` arrives as a number.

@@ -1,73 +1,109 @@
-"""One generic, typed registry a stage: a part's name leads to its class."""
+"""One registry for all that is chosen by name: parts, families, runtimes, runtime ops.
+
+A kind of thing (`rounding`, `family`, ...) has a `Registry` of its own, and `REGISTRIES` holds all
+of them, so that a contract can be tested over everything there is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from edge_asr.errors import UserError
 
-Part = TypeVar("Part")
+T = TypeVar("T")
+
+REGISTRIES: dict[str, Registry[Any]] = {}
 
 
-class Registry(Generic[Part]):
-    """The parts of one stage, each a frozen dataclass whose fields are its settings."""
+class Registry(Generic[T]):
+    """The things of one kind by name.
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self._parts: dict[str, type[Part]] = {}
+    Args:
+        kind: Its name, unique.
+        option: What a user types before the name, for messages: `method/rounding`.
+    """
 
-    def register(self, name: str) -> Callable[[type[Part]], type[Part]]:
+    def __init__(self, kind: str, option: str | None = None) -> None:
+        if kind in REGISTRIES:
+            raise ValueError(f"the kind {kind!r} is registered twice")
+        REGISTRIES[kind] = self
+        self.kind, self._option = kind, option or kind
+        self._entries: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator. Raises ValueError when the name is taken."""
 
-        def add(part: type[Part]) -> type[Part]:
-            if name in self._parts:
-                raise ValueError(f"{self.stage} {name!r} is registered twice")
-            self._parts[name] = part
-            return part
+        def add(entry: type[T]) -> type[T]:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
 
         return add
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._parts))
+        return iter(sorted(self._entries))
 
-    def build(self, options: Mapping[str, Any]) -> Part:
-        """The part named `options["name"]` with the other options as its settings.
+    def __getitem__(self, name: str) -> type[T]:
+        """Raises UserError for an unknown name, with the nearest known one."""
+        if name not in self._entries:
+            raise UserError(f"{self._option}={name}: {nearest(name, self)}")
+        return self._entries[name]
+
+    def name_of(self, entry: object) -> str:
+        """The name that the class of `entry` is registered under. Raises KeyError if it is not."""
+        for name, known in self._entries.items():
+            if type(entry) is known:
+                return name
+        raise KeyError(f"{type(entry).__name__} is no registered {self.kind}")
+
+    def build(self, options: Mapping[str, Any]) -> T:
+        """The entry named `options["name"]`, a dataclass, with the other options as its settings.
 
         Raises:
-            UserError: for an unknown part or setting, with the nearest known one.
+            UserError: for an unknown name or setting, with the nearest known one, or a value of
+                another type.
         """
-        # A frozen dataclass holds tuples where a configuration file has lists.
-        settings = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in options.items()
-            if key != "name"
-        }
         name = str(options.get("name", "none"))
-        if name not in self._parts:
-            raise UserError(f"method/{self.stage}={name}: {nearest(name, self)}")
-        part = self._parts[name]
-        known = {field.name for field in fields(part)}  # type: ignore[arg-type]
+        entry, prefix = self[name], self._option.replace("/", ".")
+        settings = {key: value for key, value in options.items() if key != "name"}
+        known = {field.name for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
         for key in settings:
             if key not in known:
                 allowed = nearest(key, known) if known else f"{name!r} has no settings"
-                raise UserError(f"method.{self.stage}.{key}={settings[key]}: {allowed}")
-        kinds = get_type_hints(part)
-        for key, value in settings.items():
-            try:
-                TypeAdapter(kinds[key]).validate_python(value, strict=True)
-            except ValidationError as error:
-                raise UserError(
-                    f"method.{self.stage}.{key}={value!r}: {error.errors()[0]['msg']}"
-                ) from error
-        return part(**settings)
+                raise UserError(f"{prefix}.{key}={settings[key]}: {allowed}")
+        kinds = get_type_hints(entry)
+        return entry(
+            **{
+                key: _checked(f"{prefix}.{key}", kinds[key], value)
+                for key, value in settings.items()
+            }
+        )
+
+    def identity(self, entry: T) -> dict[str, Any]:
+        """What makes results of this entry differ from another's: name, version and settings."""
+        return {
+            "name": self.name_of(entry),
+            "version": getattr(entry, "version", 1),
+            **dataclasses.asdict(entry),  # type: ignore[call-overload]
+        }
 
 
-def nearest(word: str, known: Iterator[str] | Registry[Any] | set[str]) -> str:
+def _checked(option: str, kind: Any, value: Any) -> Any:
+    # A frozen dataclass holds tuples where a configuration file has lists.
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{option}={value!r}: {error.errors()[0]['msg']}") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt `word`: the nearest known one and all of them."""
     options = sorted(known)
     match = difflib.get_close_matches(word, options, n=1)

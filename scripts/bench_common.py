@@ -28,10 +28,11 @@ from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint, weights_sha256
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.work import BlockWork
-from edge_asr.store.plain_json import finite, write_text_atomically
+from edge_asr.store.files import write_text_atomically
+from edge_asr.store.plain_json import finite
 from edge_asr.store.record import Environment, current_environment
 
 

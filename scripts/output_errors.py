@@ -34,7 +34,7 @@ from torch import Tensor
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import LayerFit
 from edge_asr.quant.walker import quantize_model

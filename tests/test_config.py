@@ -16,7 +16,7 @@ from edge_asr.cli.command import CONF
 from edge_asr.config import check_choices
 from edge_asr.errors import UserError
 from edge_asr.experiments.identity import float_settings, folder_name, run_identity
-from edge_asr.quant.activation import ActivationGrid
+from edge_asr.quant.formats import ActivationGrid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import corrections, outliers, ranges, roundings, transforms
 

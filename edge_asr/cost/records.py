@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Stack = Literal["encoder", "decoder"]
+from edge_asr.models.tensors import AttentionShape, Stack
 
 
 @dataclass(frozen=True)
@@ -135,32 +134,20 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """One attention: scores (query x key) and mixing (probabilities x value).
+class AttentionRecord(AttentionShape):
+    """One attention and the widths of its operands.
 
     Attributes:
-        name: Module path in the model.
-        stack: `encoder` or `decoder`.
-        kind: `self`, or `cross` (decoder queries on encoder frames).
-        heads, head_dim: Number of heads and values per head.
         query_bits: Width of a query, a probability and a mixed value.
         key_value_bits: Width of a key and a value, also as they are cached.
-        padded_head_dim: Values per head in the two products, where the model pads heads with
-            zeros for them (after caching, so that nothing stored grows), or None for `head_dim`.
 
     Raises:
         ValueError: A cross-attention in the encoder, a size that is not positive, or a padded head
             narrower than the head.
     """
 
-    name: str
-    stack: Stack
-    kind: Literal["self", "cross"]
-    heads: int
-    head_dim: int
     query_bits: int = 32
     key_value_bits: int = 32
-    padded_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.stack == "encoder" and self.kind == "cross":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from edge_asr.cost.records import Inventory, LayerRecord, OnlineRecord, Stack
+from edge_asr.cost.records import AttentionRecord, Inventory, LayerRecord, OnlineRecord
 from edge_asr.models.families.base import Architecture
+from edge_asr.models.tensors import Stack
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def take_inventory(
     return Inventory(
         layers=tuple(layers),
         attentions=tuple(
-            replace(attention, query_bits=float_bits, key_value_bits=float_bits)
+            AttentionRecord(**vars(attention), query_bits=float_bits, key_value_bits=float_bits)
             for attention in architecture.attention(config)
         ),
         other_parameters=others,

@@ -13,9 +13,10 @@ from edge_asr.cost.summary import StoredWeight, online_record, take_inventory
 from edge_asr.evaluation.transcribe import Hypothesis
 from edge_asr.models.loading import Checkpoint, weights_sha256
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.grid import VALUE_BITS, QuantizedWeight
-from edge_asr.quant.layers import OnlineWork, QuantizedLinear, online_work
+from edge_asr.quant.formats import VALUE_BITS
+from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, runtime_ops
 from edge_asr.quant.walker import Quantization
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.store.record import (
     FLOAT_METHOD,
     ActivationSection,
@@ -57,7 +58,7 @@ def quantized_inventory(
     Online work that several layers share is one module, and counted with the first of them.
     """
     model, architecture = checkpoint.model, checkpoint.architecture
-    elsewhere = online_work(model)
+    elsewhere = runtime_ops(model)
     stored = {}
     for name, result in quantization.layers.items():
         layer: Any = model.get_submodule(name)
@@ -74,7 +75,7 @@ def quantized_inventory(
 
 
 def _stored(
-    layer: QuantizedLinear, weight: QuantizedWeight, online: Sequence[OnlineWork]
+    layer: QuantizedLinear, weight: QuantizedWeight, online: Sequence[RuntimeOp]
 ) -> StoredWeight:
     """What the cost model is told of one quantized layer."""
     entry = layer.quantize_input

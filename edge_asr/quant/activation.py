@@ -10,82 +10,26 @@ probabilities of attention products stay float, as do the inputs of stem, embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.formats import SCALE_BITS, ActivationGrid, Grid
 from edge_asr.quant.grid import (
-    BITS,
-    SCALE_BITS,
-    Grid,
     GridParameters,
     Round,
+    code_dtype,
     decode,
     encode,
     parameters_from_range,
     straight_through_round,
 )
-from edge_asr.quant.layers import QuantizedLinear
-
-ActivationGranularity = Literal["token", "tensor"]
-StaticRange = Literal["extreme", "mean"]
-
-
-@dataclass(frozen=True)
-class ActivationGrid:
-    """Settings of quantized activations.
-
-    Attributes:
-        bits: Width of a code, 2 to 8.
-        symmetric: One magnitude for both signs on a signed grid, scale = magnitude /
-            (2^(b-1) - 1); otherwise a zero point from a range that contains zero (QuaRot's
-            two variants).
-        granularity: `token`, dynamic; or `tensor`, static, from calibration.
-        static_range: Of `tensor` alone: `extreme`, the extremes of all calibration rows, or
-            `mean`, the extremes of every clip averaged over clips.
-        clip_ratio: Both ends of every range are multiplied by this, above 0 to 1.
-
-    Raises:
-        UserError: A setting is out of its range, or `static_range` does not fit `granularity`.
-    """
-
-    bits: int
-    symmetric: bool = False
-    granularity: ActivationGranularity = "token"
-    static_range: StaticRange | None = None
-    clip_ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise UserError(
-                f"activation.bits={self.bits}: allowed are {BITS.start} to {BITS.stop - 1}"
-            )
-        if (self.granularity == "tensor") != (self.static_range is not None):
-            raise UserError(
-                f"activation.static_range={self.static_range} with "
-                f"activation.granularity={self.granularity}: "
-                "give extreme or mean with tensor, and null with token"
-            )
-        if not 0 < self.clip_ratio <= 1:
-            raise UserError(
-                f"activation.clip_ratio={self.clip_ratio}: must be above 0 and at most 1"
-            )
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of rows (tokens) x channels. Only static scales are stored, in float16."""
-        return Grid(
-            bits=self.bits,
-            symmetric=self.symmetric,
-            signed=self.symmetric,
-            granularity=self.granularity,
-            half_scales=self.granularity == "tensor",
-        )
+from edge_asr.quant.layers import QuantizedLinear, StoredModule, modules
 
 
 def token_parameters(
@@ -155,7 +99,8 @@ def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tenso
     return result
 
 
-class InputQuantizer(nn.Module):
+@modules.register("input_quantizer")
+class InputQuantizer(StoredModule):
     """Fake-quantizes the input [..., channels] of one layer, in float32.
 
     Attributes:
@@ -171,30 +116,31 @@ class InputQuantizer(nn.Module):
     zero: Tensor | None
     float_columns: Tensor | None
 
-    def __init__(self, settings: ActivationGrid, statistics: InputStatistics | None = None) -> None:
-        """`statistics` of the layer's input, which a static range is taken from.
-
-        Raises:
-            ValueError: A static range, and no statistics.
-            UserError: As `static_parameters`.
-        """
+    def __init__(self, settings: ActivationGrid) -> None:
         super().__init__()
         self.settings = settings
         self.range_gradient = False
         for name in ("scale", "zero", "float_columns"):
             self.register_buffer(name, None)
-        self._fit(statistics)
 
-    def keep_float(self, columns: Tensor, statistics: InputStatistics | None = None) -> None:
+    @classmethod
+    def fitted(cls, settings: ActivationGrid, statistics: InputStatistics) -> InputQuantizer:
+        """With a static range from `statistics` of the layer's input, if it is to have one.
+
+        Raises UserError as `static_parameters`.
+        """
+        quantizer = cls(settings)
+        quantizer._fit(statistics)
+        return quantizer
+
+    def keep_float(self, columns: Tensor, statistics: InputStatistics) -> None:
         """Keep `columns` [channels], bool, in floating point; a static range is taken anew."""
         self.float_columns = columns.bool()
         self._fit(statistics)
 
-    def _fit(self, statistics: InputStatistics | None) -> None:
+    def _fit(self, statistics: InputStatistics) -> None:
         if self.settings.granularity == "token":
             return
-        if statistics is None:
-            raise ValueError("a static range needs statistics")
         columns = self.float_columns
         parameters = static_parameters(statistics, self.settings, columns)
         device = None if columns is None else columns.device
@@ -227,6 +173,34 @@ class InputQuantizer(nn.Module):
             quantized = torch.where(self.float_columns, rows, quantized)
         return quantized.to(inputs.dtype).reshape(inputs.shape)
 
+    def description(self) -> dict[str, Any]:
+        return asdict(self.settings)
+
+    def stored(self) -> dict[str, Tensor]:
+        """A static scale and zero point. Float columns are stored with the weight."""
+        if self.scale is None or self.zero is None:
+            return {}
+        scale = {"scale": self.scale.half().cpu()}
+        grid = self.settings.grid
+        zero = {"zero": self.zero.to(code_dtype(grid)).cpu()}
+        return scale | (zero if grid.stores_zero else {})
+
+    @classmethod
+    def rebuild(
+        cls, description: Mapping[str, Any], stored: Mapping[str, Tensor]
+    ) -> InputQuantizer:
+        quantizer = cls(ActivationGrid(**description))
+        if stored:
+            quantizer.scale = stored["scale"].float()
+            quantizer.zero = stored.get("zero", torch.zeros(1, 1)).float()
+        return quantizer
+
+    def attach(self, model: nn.Module, path: str) -> None:
+        super().attach(model, path)
+        layer = model.get_submodule(path.rpartition(".")[0])
+        if isinstance(layer, QuantizedLinear) and layer.quantized is not None:
+            self.float_columns = layer.quantized.float_columns
+
     def extra_repr(self) -> str:
         return repr(self.settings)
 
@@ -240,6 +214,6 @@ def quantize_inputs(
 ) -> None:
     """Give every layer, all of which read the activation of `statistics`, an input quantizer."""
     for layer in layers:
-        quantizer = InputQuantizer(settings, statistics).to(layer.weight.device)
+        quantizer = InputQuantizer.fitted(settings, statistics).to(layer.weight.device)
         quantizer.range_gradient = range_gradient
         layer.quantize_input = quantizer

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from edge_asr.errors import UserError
 from edge_asr.quant.range.second_level import SecondLevel
-from edge_asr.quant.stages import Parts
+
+if TYPE_CHECKING:
+    from edge_asr.quant.recipe import Recipe
 
 
-def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
+def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
     """Raises UserError, with the reason, for parts that cannot work together.
 
     `names` are the names of `parts`, by stage.
     """
     chosen = {stage: f"method/{stage}={name}" for stage, name in names.items()}
+    if (names["rounding"] == "none") != (names["range"] == "none"):
+        raise UserError(
+            f"{chosen['rounding']} with {chosen['range']}: either both are none (method=float) or "
+            "neither"
+        )
+    if names["rounding"] == "none":
+        for stage, name in names.items():
+            if name != "none":
+                raise UserError(
+                    f"{chosen[stage]} with method/rounding=none: nothing is quantized, so it would "
+                    "change nothing; choose another method"
+                )
     _refuse_for_learned_transforms(parts, names, chosen)
     if parts.range.learned and getattr(parts.rounding, "static_groups", True) is False:
         raise UserError(
@@ -57,7 +72,7 @@ def refuse_senseless(parts: Parts, names: Mapping[str, str]) -> None:
 
 
 def _refuse_for_learned_transforms(
-    parts: Parts, names: Mapping[str, str], chosen: Mapping[str, str]
+    parts: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
 ) -> None:
     if not parts.transform.learned:
         return

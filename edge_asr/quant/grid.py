@@ -1,94 +1,62 @@
-"""The uniform quantizer: `value = scale x (code - zero)` on an explicit integer grid.
-
-Reference implementations differ in whether the grid is signed, whether zero is forced into
-the range, and whether the zero point is an integer; each of these is a setting here, so that
-every reference can be matched bit for bit.
-"""
+"""The uniform quantizer: `value = scale x (code - zero)` on an explicit integer grid."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
+from edge_asr.quant.formats import INDEX_BITS, SCALE_BITS, Grid
 
-Granularity = Literal["tensor", "channel", "group", "token"]
-ZeroPoint = Literal["integer", "float"]
 # How values become integers: torch.round, or a version of it that lets gradients through.
 Round = Callable[[Tensor], Tensor]
 
-BITS = range(2, 9)
-SCALE_BITS = 16  # scales, and zero points that are not integers, are stored as float16
-VALUE_BITS = 16  # weights that stay off the grid are stored as float16
-INDEX_BITS = 16  # an index of a column
-SMALLEST_SCALE = 2.0**-24  # the smallest number above zero in float16
+
+def code_dtype(grid: Grid) -> torch.dtype:
+    """Of codes as they are kept in memory: one byte each."""
+    return torch.int8 if grid.signed else torch.uint8
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Settings of a uniform grid over a matrix [rows, columns].
-
-    Rows are output channels for weights and tokens for activations.
+class DoubleQuantized:
+    """Scales or zero points [rows, groups] that are quantized themselves, run by run of rows.
 
     Attributes:
-        bits: Width of a code, 2 to 8.
-        symmetric: One magnitude for both signs; no zero point is stored.
-        signed: Codes from -2^(b-1) to 2^(b-1)-1 instead of 0 to 2^b-1.
-        include_zero: Widen every range so that it contains zero (IST-DASLab GPTQ does).
-        zero_point: `integer` (rounded and clamped onto the grid) or `float`.
-        granularity: What shares one scale: the `tensor`, a row (`channel`, `token`), or a
-            `group` of `group_size` columns in a row; the last group of a row may be shorter.
-        group_size: Columns a group; None unless the granularity is `group`.
-        minimum_scale: Scales are never smaller than this.
-        half_scales: Round scales and float zero points to float16, the width they are stored
-            and charged with. The references keep them in float32.
+        codes: uint8 [rows, groups].
+        scale, zero: Second-level scale and float zero point of every run, at float16's precision,
+            [runs, groups].
+        bits: Width of a code.
+        run: Neighbouring rows (output channels) that share a scale; the last run may be shorter.
     """
 
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
     bits: int
-    symmetric: bool = False
-    signed: bool = False
-    include_zero: bool = True
-    zero_point: ZeroPoint = "integer"
-    granularity: Granularity = "channel"
-    group_size: int | None = None
-    minimum_scale: float = SMALLEST_SCALE
-    half_scales: bool = True
+    run: int
 
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise UserError(f"bits={self.bits}: allowed are {BITS.start} to {BITS.stop - 1}")
-        if (self.granularity == "group") != (self.group_size is not None):
-            raise UserError(
-                f"group_size={self.group_size} does not fit granularity={self.granularity!r}: "
-                "give a group size with 'group' and none otherwise"
-            )
-        if self.group_size is not None and self.group_size < 1:
-            raise UserError(f"group_size={self.group_size}: must be at least 1, or null")
+    def values(self) -> Tensor:
+        """What the codes stand for, float32 [rows, groups]."""
+        shared = GridParameters(self.scale.T, self.zero.T, self.run)
+        scale, zero = shared.expand(len(self.codes))
+        return decode(self.codes.T.to(scale.dtype), scale, zero).T.contiguous()
 
     @property
-    def lowest(self) -> int:
-        return -(1 << (self.bits - 1)) if self.signed else 0
+    def stored_bits(self) -> float:
+        """Bits of codes, scales and zero points."""
+        return self.codes.numel() * self.bits + self.scale.numel() * 2 * SCALE_BITS
 
-    @property
-    def highest(self) -> int:
-        return self.lowest + (1 << self.bits) - 1
-
-    @property
-    def code_dtype(self) -> torch.dtype:
-        """Of codes as they are kept: one byte each."""
-        return torch.int8 if self.signed else torch.uint8
-
-    @property
-    def steps(self) -> int:
-        """Steps between the lowest and the highest code."""
-        return (1 << self.bits) - 1
-
-    def columns_per_group(self, columns: int) -> int:
-        return min(self.group_size or columns, columns)
+    def to(self, device: torch.device | str) -> DoubleQuantized:
+        """The same on another device."""
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            scale=self.scale.to(device),
+            zero=self.zero.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,15 +68,16 @@ class GridParameters:
         group_size: Columns a group (the last may be shorter).
         order: The columns in the order in which groups run over them, None where that is the
             natural one. It has to be stored.
-        stored_bits: Bits that all scales and zero points take, where that is less than their
-            full widths because they are quantized themselves.
+        double_scale, double_zero: What is stored instead of `scale` and `zero` where those are
+            quantized themselves.
     """
 
     scale: Tensor
     zero: Tensor
     group_size: int
     order: Tensor | None = None
-    stored_bits: float | None = None
+    double_scale: DoubleQuantized | None = None
+    double_zero: DoubleQuantized | None = None
 
     def expand(self, columns: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every column, each [rows, columns].
@@ -127,18 +96,62 @@ class GridParameters:
 
     def to(self, device: torch.device | str) -> GridParameters:
         """The same on another device."""
-        order = None if self.order is None else self.order.to(device)
-        return replace(self, scale=self.scale.to(device), zero=self.zero.to(device), order=order)
+
+        def moved(part: Any) -> Any:
+            return None if part is None else part.to(device)
+
+        return replace(
+            self,
+            scale=self.scale.to(device),
+            zero=self.zero.to(device),
+            order=moved(self.order),
+            double_scale=moved(self.double_scale),
+            double_zero=moved(self.double_zero),
+        )
+
+    def copy(self) -> GridParameters:
+        """The same in memory of its own, for `put`."""
+
+        def own(part: DoubleQuantized | None) -> DoubleQuantized | None:
+            if part is None:
+                return None
+            return replace(
+                part, codes=part.codes.clone(), scale=part.scale.clone(), zero=part.zero.clone()
+            )
+
+        return replace(
+            self,
+            scale=self.scale.clone(),
+            zero=self.zero.clone(),
+            double_scale=own(self.double_scale),
+            double_zero=own(self.double_zero),
+        )
+
+    def put(self, group: int, fitted: GridParameters) -> None:
+        """Overwrite those of number `group` with the only ones of `fitted`, in place."""
+        self.scale[:, group], self.zero[:, group] = fitted.scale[:, 0], fitted.zero[:, 0]
+        for own, fresh in (
+            (self.double_scale, fitted.double_scale),
+            (self.double_zero, fitted.double_zero),
+        ):
+            if own is not None and fresh is not None:
+                own.codes[:, group] = fresh.codes[:, 0]
+                own.scale[:, group], own.zero[:, group] = fresh.scale[:, 0], fresh.zero[:, 0]
 
     def bits_on(self, grid: Grid) -> float:
         """Bits of everything here: scales, zero points, the order of columns."""
-        order = 0 if self.order is None else INDEX_BITS * self.order.numel()
-        if self.stored_bits is not None:
-            return self.stored_bits + order
-        zero_bits = 0
-        if not grid.symmetric:
-            zero_bits = grid.bits if grid.zero_point == "integer" else SCALE_BITS
-        return self.scale.numel() * (SCALE_BITS + zero_bits) + order
+        bits: float = 0 if self.order is None else INDEX_BITS * self.order.numel()
+        bits += (
+            self.scale.numel() * SCALE_BITS
+            if self.double_scale is None
+            else self.double_scale.stored_bits
+        )
+        if not grid.stores_zero:
+            return bits
+        if self.double_zero is not None:
+            return bits + self.double_zero.stored_bits
+        width = grid.bits if grid.zero_point == "integer" else SCALE_BITS
+        return bits + self.zero.numel() * width
 
 
 def reduce_groups(
@@ -164,14 +177,19 @@ def parameters_from_range(
 ) -> GridParameters:
     """The scale and zero point that cover [low, high] (each [rows, groups]) exactly.
 
-    Symmetric and signed: scale = magnitude / highest code (llm-compressor, LLMC). Symmetric
-    and unsigned: scale = 2 magnitude / (2^b - 1), zero = 2^(b-1) (IST-DASLab GPTQ).
+    Symmetric and signed: scale = magnitude / highest code (llm-compressor, LLMC), or with
+    `signed_scale` = - extreme / 2^(b-1) (ggml; of two extremes of one magnitude the upper).
+    Symmetric and unsigned: scale = 2 magnitude / (2^b - 1), zero = 2^(b-1) (IST-DASLab GPTQ).
     Asymmetric: scale = (high - low) / (2^b - 1), zero = lowest code - low / scale.
     """
     if grid.include_zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
     elif grid.zero_point == "float":
         low, high = _without_far_zero(low, high, grid)
+    if grid.signed_scale:
+        extreme = torch.where(high.abs() >= low.abs(), high, low)
+        scale = _stored_scale(extreme / grid.lowest, grid)
+        return GridParameters(scale, torch.zeros_like(scale), group_size)
     if grid.symmetric:
         magnitude = torch.maximum(low.abs(), high.abs())
         if grid.signed:
@@ -204,8 +222,16 @@ def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
 
 def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
     """`scale` as it is kept: at least the smallest, and at the width it is charged with."""
-    scale = scale.clamp(min=grid.minimum_scale)
+    scale = away_from_zero(scale, grid)
     return as_half(scale) if grid.half_scales else scale
+
+
+def away_from_zero(scale: Tensor, grid: Grid) -> Tensor:
+    """`scale` with at least the smallest magnitude; only a signed one may be negative."""
+    if not grid.signed_scale:
+        return scale.clamp(min=grid.minimum_scale)
+    sign = torch.where(scale < 0, -1.0, 1.0)
+    return sign * scale.abs().clamp(min=grid.minimum_scale)
 
 
 def as_half(values: Tensor) -> Tensor:
@@ -258,111 +284,3 @@ class _StraightThrough(torch.autograd.Function):
 def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """The values that `codes` stand for."""
     return scale * (codes - zero)
-
-
-@dataclass(frozen=True)
-class FloatWeights:
-    """Weights that stay off the grid, in float16.
-
-    Attributes:
-        mask: bool [out_features, in_features], true for each of them.
-        values: float32 [out_features, in_features], already rounded to float16; zero elsewhere.
-        columns: bool [in_features], columns that are float as a whole, or None.
-    """
-
-    mask: Tensor
-    values: Tensor
-    columns: Tensor | None = None
-
-    def over(self, values: Tensor) -> Tensor:
-        """`values` [out_features, in_features] with these in their places."""
-        return torch.where(self.mask, self.values.to(values.dtype), values)
-
-    def to(self, device: torch.device | str) -> FloatWeights:
-        """The same on another device."""
-        columns = None if self.columns is None else self.columns.to(device)
-        return FloatWeights(self.mask.to(device), self.values.to(device), columns)
-
-    @property
-    def column_weights(self) -> int:
-        """Number of weights in whole columns; they have no code."""
-        return 0 if self.columns is None else int(self.columns.sum()) * len(self.mask)
-
-    @property
-    def single_weights(self) -> int:
-        """Number of weights outside of whole columns."""
-        return int(self.mask.sum()) - self.column_weights
-
-    @property
-    def stored_bits(self) -> float:
-        """Bits of values and of what says where they belong.
-
-        A whole column has one index. Single weights are compressed rows: a column index each,
-        and for every row, and the end, where it begins among them.
-        """
-        columns = 0 if self.columns is None else int(self.columns.sum())
-        single = self.single_weights
-        pointers = 0
-        if single:
-            pointers = (len(self.mask) + 1) * (INDEX_BITS if single < 2**INDEX_BITS else 32)
-        whole = self.column_weights * VALUE_BITS + columns * INDEX_BITS
-        return whole + single * (VALUE_BITS + INDEX_BITS) + pointers
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight on its grid, but for its outliers.
-
-    Attributes:
-        codes: [out_features, in_features], of the grid's `code_dtype`.
-        parameters: Scales and zero points.
-        grid: The grid's settings.
-        outliers: Weights that stay in floating point, or None.
-    """
-
-    codes: Tensor
-    parameters: GridParameters
-    grid: Grid
-    outliers: FloatWeights | None = None
-
-    def dequantize(self) -> Tensor:
-        """float32 [out_features, in_features]."""
-        scale, zero = self.parameters.expand(self.codes.shape[1])
-        values = decode(self.codes.to(scale.dtype), scale, zero)
-        return values if self.outliers is None else self.outliers.over(values)
-
-    def to(self, device: torch.device | str) -> QuantizedWeight:
-        """The same on another device."""
-        return replace(
-            self,
-            codes=self.codes.to(device),
-            parameters=self.parameters.to(device),
-            outliers=None if self.outliers is None else self.outliers.to(device),
-        )
-
-    @property
-    def float_columns(self) -> Tensor | None:
-        """Columns, bool [in_features], that are float here and must be so in the input."""
-        return None if self.outliers is None else self.outliers.columns
-
-    @property
-    def operand_bits(self) -> float:
-        """Mean width of a weight in the multiplier: outliers are multiplied in 16 bits."""
-        if self.outliers is None:
-            return self.grid.bits
-        kept = int(self.outliers.mask.sum()) / self.codes.numel()
-        return kept * VALUE_BITS + (1 - kept) * self.grid.bits
-
-    @property
-    def stored_bits(self) -> float:
-        """Bits of the codes, of all scales and zero points, and of outliers."""
-        grid = self.parameters.bits_on(self.grid)
-        if self.outliers is None:
-            return self.codes.numel() * self.grid.bits + grid
-        coded = self.codes.numel() - self.outliers.column_weights
-        return coded * self.grid.bits + grid + self.outliers.stored_bits
-
-    @property
-    def effective_bits(self) -> float:
-        """Stored bits a weight."""
-        return self.stored_bits / self.codes.numel()

@@ -1,56 +1,105 @@
-"""The Linear layer of a quantized model: visible online work, quantized input, baked weight."""
+"""The Linear layer of a quantized model, and the operations that run with it.
+
+A *runtime op* is work on activations that could not be folded into weights: an un-fused channel
+scale, a rotation. It is a visible, registered module, so that it is charged, stored with the model
+and rebuilt by its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-class OnlineWork(nn.Module):
-    """Work on activations that could not be folded into weights and runs with the model.
-
-    Attributes:
-        macs_per_row: Multiply-accumulates for every row (frame or token) of the input.
-        stored_bits: Bits of whatever it must keep (scales, a rotation matrix), 16 a value as for
-            all scales. Here it runs in float32.
-    """
-
-    macs_per_row: int = 0
-    stored_bits: float = 0.0
+from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.registry import Registry
 
 
-class ChannelScale(OnlineWork):
-    """Multiply every channel of the input [..., channels] by a factor of its own."""
+class StoredModule(nn.Module):
+    """A module that is not of the checkpoint and is stored with a quantized model."""
+
+    def description(self) -> dict[str, Any]:
+        """What `rebuild` needs besides tensors, as JSON values."""
+        return {}
+
+    def stored(self) -> dict[str, Tensor]:
+        """Tensors by name in the dtype they are charged for."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, description: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Self:
+        """The module whose `description` and `stored` these are."""
+        return cls(**description, **stored)
+
+    def attach(self, model: nn.Module, path: str) -> None:
+        """Put it at `path` of a model that has been rebuilt up to its parent."""
+        parent, _, child = path.rpartition(".")
+        model.get_submodule(parent).add_module(child, self)
+
+
+modules: Registry[StoredModule] = Registry("module")
+
+
+class RuntimeOp(StoredModule):
+    """Work on activations that runs with the model."""
+
+    @property
+    def macs_per_row(self) -> int:
+        """Multiply-accumulates for every row (frame or token) of the input."""
+        return 0
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of whatever it must keep (scales, a rotation matrix)."""
+        return 0.0
+
+    def round_stored(self) -> None:
+        """Take the values that are stored; float16 for all that is charged 16 bits."""
+
+
+@modules.register("channel_scale")
+class ChannelScale(RuntimeOp):
+    """Multiply every channel of the input [..., channels] by a factor of its own, in float16."""
 
     factor: Tensor
 
     def __init__(self, factor: Tensor) -> None:
         super().__init__()
-        self.register_buffer("factor", factor.detach().clone())
-        self.macs_per_row = factor.numel()
-        self.stored_bits = 16.0 * factor.numel()
+        self.register_buffer("factor", factor.detach().half().to(torch.float32))
+
+    @property
+    def macs_per_row(self) -> int:
+        return self.factor.numel()
+
+    @property
+    def stored_bits(self) -> float:
+        return 16.0 * self.factor.numel()
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs * self.factor
 
+    def stored(self) -> dict[str, Tensor]:
+        return {"factor": self.factor.half()}
+
 
 class QuantizedLinear(nn.Linear):
-    """A Linear whose input passes online work and then an input quantizer, both visible modules.
+    """A Linear whose input passes runtime ops and then an input quantizer, both visible modules.
 
     Until a method puts something there, both are identities and the layer computes what the
     Linear it stands for computes.
 
     Attributes:
-        online: Modules applied to the input in order, each an `OnlineWork`.
+        online: Modules applied to the input in order, each a `RuntimeOp`.
         quantize_input: The activation quantizer, or an identity.
+        quantized: What is stored of the weight, whose values `weight` then has; None: floats.
     """
 
     online: nn.Sequential
     quantize_input: nn.Module
+    quantized: QuantizedWeight | None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> QuantizedLinear:
@@ -60,24 +109,36 @@ class QuantizedLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.online = nn.Sequential()
         layer.quantize_input = nn.Identity()
+        layer.quantized = None
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(self.quantize_input(self.online(input)), self.weight, self.bias)
 
-    @property
-    def online_work(self) -> tuple[OnlineWork, ...]:
-        return tuple(part for part in self.online if isinstance(part, OnlineWork))
+    @torch.no_grad()
+    def store(self, weight: QuantizedWeight) -> None:
+        """Keep `weight` and compute with its values from now on."""
+        self.quantized = weight.to("cpu")
+        self.weight.copy_(self.quantized.dequantize())
 
 
-def online_work(model: nn.Module) -> dict[str, OnlineWork]:
-    """All online work of `model` by module path; work inside other work is part of that."""
-    found: dict[str, OnlineWork] = {}
+def runtime_ops(model: nn.Module) -> dict[str, RuntimeOp]:
+    """All runtime ops of `model` by module path; an op inside another is part of that."""
+    found: dict[str, RuntimeOp] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, OnlineWork) and not inside:
+        if isinstance(module, RuntimeOp) and not inside:
             found[name] = module
     return found
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """All layers with a quantized weight, by module path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear) and module.quantized is not None
+    }
 
 
 def install_layers(model: nn.Module, names: Iterable[str]) -> None:

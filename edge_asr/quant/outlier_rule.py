@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 
 # A hundredth of so many weights is known to about 2 %.
 ENOUGH_WEIGHTS = 2**18

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
-
-from torch import Tensor
 
 # Importing a package of parts registers them.
 import edge_asr.quant.correction
@@ -15,47 +14,89 @@ import edge_asr.quant.range
 import edge_asr.quant.rounding
 import edge_asr.quant.transform  # noqa: F401
 from edge_asr.errors import UserError
-from edge_asr.quant.activation import ActivationGrid
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.combinations import refuse_senseless
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.protection import fixed_fit
 from edge_asr.quant.reconstruction import reconstruct
+from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.stages import (
-    Parts,
-    corrections,
-    outliers,
-    ranges,
-    roundings,
-    transforms,
+    STAGES,
+    Correction,
+    Outliers,
+    Part,
+    Range,
+    Rounding,
+    Transform,
 )
-from edge_asr.quant.work import BlockWork, Fit
+from edge_asr.quant.work import BlockWork
+from edge_asr.registry import nearest
 
 
 @dataclass(frozen=True)
-class Recipe(Parts):
+class Recipe:
     """A method: its parts, checked against each other, and what they do together."""
+
+    transform: Transform
+    outliers: Outliers
+    range: Range
+    rounding: Rounding
+    correction: Correction
 
     @classmethod
     def build(cls, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
-        """From `{stage: {"name": part, setting: value, ...}}`. Raises UserError on a bad one."""
-        recipe = cls(
-            transform=transforms.build(options["transform"]),
-            outliers=outliers.build(options["outliers"]),
-            range=ranges.build(options["range"]),
-            rounding=roundings.build(options["rounding"]),
-            correction=corrections.build(options["correction"]),
+        """From `{stage: {"name": part, setting: value, ...}}`; a stage left out has no part.
+
+        Raises UserError for an unknown stage, a bad part, or parts that cannot work together.
+        """
+        for stage in options:
+            if stage not in STAGES:
+                raise UserError(f"method/{stage}: {nearest(stage, STAGES)}")
+        parts = {
+            stage: registry.build(options.get(stage, {"name": "none"}))
+            for stage, registry in STAGES.items()
+        }
+        recipe = cls(**parts)
+        refuse_senseless(
+            recipe, {stage: STAGES[stage].name_of(part) for stage, part in parts.items()}
         )
-        refuse_senseless(recipe, {stage: str(part["name"]) for stage, part in options.items()})
         return recipe
 
-    def check_grids(self, grid: Grid, activation: ActivationGrid | None) -> None:
-        """Raises UserError for a grid of weights or activations that a part cannot work on."""
-        self.range.grid(grid)
-        if self.transform.learned and activation and activation.granularity == "tensor":
-            raise UserError(
-                "activation.granularity=tensor with a learned transform: the rewrite changes what "
-                "layers read while static ranges stand; use activation.granularity=token"
-            )
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Its parts by stage, in the order in which they act."""
+        return {stage: getattr(self, stage) for stage in STAGES}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names, versions and settings of its parts, by stage."""
+        return {stage: STAGES[stage].identity(part) for stage, part in self.parts.items()}
+
+    @property
+    def learned(self) -> bool:
+        """Whether a part is trained against the float model's outputs."""
+        return any(part.learned for part in self.parts.values())
+
+    def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
+        """Whether anything in it, or a static range among `formats`, looks at clips."""
+        static = any(one.inputs and one.inputs.granularity == "tensor" for one in formats)
+        return static or any(part.learned or part.reads_statistics for part in self.parts.values())
+
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        """The format in which all parts serve `slot`, asked for `format`.
+
+        Raises UserError where one cannot.
+        """
+        return reduce(
+            lambda served, part: part.constrain(served, slot), self.parts.values(), format
+        )
+
+    def check(self, scheme: Scheme) -> None:
+        """Raises UserError if, in some model, a part could not serve what `scheme` asks for."""
+        for slot, formats in scheme.role_formats().items():
+            for format in formats:
+                self.constrain(format, slot)
 
     def learn_ranges(self, work: BlockWork) -> None:
         """Train the block's transform and ranges together, where either is learned.
@@ -74,20 +115,6 @@ class Recipe(Parts):
                 work.model.get_parameter(path).copy_(value)
             work.inputs_changed()
         if self.range.learned:
-            for name in work.block.layers:
+            for name in work.grids(work.block.layers):
                 weight = work.layer(name).weight.detach()
                 work.learned_fits[name] = fixed_fit(ranges.parameters_of(name, weight))
-
-
-def fixed_fit(parameters: GridParameters) -> Fit:
-    """A fit of a whole layer whose result is known already."""
-    known = GridParameters(
-        parameters.scale.detach().cpu(), parameters.zero.detach().cpu(), parameters.group_size
-    )
-
-    def fit(weight: Tensor, first: int = 0) -> GridParameters:
-        if first or len(weight) != len(known.scale):
-            raise TypeError("learned ranges cannot be fitted again to a part of a layer")
-        return known
-
-    return fit

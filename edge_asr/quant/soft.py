@@ -13,16 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edge_asr.quant.grid import (
-    FloatWeights,
-    Grid,
-    GridParameters,
-    QuantizedWeight,
-    decode,
-    encode,
-    straight_through_round,
-)
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, decode, encode, straight_through_round
 from edge_asr.quant.reconstruction import Learnable, Trainable
+from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 from edge_asr.quant.work import BlockWork
 
 
@@ -78,8 +72,8 @@ class RewrittenBlock(Learnable):
 
     def __init__(self, work: BlockWork, transform: SoftTransform | None, ranges: SoftRange) -> None:
         super().__init__()
-        self.transform, self.ranges, self._grid = transform, ranges, work.grid
-        self._weights = {f"{name}.weight": name for name in work.block.layers}
+        self.transform, self.ranges = transform, ranges
+        self._grids = work.grids(work.block.layers)
         self._float = {
             name: value.detach().clone() for name, value in _parameters_by_path(work).items()
         }
@@ -92,11 +86,12 @@ class RewrittenBlock(Learnable):
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = self.rewritten()
-        for path, name in self._weights.items():
+        for name, grid in self._grids.items():
+            path = f"{name}.weight"
             weight = tensors[path]
             parameters = self.ranges.parameters_of(name, weight)
             scale, zero = parameters.expand(weight.shape[1])
-            codes = encode(weight, scale, zero, self._grid, straight_through_round)
+            codes = encode(weight, scale, zero, grid, straight_through_round)
             tensors[path] = decode(codes, scale, zero)
         return tensors
 

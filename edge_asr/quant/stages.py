@@ -1,4 +1,4 @@
-"""The five stages of a method and their registries.
+"""The stages of a method, in order, and their registries.
 
 A part is a frozen dataclass (its fields are its settings) around one pure tensor kernel, in
 a file of its own. `recipe.py` puts one part for every stage together.
@@ -9,30 +9,62 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Site
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight
+from edge_asr.quant.formats import Grid, TensorFormat
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.scheme import Slot
 from edge_asr.quant.soft import SoftRange, SoftTransform
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork
 from edge_asr.registry import Registry
 
 
-class Transform:
+class Part:
+    """What parts of all stages have.
+
+    Attributes:
+        stage: Its stage.
+        version: Part of the key of whatever it makes: raised when the same settings give other
+            numbers.
+        learned: It is trained, block by block, against the float model.
+        reads_statistics: It looks at what layers read in calibration.
+    """
+
+    stage: ClassVar[str]
+    version: ClassVar[int] = 1
+    learned: ClassVar[bool] = False
+    reads_statistics: ClassVar[bool] = False
+
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        """The format in which this part serves the weight and input of `slot`, asked for `format`.
+
+        Raises UserError, with the reason, where it cannot.
+        """
+        del slot
+        return format
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a block is trained, if the part is learned."""
+        raise TypeError(f"{type(self).__name__} is not learned")
+
+
+class Transform(Part):
     """Which function-preserving rewrite makes the model easier to quantize.
 
-    `learned` says that the rewrite is trained, block by block, against the float model.
+    `trains_model` says that `rewrite_model` takes long, so that its result is kept on the way.
     """
 
     stage: ClassVar[str] = "transform"
-    learned: ClassVar[bool] = False
+    trains_model: ClassVar[bool] = False
 
     def rewrite_model(self, work: ModelWork) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
@@ -45,24 +77,11 @@ class Transform:
         del work
         raise TypeError(f"{type(self).__name__} is not learned")
 
-    @property
-    def schedule(self) -> Schedule:
-        """How a block is trained, if the rewrite is learned."""
-        raise TypeError(f"{type(self).__name__} is not learned")
 
-
-class Outliers:
+class Outliers(Part):
     """Which weights stay in high precision."""
 
-    def grid(self, grid: Grid, site: Site) -> Grid:
-        """The grid of the site's weights, where it is not that of the whole model."""
-        del site
-        return grid
-
-    def activation(self, activation: ActivationGrid, site: Site) -> ActivationGrid:
-        """The grid of the site's input, where activations are quantized."""
-        del site
-        return activation
+    stage: ClassVar[str] = "outliers"
 
     def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
         """What stays off the grid in the layers of `site`, whose input has `statistics`."""
@@ -70,33 +89,15 @@ class Outliers:
         return OutlierRule()
 
 
-class Range(ABC):
-    """Scale and zero point of every group.
-
-    `learned` says that they are trained, block by block, against the float model;
-    `reads_statistics` that they are fitted to what the layer reads.
-    """
+class Range(Part, ABC):
+    """Scale and zero point of every group."""
 
     stage: ClassVar[str] = "range"
-    learned: ClassVar[bool] = False
-    reads_statistics: ClassVar[bool] = False
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         """The trainable ranges of one block, if they are learned."""
         del work
         raise TypeError(f"{type(self).__name__} is not learned")
-
-    @property
-    def schedule(self) -> Schedule:
-        """How a block is trained, if its ranges are learned."""
-        raise TypeError(f"{type(self).__name__} is not learned")
-
-    def grid(self, grid: Grid) -> Grid:
-        """The grid that its parameters are for, when the user asks for `grid`.
-
-        Raises UserError, with the reason, where no such grid exists.
-        """
-        return grid
 
     @abstractmethod
     def fit(
@@ -126,16 +127,19 @@ class LayerFit:
         return replace(self, statistics=self.statistics.select(order))
 
 
-class Rounding(ABC):
+class Rounding(Part, ABC):
     """Which grid point every weight takes.
 
-    `learned` says that it is trained, block by block, against the float model; `moves_scales`
-    that scales are trained with it.
+    Outliers are not its business: it is given weights in which they have been replaced by others
+    of their group, and the engine puts them back. Only a part with error feedback, one that
+    `updates_outliers`, gets them as they are with the rule that keeps them.
+
+    `moves_scales` says that scales are trained with the rounding.
     """
 
     stage: ClassVar[str] = "rounding"
-    learned: ClassVar[bool] = False
     moves_scales: ClassVar[bool] = False
+    updates_outliers: ClassVar[bool] = False
 
     @abstractmethod
     def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
@@ -154,31 +158,22 @@ class SiteRounding(Rounding):
         """Quantize every layer of the site."""
 
 
-class Correction:
+class Correction(Part):
     """What is repaired after rounding."""
+
+    stage: ClassVar[str] = "correction"
 
     def repair(self, work: SiteWork, layers: Mapping[str, QuantizedLinear]) -> None:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """One part for every stage."""
+transforms: Registry[Transform] = Registry("transform", "method/transform")
+outliers: Registry[Outliers] = Registry("outliers", "method/outliers")
+ranges: Registry[Range] = Registry("range", "method/range")
+roundings: Registry[Rounding] = Registry("rounding", "method/rounding")
+corrections: Registry[Correction] = Registry("correction", "method/correction")
 
-    transform: Transform
-    outliers: Outliers
-    range: Range
-    rounding: Rounding
-    correction: Correction
-
-    @property
-    def learned(self) -> bool:
-        """Whether one of them is trained against the float model's outputs."""
-        return self.transform.learned or self.range.learned or self.rounding.learned
-
-
-transforms: Registry[Transform] = Registry("transform")
-outliers: Registry[Outliers] = Registry("outliers")
-ranges: Registry[Range] = Registry("range")
-roundings: Registry[Rounding] = Registry("rounding")
-corrections: Registry[Correction] = Registry("correction")
+# In the order in which they act.
+STAGES: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (transforms, outliers, ranges, roundings, corrections)
+}

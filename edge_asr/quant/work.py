@@ -1,11 +1,11 @@
 """What is on the bench while a model is quantized: one block, and one site of it.
 
-The parts of a method read and change these; the walker puts them together.
+The parts of a method read and change these; the sequential pass puts them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from edge_asr.calibration.capture import Batch, Call, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Architecture, Block, Site
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid, TensorFormat
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
+from edge_asr.quant.weight import FloatWeights
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class ModelWork:
         model: Rewritten in place; every Linear inside a block is a `QuantizedLinear`.
         architecture: Its map.
         batches: Calibration batches.
-        grid: The grid of weights.
-        activation: The grid of what the blocks' layers read, or None.
+        formats: What every layer inside a block is stored as and reads.
         warnings: Sentences for the record.
         reconstructions: What a learned rewrite did to its loss.
         on_step: Hears (steps done, steps in all) while a rewrite is learned.
@@ -70,8 +70,7 @@ class ModelWork:
     model: PreTrainedModel
     architecture: Architecture
     batches: Sequence[Batch]
-    grid: Grid
-    activation: ActivationGrid | None = None
+    formats: Mapping[str, TensorFormat]
     warnings: list[str] = field(default_factory=list)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     on_step: Callable[[int, int], None] = lambda *_: None
@@ -112,9 +111,7 @@ class BlockWork:
         masks: Valid rows [batch, positions] of every calibration batch.
         targets: Outputs of the float model's block on the float model's own inputs, a batch
             each, perhaps made anew at every look; empty unless a part of the recipe learns.
-        grid: The grid of weights.
-        activation: The grid that the block's layers will read their inputs on once the transform
-            is done, or None.
+        formats: What every layer is stored as and, once the transform is done, reads.
         warnings: Sentences for the record; a part appends whatever it could not do as asked.
         learned_fits: Ranges of layers where they were learned; they go before the range part.
         reconstructions: What every learned part did to the block's loss.
@@ -127,9 +124,8 @@ class BlockWork:
     module: nn.Module
     calls: Sequence[Call]
     masks: Sequence[Tensor]
-    grid: Grid
+    formats: Mapping[str, TensorFormat]
     targets: Outputs = field(default_factory=KeptOutputs)
-    activation: ActivationGrid | None = None
     warnings: list[str] = field(default_factory=list)
     learned_fits: dict[str, Fit] = field(default_factory=dict)
     reconstructions: list[Reconstruction] = field(default_factory=list)
@@ -141,6 +137,11 @@ class BlockWork:
         if not isinstance(layer, QuantizedLinear):
             raise TypeError(f"{name} is no QuantizedLinear")
         return layer
+
+    def grids(self, names: Iterable[str]) -> dict[str, Grid]:
+        """The grids of those among the layers `names` whose weights are to be quantized."""
+        formats = {name: self.formats[name].weights for name in names}
+        return {name: grid for name, grid in formats.items() if grid is not None}
 
     def layers(self, site: Site) -> dict[str, QuantizedLinear]:
         return {name: self.layer(name) for name in site.layers}
@@ -243,18 +244,20 @@ class SiteWork:
 
     Attributes:
         site: The site.
-        weights: Float weight [out_features, in_features] of every layer of the site.
+        weights: Float weight [out_features, in_features] of every layer that is to be rounded.
         statistics: Calibration statistics of their common input.
-        grid: The grid its weights go to.
+        grids: For every layer, the grid its weights go to.
         fits: For every layer, what fits scales and zero points to its weight.
         warnings: Sentences for the record.
         outliers: What stays off the grid.
+        kept: Outliers that were chosen already; in `weights` others of their group stand for them.
     """
 
     site: Site
     weights: Mapping[str, Tensor]
     statistics: InputStatistics
-    grid: Grid
+    grids: Mapping[str, Grid]
     fits: Mapping[str, Fit]
     warnings: list[str] = field(default_factory=list)
     outliers: OutlierRule = field(default_factory=OutlierRule)
+    kept: Mapping[str, FloatWeights] = field(default_factory=dict)

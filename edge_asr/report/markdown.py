@@ -11,7 +11,7 @@ import pandas as pd
 
 from edge_asr.report.cells import caption, cells, headings
 from edge_asr.report.tables import table_path
-from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.files import write_text_atomically
 
 TEXT_COLUMNS = 2
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from edge_asr.errors import UserError
-from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import ALL, FLOAT_METHOD, Average, CostSection, Interval, Record, Result
 
 MB = 1e6

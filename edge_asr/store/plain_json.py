@@ -1,14 +1,12 @@
-"""Frozen dataclasses to plain JSON and back, and files written whole or not at all."""
+"""Frozen dataclasses to plain JSON and back."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import numbers
-import os
 import types
 import typing
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,20 +14,6 @@ from typing import Any, TypeVar
 from edge_asr.errors import UserError
 
 T = TypeVar("T")
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new content, never part of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:

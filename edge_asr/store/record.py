@@ -22,7 +22,8 @@ from typing import Any
 import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.store.cost_types import Cost
-from edge_asr.store.plain_json import finite, parse, write_text_atomically
+from edge_asr.store.files import write_text_atomically
+from edge_asr.store.plain_json import finite, parse
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "record.json"

@@ -28,9 +28,11 @@ from edge_asr.evaluation.transcribe import read_hypotheses
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.experiments.sections import quantized_inventory
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import FloatWeights, Grid, GridParameters, QuantizedWeight
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import ChannelScale, install_layers
 from edge_asr.quant.walker import LayerResult, Quantization
+from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 from edge_asr.store.record import ActivationSection, find_records, read_record
 
 BUILDERS = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}

@@ -6,7 +6,8 @@ import torch
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Site
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
 from edge_asr.quant.stages import LayerFit, Range
 from edge_asr.quant.work import Fit, Layer, SiteWork

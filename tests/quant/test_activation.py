@@ -22,8 +22,8 @@ from edge_asr.calibration.capture import Passage
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid, InputQuantizer, quantize_inputs
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.activation import InputQuantizer, quantize_inputs
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.walker import Quantization
 from edge_asr.quant.work import BlockWork

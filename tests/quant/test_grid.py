@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import (
-    Grid,
-    GridParameters,
-    decode,
-    encode,
-    parameters_from_range,
-    reduce_groups,
-)
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest
 

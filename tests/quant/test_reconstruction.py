@@ -10,8 +10,8 @@ from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.capture import KeptOutputs
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid, quantize_inputs
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.activation import quantize_inputs
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import (
     BlockLoss,

@@ -12,7 +12,7 @@ from quant.walks import batches_of, quantized_with, stages
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.outlier_rule import mean_for
 from edge_asr.quant.range.awq_clip import AwqClip
 from edge_asr.quant.walker import Quantization

@@ -17,13 +17,13 @@ from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import Passage
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid, QuantizedWeight
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Transform
 from edge_asr.quant.walker import Quantization, quantize_model
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import BlockWork, SiteWork
 
 GRID = Grid(3, granularity="group", group_size=16)

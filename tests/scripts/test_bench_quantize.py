@@ -19,7 +19,7 @@ from torch import nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.walker import quantize_model

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.nearest import round_nearest

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge_asr.cost.model import cost_of
 from edge_asr.cost.records import Inventory, LayerRecord, Workload
 from edge_asr.errors import UserError
-from edge_asr.store.plain_json import write_text_atomically
+from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import (
     ActivationSection,
     Average,

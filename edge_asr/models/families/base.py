@@ -18,11 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.cost.records import AttentionRecord, Stack
 from edge_asr.errors import UserError
+from edge_asr.models.tensors import AttentionShape, Role, Slot, Stack
 
 Axis = Literal["frame", "token"]
-Role = Literal["qkv", "out", "cross_q", "cross_kv", "fc1", "fc2", "conv", "head", "embedding"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ class Architecture(ABC):
     """
 
     family: str
+    version: int = 1  # raised when a change of the map changes numbers
     default_tokens_per_second: float | None = None
     tied_logit_channels: int = 1
     encoder_module: str = "model.encoder"
@@ -194,15 +194,15 @@ class Architecture(ABC):
         del config
         return head_dim
 
-    def attention(self, config: Any) -> tuple[AttentionRecord, ...]:
+    def attention(self, config: Any) -> tuple[AttentionShape, ...]:
         """All attentions of the model with heads and head width."""
         encoder_heads, decoder_heads = self.heads(config)
         width = self.width(config)
 
         def record(
             block: Block, stack: Stack, kind: Literal["self", "cross"], heads: int
-        ) -> AttentionRecord:
-            return AttentionRecord(
+        ) -> AttentionShape:
+            return AttentionShape(
                 name=f"{block.module}.{kind}",
                 stack=stack,
                 kind=kind,
@@ -277,6 +277,28 @@ class Architecture(ABC):
         yield from self.encoder_blocks(config)
         yield self.memory_block(config)
         yield from self.decoder_blocks(config)
+
+    def slots(self, config: Any) -> tuple[Slot, ...]:
+        """Every tensor that a scheme can give a format, Linear layers in forward order first."""
+        linear = [
+            Slot(name, site.stack, site.role, "linear")
+            for block in self.blocks(config)
+            for site in block.sites
+            for name in site.layers
+        ]
+        attentions = self.attention(config)
+        return (
+            *linear,
+            *(Slot(part.layer, "encoder", "conv", "convolution") for part in self.stem()),
+            Slot(self.embedding, "decoder", "embedding", "embedding"),
+            Slot(self.head, "decoder", "head", "head"),
+            *(Slot(one.name, one.stack, None, "attention") for one in attentions),
+            *(
+                Slot(one.name, one.stack, None, "kv_cache")
+                for one in attentions
+                if one.stack == "decoder"
+            ),
+        )
 
     def verify(self, model: nn.Module, config: Any) -> None:
         """Check the map against the model.

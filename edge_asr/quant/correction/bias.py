@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,8 +26,11 @@ def mean_output_error(weight: Tensor, rounded: Tensor, mean_input: Tensor) -> Te
 class BiasCorrection(Correction):
     """Correction stage `bias`; layers without a bias are left as they are."""
 
+    reads_statistics: ClassVar[bool] = True
+
     def repair(self, work: SiteWork, layers: Mapping[str, QuantizedLinear]) -> None:
-        for name, layer in layers.items():
+        for name in work.weights:
+            layer = layers[name]
             if layer.bias is not None:
                 error = mean_output_error(
                     work.weights[name], layer.weight.detach().cpu(), work.statistics.mean

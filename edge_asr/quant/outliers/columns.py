@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import BITS, Grid
+from edge_asr.quant.formats import BITS, TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
+from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Outliers, outliers
 
 
@@ -50,6 +51,8 @@ class Columns(Outliers):
             at this width.
     """
 
+    reads_statistics: ClassVar[bool] = True
+
     fraction: float = 0.0625
     fc2_bits: int | None = 8
 
@@ -62,15 +65,14 @@ class Columns(Outliers):
                 f"allowed are {BITS.start} to {BITS.stop - 1}, or null for `bits`"
             )
 
-    def grid(self, grid: Grid, site: Site) -> Grid:
-        if site.role != "fc2" or self.fc2_bits is None:
-            return grid
-        return replace(grid, bits=max(grid.bits, self.fc2_bits))
-
-    def activation(self, activation: ActivationGrid, site: Site) -> ActivationGrid:
-        if site.role != "fc2" or self.fc2_bits is None:
-            return activation
-        return replace(activation, bits=max(activation.bits, self.fc2_bits))
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        weights, inputs = format.weights, format.inputs
+        if slot.role != "fc2" or self.fc2_bits is None or weights is None:
+            return format
+        return TensorFormat(
+            replace(weights, bits=max(weights.bits, self.fc2_bits)),
+            inputs and replace(inputs, bits=max(inputs.bits, self.fc2_bits)),
+        )
 
     def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
         del site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
-from edge_asr.quant.grid import Grid, decode, encode
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import decode, encode
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Outliers, outliers
@@ -100,6 +102,8 @@ class Unstructured(Outliers):
         fraction: The budget, a fraction of the layer's weights, 0 to 1; the authors keep about
             one of a hundred. 1 sets no budget, as in the authors' code.
     """
+
+    reads_statistics: ClassVar[bool] = True
 
     relative_threshold: float = 0.2
     fraction: float = 0.01

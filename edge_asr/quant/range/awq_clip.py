@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.quant.grid import Grid, GridParameters, decode, encode, reduce_groups
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, decode, encode, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges

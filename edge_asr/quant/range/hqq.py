@@ -15,14 +15,9 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import (
-    Grid,
-    GridParameters,
-    decode,
-    encode,
-    parameters_from_range,
-    reduce_groups,
-)
+from edge_asr.quant.formats import Grid, TensorFormat
+from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import Layer
 
@@ -128,18 +123,23 @@ class Hqq(Range):
         if self.iterations < 1:
             raise UserError(f"method.range.iterations={self.iterations}: must be at least 1")
 
-    def grid(self, grid: Grid) -> Grid:
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        del slot
+        grid = format.weights
+        if grid is None:
+            return format
         if grid.symmetric:
             raise UserError(
                 "symmetric=true with method/range=hqq: HQQ fits nothing but the zero point, which "
                 "a symmetric grid does not have; set symmetric=false or take another range"
             )
-        return replace(
+        moved = replace(
             grid,
             zero_point="float",
             include_zero=False,
             minimum_scale=max(grid.minimum_scale, MINIMUM_SCALE),
         )
+        return replace(format, weights=moved)
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
-    Grid,
     GridParameters,
     parameters_from_range,
     reduce_groups,
@@ -43,22 +43,24 @@ class ClippedRanges(SoftRange):
     ) -> None:
         super().__init__()
         self._round_zero = straight_through_round if zero_gradient else torch.round
-        self._names = {name: str(index) for index, name in enumerate(work.block.layers)}
-        self._grid, self._rate = work.grid, learning_rate
+        self._grids, self._rate = work.grids(work.block.layers), learning_rate
+        self._names = {name: str(index) for index, name in enumerate(self._grids)}
         self.low, self.high = nn.ParameterDict(), nn.ParameterDict()
         for name, key in self._names.items():
-            extremes, _ = reduce_groups(work.layer(name).weight.detach(), work.grid, torch.amin)
+            extremes, _ = reduce_groups(
+                work.layer(name).weight.detach(), self._grids[name], torch.amin
+            )
             for logits in (self.low, self.high):
                 logits[key] = nn.Parameter(torch.full_like(extremes, initial_logit))
 
     def parameters_of(self, name: str, weight: Tensor) -> GridParameters:
-        key = self._names[name]
-        low, size = reduce_groups(weight, self._grid, torch.amin)
-        high, _ = reduce_groups(weight, self._grid, torch.amax)
+        key, grid = self._names[name], self._grids[name]
+        low, size = reduce_groups(weight, grid, torch.amin)
+        high, _ = reduce_groups(weight, grid, torch.amax)
         return parameters_from_range(
             low * self.low[key].sigmoid(),
             high * self.high[key].sigmoid(),
-            self._grid,
+            grid,
             size,
             self._round_zero,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.quant.grid import Grid, GridParameters, parameters_from_range, reduce_groups
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, parameters_from_range, reduce_groups
 from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import BlockWork, Layer
@@ -27,13 +29,12 @@ def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
 class FollowingRanges(SoftRange):
     """Min-max ranges of whatever the weights are by now: nothing to train."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grids: Mapping[str, Grid]) -> None:
         super().__init__()
-        self._grid = grid
+        self._grids = grids
 
     def parameters_of(self, name: str, weight: Tensor) -> GridParameters:
-        del name
-        return minmax_parameters(weight, self._grid)
+        return minmax_parameters(weight, self._grids[name])
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         del iterations
@@ -53,4 +54,4 @@ class MinMax(Range):
 
     def soft_range(self, work: BlockWork) -> SoftRange:
         """Ranges that follow the weights while a transform is trained."""
-        return FollowingRanges(work.grid)
+        return FollowingRanges(work.grids(work.block.layers))

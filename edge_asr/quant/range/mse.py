@@ -14,14 +14,8 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import (
-    Grid,
-    GridParameters,
-    decode,
-    encode,
-    parameters_from_range,
-    reduce_groups,
-)
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
 from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import Layer

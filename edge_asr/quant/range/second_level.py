@@ -5,19 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import BITS, SCALE_BITS, Grid, GridParameters, decode, encode
+from edge_asr.quant.formats import BITS, Grid, TensorFormat
+from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, encode
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse
+from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import Layer
 
 
-def requantize(values: Tensor, bits: int, group_size: int) -> tuple[Tensor, float]:
-    """`values` [rows, groups] as they are read back from `bits`-bit codes, and the bits they take.
+def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
+    """`values` [rows, groups] as `bits`-bit codes.
 
     The values of `group_size` neighbouring rows (output channels; the last run may be shorter)
     share a float16 scale and a float16 zero point of their own.
@@ -31,10 +34,14 @@ def requantize(values: Tensor, bits: int, group_size: int) -> tuple[Tensor, floa
     )
     upright = values.T
     parameters = minmax_parameters(upright, grid)
-    scale, zero = parameters.expand(upright.shape[1])
-    codes = encode(upright, scale, zero, grid)
-    stored = codes.numel() * bits + parameters.scale.numel() * 2 * SCALE_BITS
-    return decode(codes, scale, zero).T.contiguous(), float(stored)
+    codes = encode(upright, *parameters.expand(upright.shape[1]), grid)
+    return DoubleQuantized(
+        codes.T.to(torch.uint8).contiguous(),
+        parameters.scale.T.contiguous(),
+        parameters.zero.T.contiguous(),
+        bits,
+        group_size,
+    )
 
 
 def second_level_parameters(
@@ -44,15 +51,13 @@ def second_level_parameters(
 
     Only zero points that are not integers are quantized; a symmetric grid stores none.
     """
-    scale, stored = requantize(first.scale, scale_bits, group_size)
+    scales, zeros = requantize(first.scale, scale_bits, group_size), None
     zero = first.zero
-    if not grid.symmetric and grid.zero_point == "float":
-        zero, bits = requantize(first.zero, zero_bits, group_size)
-        stored += bits
-    elif not grid.symmetric:
-        stored += zero.numel() * grid.bits
-    scale = scale.clamp(min=grid.minimum_scale)
-    return GridParameters(scale, zero, first.group_size, stored_bits=stored)
+    if grid.stores_zero and grid.zero_point == "float":
+        zeros = requantize(first.zero, zero_bits, group_size)
+        zero = zeros.values()
+    scale = away_from_zero(scales.values(), grid)
+    return GridParameters(scale, zero, first.group_size, double_scale=scales, double_zero=zeros)
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,12 @@ class SecondLevel(Range):
     def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
         """The parameters of `weight` [rows, columns] that are to be quantized."""
 
-    def grid(self, grid: Grid) -> Grid:
-        return replace(grid, include_zero=False, zero_point="float")
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        del slot
+        if format.weights is None:
+            return format
+        moved = replace(format.weights, include_zero=False, zero_point="float")
+        return replace(format, weights=moved)
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

@@ -7,15 +7,18 @@ authors' later code and in llm-compressor's `actorder="static"`. Outliers as in 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, GridParameters, QuantizedWeight, decode, encode
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters, code_dtype, decode, encode
 from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_within_budget
-from edge_asr.quant.rounding.nearest import round_layer
+from edge_asr.quant.protection import nearest_with_outliers
 from edge_asr.quant.stages import SiteRounding, roundings
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import Fit, ReorderableFit, SiteWork
 
 
@@ -185,7 +188,7 @@ class _LayerUnderWay:
             return self._fit(
                 self._outliers.fit_view(weight, sensitivity, self._grid, self._threshold, columns)
             )
-        parameters = self._fit(weight[:, order])
+        parameters = self._fit(weight[:, order]).copy()
         # One group is the same in any order; several are found again only by theirs.
         natural = torch.equal(order, torch.arange(len(order)))
         if natural or parameters.group_size >= weight.shape[1]:
@@ -206,6 +209,7 @@ class _LayerUnderWay:
             self._threshold,
         )
         fresh = self._fit(view.to(self._dtype), column)
+        self._parameters.put(group, fresh)
         self._scales[group] = fresh.scale[:, 0].double()
         self._zeros[group] = fresh.zero[:, 0].double()
 
@@ -241,14 +245,9 @@ class _LayerUnderWay:
     def result(self) -> QuantizedWeight:
         """The quantized weight, in the natural column order."""
         natural, columns = self._natural, self._outliers.columns
-        parameters = replace(
-            self._parameters,
-            scale=self._scales.T.to(self._dtype).contiguous(),
-            zero=self._zeros.T.to(self._dtype).contiguous(),
-        )
         outliers = kept_weights(self.work[natural].T, self._kept[natural].T, columns)
-        codes = self._codes[natural].T.to(self._grid.code_dtype).contiguous()
-        return QuantizedWeight(codes, parameters, self._grid, outliers)
+        codes = self._codes[natural].T.to(code_dtype(self._grid)).contiguous()
+        return QuantizedWeight(codes, self._parameters, self._grid, outliers)
 
 
 @roundings.register("gptq")
@@ -266,6 +265,9 @@ class Gptq(SiteRounding):
         ordered_groups: Allows act_order without static_groups: groups are then runs of columns
             in the order of rounding, as in SpQR, and that order is stored with every layer.
     """
+
+    reads_statistics: ClassVar[bool] = True
+    updates_outliers: ClassVar[bool] = True
 
     damping: float = 0.01
     damping_limit: float = 1.0
@@ -297,7 +299,7 @@ class Gptq(SiteRounding):
     def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
         if not work.statistics.rows:
             # Every column would be dead, and every weight zero.
-            return {name: round_layer(work, name) for name in work.weights}
+            return {name: nearest_with_outliers(work, name) for name in work.weights}
         factor = factorize(
             work.statistics.hessian,
             damping=self.damping,
@@ -311,7 +313,7 @@ class Gptq(SiteRounding):
                 f"gptq: no Cholesky factor up to damping {self.damping_limit} for {names}; "
                 "rounded to nearest instead"
             )
-            return {name: round_layer(work, name) for name in work.weights}
+            return {name: nearest_with_outliers(work, name) for name in work.weights}
         if factor.damping > self.damping:
             work.warnings.append(
                 f"gptq: damping raised from {self.damping} to {factor.damping:g} "
@@ -322,7 +324,7 @@ class Gptq(SiteRounding):
                 weight,
                 factor,
                 self._fit(work.fits[name], factor.order),
-                work.grid,
+                work.grids[name],
                 block_size=self.block_size,
                 static_groups=self.static_groups,
                 outliers=work.outliers,

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from edge_asr.quant.grid import GridParameters, QuantizedWeight, decode
+from edge_asr.quant.grid import GridParameters, code_dtype, decode
 from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.weight import QuantizedWeight
 
 STRETCH = (-0.1, 1.1)
 # Training starts this far inside: at 0 and 1 themselves, where every weight of a half-precision
@@ -74,7 +75,7 @@ class SoftCodes(SoftRounding):
         start = self.starts[name]
         codes = self._lower[name] + (self.logits[self.keys[name]] >= 0)
         codes = codes.clamp(start.grid.lowest, start.grid.highest)
-        codes = codes.to(start.grid.code_dtype)
+        codes = codes.to(code_dtype(start.grid))
         return QuantizedWeight(codes, self.parameters_of(name), start.grid)
 
     def _decoded(self, name: str, codes: Tensor) -> Tensor:

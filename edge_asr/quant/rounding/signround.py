@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
-    Grid,
     GridParameters,
-    QuantizedWeight,
+    code_dtype,
     decode,
     encode,
     parameters_from_range,
@@ -27,6 +27,7 @@ from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import roundings
+from edge_asr.quant.weight import QuantizedWeight
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -51,6 +52,9 @@ class SignSGD(torch.optim.Optimizer):
 def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
     """The ends of the range that `parameters_from_range` makes `parameters` of."""
     scale, zero = parameters.scale, parameters.zero
+    if grid.signed_scale:
+        extreme = scale * grid.lowest
+        return extreme.clamp(max=0), extreme.clamp(min=0)
     if grid.symmetric:
         reach = scale * (grid.highest if grid.signed else grid.steps / 2)
         return -reach, reach
@@ -114,7 +118,7 @@ class SignedOffsets(SoftRounding):
     def quantized(self, name: str) -> QuantizedWeight:
         codes, parameters = self._codes(name)
         grid = self._starts[name].grid
-        return QuantizedWeight(codes.to(grid.code_dtype), parameters, grid)
+        return QuantizedWeight(codes.to(code_dtype(grid)), parameters, grid)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         narrow = all(start.grid.bits <= 3 for start in self._starts.values())

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ from torch.func import functional_call
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
-from edge_asr.quant.grid import Grid, reduce_groups
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold, has_rows, is_scale, scale_site
+from edge_asr.quant.weight import round_nearest
 from edge_asr.quant.work import BlockWork
 
 # The authors keep scales from falling below this before they are normalised.
@@ -55,15 +56,15 @@ def candidate_scales(
     return scales
 
 
-def relative_weight(weights: Sequence[Tensor], grid: Grid) -> Tensor:
+def relative_weight(weights: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
     """Mean over all rows of |w| relative to the largest in its group, float64 [in_features].
 
     Args:
         weights: Weight [out_features, in_features] of every layer of a site.
-        grid: Says which columns share a scale.
+        grids: Of every layer; says which columns share a scale.
     """
     rows = []
-    for weight in weights:
+    for weight, grid in zip(weights, grids, strict=True):
         magnitude = weight.detach().double().abs().cpu()
         largest, size = reduce_groups(magnitude, grid, torch.amax)
         largest = largest.repeat_interleave(size, dim=1)[:, : magnitude.shape[1]]
@@ -182,8 +183,9 @@ class Awq(Transform):
     cross-attention stays as it is, because its values are rounded by then. Queries, keys and
     values that one attention reads are judged by the attention's output on the captured calls,
     every other site by the outputs of its own layers, of which the input's second moment tells
-    the exact mean squared change. All of them are judged as rounded on the run's grid: columns that
-    an outliers part will keep, or give more bits, are chosen later and not known here.
+    the exact mean squared change. All of them are judged as rounded on their grids: columns that an
+    outliers part will keep are chosen later and not known here. A site none of whose layers is
+    quantized stays as it is.
 
     Attributes:
         n_grid: Exponents tried, from 0 in steps of 1/n_grid; 1 itself is never tried.
@@ -193,6 +195,8 @@ class Awq(Transform):
             the activation online as the authors do, at the cost of a multiplication for every
             value. Otherwise such a site stays as it is.
     """
+
+    reads_statistics: ClassVar[bool] = True
 
     n_grid: int = 20
     duo_scaling: bool = False
@@ -206,6 +210,8 @@ class Awq(Transform):
     def rewrite_block(self, work: BlockWork) -> None:
         scales: dict[Site, Tensor] = {}
         for site in work.block.sites:
+            if not work.grids(site.layers):
+                continue
             online = site.source is None and self.scale_activation
             if not (online or can_fold(work, site)) or not has_rows(work, site, "awq"):
                 continue
@@ -223,16 +229,18 @@ class Awq(Transform):
 
     def search(self, work: BlockWork, site: Site) -> Tensor | None:
         """The best scale [in_features] of `site`; None if every loss is infinite or no number."""
-        statistics, layers = work.statistics(site), work.layers(site)
-        weights = {name: layer.weight.detach() for name, layer in layers.items()}
-        relative = relative_weight(list(weights.values()), work.grid) if self.duo_scaling else None
+        statistics, grids = work.statistics(site), work.grids(site.layers)
+        weights = {name: work.layer(name).weight.detach() for name in grids}
+        relative = None
+        if self.duo_scaling:
+            relative = relative_weight(list(weights.values()), list(grids.values()))
         scales = [
             scale
             for scale in candidate_scales(statistics.mean_magnitude, self.n_grid, relative)
             if is_scale(scale)
         ]
         rounded = [
-            {name: rounded_under(weight, scale, work.grid) for name, weight in weights.items()}
+            {name: rounded_under(weight, scale, grids[name]) for name, weight in weights.items()}
             for scale in scales
         ]
         if site.reader is not None:

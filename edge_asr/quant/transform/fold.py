@@ -80,9 +80,12 @@ def scale_site(work: BlockWork, site: Site, scale: Tensor, *, online: bool = Fal
         raise ValueError(f"{site.source} cannot absorb a scale of {', '.join(site.layers)}")
     for layer in work.layers(site).values():
         factor = scale.to(layer.weight)
-        layer.weight.mul_(factor)
         if online:
-            layer.online.append(ChannelScale(1 / factor))
+            divided = ChannelScale(1 / factor)
+            layer.online.append(divided)
+            # What is stored in float16 is what the weight has to undo.
+            factor = 1 / divided.factor
+        layer.weight.mul_(factor)
     if not online and site.source is not None:
         _divide_channels(work.model.get_submodule(site.source), scale)
     work.inputs_changed()

@@ -10,14 +10,17 @@ orders below 256 that is every multiple of 4 but 92, 116, 156, 172, 184, 188, 23
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edge_asr.quant.layers import OnlineWork
+from edge_asr.quant.layers import RuntimeOp, modules
+from edge_asr.quant.packing import pack, unpack
 from edge_asr.quant.transform.rotation import Rotation
 
 
@@ -147,7 +150,8 @@ def random_orthogonal(order: int, generator: torch.Generator) -> Tensor:
     return orthogonal * upper.diagonal().sign()
 
 
-class FastHadamard(OnlineWork):
+@modules.register("hadamard")
+class FastHadamard(RuntimeOp):
     """Multiply rows [..., width] by I ⊗ H/√n ⊗ I, and by random signs where given.
 
     The Hadamard matrix of order n = m·2^k (m from Paley's) is the Kronecker product that
@@ -182,16 +186,35 @@ class FastHadamard(OnlineWork):
         orders = kronecker_orders(order)
         if orders is None or width % (order * stride):
             raise ValueError(f"no Hadamard of order {order} and stride {stride} for width {width}")
-        self.orders, self.stride, self.inverse = orders, stride, inverse
-        self.scale = order**-0.5
-        dense = sorted({size for size in orders if size != 2})
-        for size in dense:
+        self.width, self.order, self.stride, self.inverse = width, order, stride, inverse
+        self.orders, self.scale = orders, order**-0.5
+        for size in {size for size in orders if size != 2}:
             self.register_buffer(f"factor_{size}", _factor(size).float())
         self.register_buffer("signs", None if signs is None else signs.detach().float().clone())
-        self.macs_per_row = width * (_steps(orders) + 1)
-        self.stored_bits = float(sum(size**2 for size in dense))
-        if signs is not None:
-            self.stored_bits += signs.numel()
+
+    @property
+    def macs_per_row(self) -> int:
+        return self.width * (_steps(self.orders) + 1)
+
+    @property
+    def stored_bits(self) -> float:
+        dense = sum(size**2 for size in {*self.orders} - {2})
+        return float(dense + (0 if self.signs is None else self.signs.numel()))
+
+    def description(self) -> dict[str, Any]:
+        """Factors are made anew from the order, so that only signs are stored."""
+        names = ("width", "order", "stride", "inverse")
+        return {name: getattr(self, name) for name in names}
+
+    def stored(self) -> dict[str, Tensor]:
+        return {} if self.signs is None else {"signs": pack(self.signs > 0, 1)}
+
+    @classmethod
+    def rebuild(cls, description: Mapping[str, Any], stored: Mapping[str, Tensor]) -> FastHadamard:
+        signs = None
+        if "signs" in stored:
+            signs = 2.0 * unpack(stored["signs"], 1, description["width"]).float() - 1
+        return cls(**description, signs=signs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         signs = None if self.signs is None else self.signs.to(inputs.dtype)
@@ -231,6 +254,6 @@ class RandomHadamard(Rotation):
         signs = 2.0 * torch.randint(2, (order,), generator=generator).double() - 1
         return cls(signs[:, None] * hadamard_matrix(order) / order**0.5, signs)
 
-    def online(self, *, inverse: bool = False) -> OnlineWork:
+    def online(self, *, inverse: bool = False) -> RuntimeOp:
         order = len(self.signs)
         return FastHadamard(order, order, signs=self.signs, inverse=inverse)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import straight_through
 from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.scheme import Slot
 from edge_asr.quant.soft import SoftTransform
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold
@@ -152,6 +154,15 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
         if not 0 <= self.alpha <= 1:
             raise UserError(f"method.transform.alpha={self.alpha}: must be between 0 and 1")
         super().__post_init__()
+
+    def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
+        del slot
+        if format.inputs and format.inputs.granularity == "tensor":
+            raise UserError(
+                "act_granularity=tensor with method/transform=let: the rewrite changes what layers "
+                "read while static ranges stand; use act_granularity=token"
+            )
+        return format
 
     def soft_transform(self, work: BlockWork) -> SoftTransform:
         return EquivalentTransformation(work, self)

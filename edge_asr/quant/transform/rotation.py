@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.cost.records import Stack
 from edge_asr.models.families.base import Architecture, ResidualStream, Site
-from edge_asr.quant.layers import OnlineWork, QuantizedLinear
+from edge_asr.models.tensors import Stack
+from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, StoredModule, modules
 
 ENTRY = "stream_entry"
 
@@ -47,7 +47,8 @@ def rotate_outputs(weight: Tensor, matrices: Tensor) -> Tensor:
     return rotate_inputs(weight.T, matrices).T
 
 
-class MatrixProduct(OnlineWork):
+@modules.register("matrix_product")
+class MatrixProduct(RuntimeOp):
     """Multiply every row [..., n] by a dense matrix [n, n]; n² MACs a row."""
 
     matrix: Tensor
@@ -55,8 +56,20 @@ class MatrixProduct(OnlineWork):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.detach().float().clone())
-        self.macs_per_row = matrix.numel()
-        self.stored_bits = 16.0 * matrix.numel()
+
+    @property
+    def macs_per_row(self) -> int:
+        return self.matrix.numel()
+
+    @property
+    def stored_bits(self) -> float:
+        return 16.0 * self.matrix.numel()
+
+    def round_stored(self) -> None:
+        self.matrix.copy_(self.matrix.half())
+
+    def stored(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix.half()}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs @ self.matrix.to(inputs.dtype)
@@ -68,36 +81,47 @@ class Rotation:
 
     matrix: Tensor
 
-    def online(self, *, inverse: bool = False) -> OnlineWork:
+    def online(self, *, inverse: bool = False) -> RuntimeOp:
         """The module that applies it, or its inverse, to activations."""
         return MatrixProduct(self.matrix.T if inverse else self.matrix)
 
 
-class StreamEntry(OnlineWork):
+@modules.register("stream_entry")
+class StreamEntry(RuntimeOp):
     """Bring states [..., n] into the rotated stream: centre every row, then rotate it.
 
     Lives in the first block of a stack and runs before it (`attach`). The block's inputs are
     thereby the plain states: what is captured before its hooks can be run through it again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
         self.rotation: nn.Module = nn.Identity()
 
-    def attach(self, block: nn.Module, width: int) -> None:
-        """Make it part of `block`, whose input has `width` channels."""
-        block.add_module(ENTRY, self)
-        self.macs_per_row = width
+    @property
+    def macs_per_row(self) -> int:
+        return self.width + getattr(self.rotation, "macs_per_row", 0)
+
+    @property
+    def stored_bits(self) -> float:
+        return float(getattr(self.rotation, "stored_bits", 0))
+
+    def description(self) -> dict[str, Any]:
+        return {"width": self.width}
+
+    def attach(self, model: nn.Module, path: str) -> None:
+        """Make it part of the block above it, whose input has `width` channels."""
+        super().attach(model, path)
         # A bound method, not a closure: copying the block copies its owner along.
+        block = model.get_submodule(path.rpartition(".")[0])
         block.register_forward_pre_hook(self.enter, with_kwargs=True)
 
-    def rotate(self, rotation: OnlineWork) -> None:
+    def rotate(self, rotation: RuntimeOp) -> None:
         """Set the rotation that follows the centring. Raises ValueError the second time."""
         if not isinstance(self.rotation, nn.Identity):
             raise ValueError("the stream is rotated already")
         self.rotation = rotation
-        self.macs_per_row += rotation.macs_per_row
-        self.stored_bits += rotation.stored_bits
 
     def forward(self, states: Tensor) -> Tensor:
         rotated: Tensor = self.rotation(states - states.mean(-1, keepdim=True))
@@ -113,20 +137,37 @@ class StreamEntry(OnlineWork):
         return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"])}
 
 
-class StreamExit(nn.Module):
+@modules.register("stream_exit")
+class StreamExit(StoredModule):
     """The last norm of a stack behind the way out of the rotated stream.
 
     The states arrive centred, and LayerNorm does not mind: norm and head stay as they were.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.rotation: nn.Module = nn.Identity()
-        self.norm = norm
+        self.norm: nn.Module = nn.Identity()
+
+    def attach(self, model: nn.Module, path: str) -> None:
+        """Take the place of the norm at `path`."""
+        self.norm = model.get_submodule(path)
+        super().attach(model, path)
 
     def forward(self, states: Tensor) -> Tensor:
         output: Tensor = self.norm(self.rotation(states))
         return output
+
+
+@modules.register("folded_norm")
+class FoldedNorm(nn.RMSNorm, StoredModule):
+    """What is left of a LayerNorm whose scale, bias and centring are folded away."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps, elementwise_affine=False)
+
+    def description(self) -> dict[str, Any]:
+        return {"width": self.normalized_shape[0], "eps": self.eps}
 
 
 @contextmanager
@@ -187,17 +228,17 @@ def fold_norms(
             if not isinstance(norm, nn.LayerNorm):
                 raise TypeError(f"{name} is no LayerNorm but {type(norm).__name__}")
             if entry and architecture.head in readers[name]:
-                _replace(model, name, StreamExit(norm))
+                StreamExit().attach(model, name)
                 continue
             for reader in readers[name]:
                 warnings += _fold_norm(model, norm, reader, droppable=reader in invariant)
-            plain = nn.RMSNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
-            _replace(model, name, plain.train(norm.training))
+            plain = FoldedNorm(norm.normalized_shape[0], norm.eps)
+            plain.train(norm.training).attach(model, name)
         for writer in _writers(model, stream, entry):
             _centre(writer)
         if entry:
-            block = _first_block(model, architecture, stream.stack)
-            StreamEntry().attach(block, architecture.width(model.config))
+            width = architecture.width(model.config)
+            StreamEntry(width).attach(model, _entry(architecture, stream.stack))
     return warnings
 
 
@@ -220,7 +261,7 @@ def rotate_stream(
     entered = _needs_entry(model, architecture, stream)
     matrix = rotation.matrix.to(model.device)
     if entered:
-        entry = _first_block(model, architecture, stack).get_submodule(ENTRY)
+        entry = model.get_submodule(_entry(architecture, stack))
         assert isinstance(entry, StreamEntry)
         entry.rotate(rotation.online().to(model.device))
     for writer in _writers(model, stream, entered):
@@ -271,12 +312,11 @@ def stream_tensors(
     tables = [name for name in writers if isinstance(model.get_submodule(name), nn.Embedding)]
     exits = [name for name in stream.norms if isinstance(model.get_submodule(name), StreamExit)]
     readers = _readers(architecture, stream, model.config)
-    first = {"encoder": architecture.encoder_block, "decoder": architecture.decoder_block}
     return StreamTensors(
         outputs=tuple(name for name in writers if name not in tables),
         tables=tuple(tables),
         inputs=tuple(name for norm in stream.norms if norm not in exits for name in readers[norm]),
-        entry=f"{first[stream.stack](0).module}.{ENTRY}.rotation.matrix" if entered else None,
+        entry=f"{_entry(architecture, stream.stack)}.rotation.matrix" if entered else None,
         exit=f"{exits[0]}.rotation.matrix" if exits else None,
     )
 
@@ -303,7 +343,7 @@ def rotate_heads(model: nn.Module, site: Site, matrices: Tensor) -> None:
 
 
 @torch.no_grad()
-def rotate_online(layer: QuantizedLinear, work: OnlineWork) -> None:
+def rotate_online(layer: QuantizedLinear, work: RuntimeOp) -> None:
     """Let the orthogonal `work` run on the layer's input and undo it in the layer's weight.
 
     Rows of the weight [out_features, in_features] turn as rows of the input do: with input x Q
@@ -352,9 +392,10 @@ def _writers(model: nn.Module, stream: ResidualStream, entered: bool) -> list[An
     return [writer for writer in writers if not (entered and isinstance(writer, nn.Embedding))]
 
 
-def _first_block(model: nn.Module, architecture: Architecture, stack: Stack) -> nn.Module:
+def _entry(architecture: Architecture, stack: Stack) -> str:
+    """Where the entry of a stack is: in its first block."""
     first = {"encoder": architecture.encoder_block, "decoder": architecture.decoder_block}[stack](0)
-    return model.get_submodule(first.module)
+    return f"{first.module}.{ENTRY}"
 
 
 def _fold_norm(model: nn.Module, norm: nn.LayerNorm, reader: str, *, droppable: bool) -> list[str]:
@@ -384,8 +425,3 @@ def _centre(writer: Any) -> None:
     if writer.bias is not None:
         bias = writer.bias.double()
         writer.bias.copy_(bias - bias.mean())
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class Smooth(Transform):
             are harder to quantize than weights.
     """
 
+    reads_statistics: ClassVar[bool] = True
+
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
@@ -58,7 +61,7 @@ class Smooth(Transform):
 
     def rewrite_model(self, work: ModelWork) -> None:
         """Nothing but a warning where the whole model will read float activations."""
-        if work.activation is None:
+        if not any(format.inputs for format in work.formats.values()):
             work.warnings.append(
                 "smooth: its rewrite serves quantized activations and seldom helps weights alone; "
                 "set act_bits=8 or method/transform=none"

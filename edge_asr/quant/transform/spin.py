@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from edge_asr.calibration.capture import Batch
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site, end_tokens
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.grid import Grid, decode, encode, straight_through_round
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import decode, encode, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Schedule
@@ -134,6 +136,9 @@ class Spin(Transform):
         untie: As in `hadamard`.
     """
 
+    reads_statistics: ClassVar[bool] = True
+    trains_model: ClassVar[bool] = True
+
     steps: int = 100
     clips: int | None = 8
     learning_rate: float = 1.5
@@ -237,10 +242,11 @@ def _trained_through(
 ) -> dict[str, Tensor]:
     """The rotated parameters and buffers, weights rounded to nearest if activations are float."""
     tensors = spins.rotated(fixed)
-    if work.activation is None:
-        for block in work.architecture.blocks(work.model.config):
-            for name in block.layers:
-                tensors[f"{name}.weight"] = _nearest(tensors[f"{name}.weight"], work.grid)
+    if not _reads_quantized(work):
+        for name, format in work.formats.items():
+            if format.weights is not None:
+                path = f"{name}.weight"
+                tensors[path] = _nearest(tensors[path], format.weights)
     return tensors
 
 
@@ -291,16 +297,19 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _quantized_inputs(work: ModelWork) -> Iterator[None]:
     """Quantize what every layer of a block reads, a scale a token, inside the context."""
-    if work.activation is None:
-        yield
-        return
-    settings = replace(work.activation, granularity="token", static_range=None)
-    layers = [layer for layer in work.model.modules() if isinstance(layer, QuantizedLinear)]
-    kept = [layer.quantize_input for layer in layers]
+    layers = {name: cast(QuantizedLinear, work.model.get_submodule(name)) for name in work.formats}
+    kept = {name: layer.quantize_input for name, layer in layers.items()}
     try:
-        for layer in layers:
-            layer.quantize_input = InputQuantizer(settings)
+        for name, layer in layers.items():
+            inputs = work.formats[name].inputs
+            if inputs is not None:
+                dynamic = replace(inputs, granularity="token", static_range=None)
+                layer.quantize_input = InputQuantizer(dynamic)
         yield
     finally:
-        for layer, entry in zip(layers, kept, strict=True):
-            layer.quantize_input = entry
+        for name, layer in layers.items():
+            layer.quantize_input = kept[name]
+
+
+def _reads_quantized(work: ModelWork) -> bool:
+    return any(format.inputs for format in work.formats.values())

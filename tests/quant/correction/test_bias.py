@@ -6,7 +6,7 @@ import torch
 from quant.bench import correlated_inputs, site_work
 
 from edge_asr.quant.correction.bias import BiasCorrection
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.rounding.nearest import Nearest
 

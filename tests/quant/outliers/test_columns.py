@@ -13,8 +13,7 @@ from quant.bench import correlated_inputs, site_work
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.outliers.columns import Columns, largest_columns
 from edge_asr.quant.rounding.gptq import Gptq

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quant.bench import correlated_inputs, minmax_fit, site_work
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import FloatWeights, Grid, QuantizedWeight
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.outlier_rule import ENOUGH_WEIGHTS, OutlierRule, input_sensitivity
 from edge_asr.quant.outliers.unstructured import (
     SingleWeights,
@@ -27,6 +27,7 @@ from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Range
+from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 from edge_asr.quant.work import SiteWork
 
 

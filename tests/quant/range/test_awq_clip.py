@@ -15,7 +15,8 @@ from quant.bench import correlated_inputs, statistics_of
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.awq_clip import (
     AwqClip,
     awq_clip_parameters,

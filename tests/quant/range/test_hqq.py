@@ -24,7 +24,8 @@ from edge_asr.config import settings_from
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.hqq import Hqq, hqq_parameters, shrink, starting_point
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.percentile import Percentile, percentile_parameters
 from edge_asr.quant.rounding.nearest import round_nearest

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, QuantizedWeight
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import mse_parameters
 from edge_asr.quant.range.second_level import (
@@ -23,6 +23,7 @@ from edge_asr.quant.range.second_level import (
     second_level_parameters,
 )
 from edge_asr.quant.rounding.nearest import round_nearest
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import Layer
 
 FREE = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=16)

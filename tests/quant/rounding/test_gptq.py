@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from quant.bench import correlated_inputs, minmax_fit, site_work
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
 from edge_asr.quant.rounding.nearest import Nearest, round_nearest

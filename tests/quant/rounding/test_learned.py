@@ -7,7 +7,7 @@ import torch
 from quant.walks import LEARNED, quantized_by_options, quantized_with, stages
 
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 
 
 @pytest.mark.parametrize("name", ["adaround", "signround", "tesseraq"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_asr.quant.grid import Grid, GridParameters
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.rectified import (
     SoftCodes,

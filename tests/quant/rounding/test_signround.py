@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.hqq import Hqq
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.nearest import round_nearest

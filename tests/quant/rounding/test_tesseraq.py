@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.tesseraq import HardeningCodes, TesseraQ
 from edge_asr.quant.soft import LayerStart

@@ -27,7 +27,7 @@ from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.awq import (
     Awq,
@@ -248,12 +248,12 @@ def test_activations_are_scaled_online_only_where_asked_and_needed(checkpoint: C
             name
             for block in blocks
             for name in block.layers
-            if rewritten.get_submodule(name).online_work
+            if rewritten.get_submodule(name).runtime_ops
         }
         assert online <= expected
         assert bool(online) == bool(expected)
         for name in online:
-            (work,) = rewritten.get_submodule(name).online_work
+            (work,) = rewritten.get_submodule(name).runtime_ops
             assert work.macs_per_row == rewritten.get_submodule(name).in_features
         for name in unfolded - online:
             old = model.get_submodule(name).weight

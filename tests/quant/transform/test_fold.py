@@ -114,7 +114,7 @@ def test_online_work_is_visible_and_keeps_later_scales_from_folding(whisper: Che
     work, site = site_of(whisper, "encoder", "fc1")
     scale = random_scale(48, 2)
     scale_site(work, site, scale, online=True)
-    (online,) = work.layer(site.layers[0]).online_work
+    (online,) = work.layer(site.layers[0]).runtime_ops
     assert isinstance(online, ChannelScale)
     torch.testing.assert_close(online.factor, 1 / scale)
     assert online.macs_per_row == 48

@@ -18,8 +18,8 @@ from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.grid import Grid
-from edge_asr.quant.layers import install_layers, online_work
+from edge_asr.quant.formats import Grid
+from edge_asr.quant.layers import install_layers, runtime_ops
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.hadamard import Hadamard
@@ -182,9 +182,9 @@ def test_online_work_is_visible_and_listed_once(checkpoint: Checkpoint) -> None:
         f"{architecture.decoder_block(0).module}.stream_entry",
         f"{architecture.decoder_norm}.rotation",
     }
-    assert set(online_work(model)) == expected
+    assert set(runtime_ops(model)) == expected
     untied, _ = rewritten(checkpoint.model, architecture, Hadamard(untie=True, across_heads=False))
-    assert set(online_work(untied)) == {
+    assert set(runtime_ops(untied)) == {
         f"{architecture.encoder_block(0).module}.stream_entry",
         *(f"{site.layers[0]}.online.0" for site in sites if site.role == "fc2"),
     }
@@ -198,7 +198,7 @@ def test_costs_at_the_shape_of_whisper_tiny() -> None:
         decoder_start_token_id=1,
     )  # fmt: skip
     model, warnings = rewritten(WhisperForConditionalGeneration(config), Whisper(), Hadamard())
-    costs = {name: work.macs_per_row for name, work in online_work(model).items()}
+    costs = {name: work.macs_per_row for name, work in runtime_ops(model).items()}
     stream = 384 * (12 + 5 + 1)  # 384 = 12 x 2^5
     assert costs == {
         "model.encoder.layers.0.stream_entry": 384 + stream,
@@ -244,7 +244,7 @@ def test_widths_without_a_hadamard_fall_back_and_say_so() -> None:
         "35 channels are not mixed",
     ):
         assert any(text in warning for warning in warnings), text
-    work = online_work(model)
+    work = runtime_ops(model)
     assert not any("decoder.layers.0.fc2" in name or "out_proj" in name for name in work)
     entry = work["model.encoder.layers.0.stream_entry"]
     assert isinstance(entry, StreamEntry)

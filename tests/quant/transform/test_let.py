@@ -8,8 +8,7 @@ from quant.walks import quantized_with, stages, works_with_targets
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import BlockLoss

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.models.families.base import Architecture, Site
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.layers import install_layers, online_work
+from edge_asr.quant.layers import install_layers, runtime_ops
 from edge_asr.quant.transform.rotation import (
     Rotation,
     StreamExit,
@@ -182,7 +182,7 @@ def test_an_untied_head_and_all_tables_are_folded(checkpoint: Checkpoint) -> Non
         expected = table @ array(norm, "bias")
         np.testing.assert_allclose(array(model, f"{architecture.head}.bias"), expected, atol=1e-5)
     assert model.config.tie_word_embeddings is False
-    assert [name for name in online_work(model) if "decoder" in name] == []
+    assert [name for name in runtime_ops(model) if "decoder" in name] == []
 
 
 def test_a_tied_head_stays_tied_and_untouched(checkpoint: Checkpoint) -> None:
@@ -194,7 +194,7 @@ def test_a_tied_head_stays_tied_and_untouched(checkpoint: Checkpoint) -> None:
     assert torch.equal(head.weight, checkpoint.model.get_submodule(architecture.head).weight)
     exit = model.get_submodule(architecture.decoder_norm)
     assert isinstance(exit, StreamExit)
-    work = online_work(model)
+    work = runtime_ops(model)
     width = architecture.width(model.config)
     # In and out of a dense rotation; centring comes on top on the way in.
     assert sorted(part.macs_per_row for part in work.values()) == [
@@ -255,7 +255,7 @@ def test_copies_are_independent(checkpoint: Checkpoint) -> None:
     before = logits(checkpoint, model)
     other = copy.deepcopy(model)
     assert torch.equal(logits(checkpoint, other), before)
-    for work in online_work(other).values():
+    for work in runtime_ops(other).values():
         for buffer in work.buffers():
             buffer.zero_()
     assert not torch.equal(logits(checkpoint, other), before)

@@ -25,8 +25,7 @@ from quant.walks import (
 from edge_asr.cli.command import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.smooth import Smooth, smooth_scale

@@ -11,8 +11,7 @@ from quant.walks import batches_of, largest_change
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.activation import ActivationGrid
-from edge_asr.quant.grid import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear, install_layers
 from edge_asr.quant.transform import spin
 from edge_asr.quant.transform.hadamard import rotate_model

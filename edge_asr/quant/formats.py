@@ -1,0 +1,189 @@
+"""What a tensor is stored as: settings of the quantizer of weights and of layer inputs.
+
+Reference implementations differ in whether the grid is signed, how a symmetric one is scaled,
+whether zero is forced into the range, and whether the zero point is an integer; each of these is a
+setting here, so that every reference can be matched bit for bit. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_asr.errors import UserError
+
+Granularity = Literal["tensor", "channel", "group", "token"]
+ZeroPoint = Literal["integer", "float"]
+ActivationGranularity = Literal["token", "tensor"]
+StaticRange = Literal["extreme", "mean"]
+
+BITS = range(2, 9)
+SCALE_BITS = 16  # scales, and zero points that are not integers, are stored as float16
+VALUE_BITS = 16  # weights that stay off the grid are stored as float16
+INDEX_BITS = 16  # an index of a column
+SMALLEST_SCALE = 2.0**-24  # the smallest number above zero in float16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings of a uniform grid over a matrix [rows, columns].
+
+    Rows are output channels for weights and tokens for activations.
+
+    Attributes:
+        bits: Width of a code, 2 to 8.
+        symmetric: One magnitude for both signs; no zero point is stored.
+        signed: Codes from -2^(b-1) to 2^(b-1)-1 instead of 0 to 2^b-1. Symmetric: scale =
+            magnitude / (2^(b-1) - 1), instead of 2 magnitude / (2^b - 1).
+        signed_scale: Of a symmetric signed grid: scale = - extreme / 2^(b-1), where the extreme is
+            the value of largest magnitude with its sign, which then lies on the lowest code
+            exactly (ggml's q4_0). The scale may be negative.
+        include_zero: Widen every range so that it contains zero (IST-DASLab GPTQ does).
+        zero_point: `integer` (rounded and clamped onto the grid) or `float`.
+        granularity: What shares one scale: the `tensor`, a row (`channel`, `token`), or a
+            `group` of `group_size` columns in a row; the last group of a row may be shorter.
+        group_size: Columns a group; None unless the granularity is `group`.
+        minimum_scale: Scales are never smaller in magnitude than this.
+        half_scales: Round scales and float zero points to float16, the width they are stored
+            and charged with. The references keep them in float32.
+    """
+
+    bits: int
+    symmetric: bool = False
+    signed: bool = False
+    signed_scale: bool = False
+    include_zero: bool = True
+    zero_point: ZeroPoint = "integer"
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    minimum_scale: float = SMALLEST_SCALE
+    half_scales: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UserError(f"bits={self.bits}: allowed are {BITS.start} to {BITS.stop - 1}")
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise UserError(
+                f"group_size={self.group_size} does not fit granularity={self.granularity!r}: "
+                "give a group size with 'group' and none otherwise"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise UserError(f"group_size={self.group_size}: must be at least 1, or null")
+        if self.signed_scale and not (self.symmetric and self.signed):
+            raise UserError("signed_scale needs a grid that is symmetric and signed")
+
+    @property
+    def lowest(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        return self.lowest + (1 << self.bits) - 1
+
+    @property
+    def steps(self) -> int:
+        """Steps between the lowest and the highest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def stores_zero(self) -> bool:
+        """Whether a zero point is stored with every scale."""
+        return not self.symmetric
+
+    def columns_per_group(self, columns: int) -> int:
+        return min(self.group_size or columns, columns)
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Settings of a quantized layer input.
+
+    Attributes:
+        bits: Width of a code, 2 to 8.
+        symmetric: One magnitude for both signs on a signed grid, scale = magnitude /
+            (2^(b-1) - 1); otherwise a zero point from a range that contains zero (QuaRot's
+            two variants).
+        granularity: `token`, dynamic; or `tensor`, static, from calibration.
+        static_range: Of `tensor` alone: `extreme`, the extremes of all calibration rows, or
+            `mean`, the extremes of every clip averaged over clips.
+        clip_ratio: Both ends of every range are multiplied by this, above 0 to 1.
+
+    Raises:
+        UserError: A setting is out of its range, or `static_range` does not fit `granularity`.
+    """
+
+    bits: int
+    symmetric: bool = False
+    granularity: ActivationGranularity = "token"
+    static_range: StaticRange | None = None
+    clip_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UserError(f"act_bits={self.bits}: allowed are {BITS.start} to {BITS.stop - 1}")
+        if (self.granularity == "tensor") != (self.static_range is not None):
+            raise UserError(
+                f"act_range={self.static_range} with act_granularity={self.granularity}: "
+                "give extreme or mean with tensor, and null with token"
+            )
+        if not 0 < self.clip_ratio <= 1:
+            raise UserError(f"act_clip_ratio={self.clip_ratio}: must be above 0 and at most 1")
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of rows (tokens) x channels. Only static scales are stored, in float16."""
+        return Grid(
+            bits=self.bits,
+            symmetric=self.symmetric,
+            signed=self.symmetric,
+            granularity=self.granularity,
+            half_scales=self.granularity == "tensor",
+        )
+
+    @property
+    def label(self) -> str:
+        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A4 sym clip 0.9`."""
+        words = [f"A{self.bits}"]
+        words += ["static"] if self.static_range else []
+        words += ["mean"] if self.static_range == "mean" else []
+        words += ["sym"] if self.symmetric else []
+        words += [f"clip {self.clip_ratio:g}"] if self.clip_ratio != 1 else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """How the weight of a layer is stored and its input is read; None is floating point."""
+
+    weights: Grid | None = None
+    inputs: ActivationGrid | None = None
+
+    @property
+    def label(self) -> str:
+        """`W4`, `W3 g32 sym A8`, `float`."""
+        words = []
+        if self.weights is not None:
+            words.append(f"W{self.weights.bits}")
+            words += [f"g{self.weights.group_size}"] if self.weights.group_size else []
+            words += [convention_of(self.weights)] if self.weights.symmetric else []
+        if self.inputs is not None:
+            words += ([] if words else ["W float"]) + [self.inputs.label]
+        return " ".join(words) or "float"
+
+
+SYMMETRIC: dict[str, dict[str, bool]] = {
+    "unsigned": {},
+    "signed": {"signed": True},
+    "signed_scale": {"signed": True, "signed_scale": True},
+}
+
+
+def convention_of(grid: Grid) -> str:
+    """The symmetric convention of a grid, as a label says it: `sym`, `sym signed`, ..."""
+    found = next(
+        name
+        for name, settings in SYMMETRIC.items()
+        if (grid.signed, grid.signed_scale)
+        == (settings.get("signed", False), settings.get("signed_scale", False))
+    )
+    return "sym" if found == "unsigned" else f"sym {found}"

@@ -1,0 +1,341 @@
+"""The sequential pass: quantize block after block, each on inputs of the quantized ones before it.
+
+For every block in forward order: (1) capture its inputs, (2) rewrite, range, round and repair it
+with the parts of the recipe, (3) put the dequantized weights in place and run the inputs through
+it. So later layers are fitted to the errors of earlier ones (as GPTQ's authors do). A recipe that
+looks at no clips is given none, and nothing is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edge_asr.calibration.capture import Batch, KeptOutputs, Outputs, Passage, Station
+from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.memory import release_freed_memory
+from edge_asr.models.families.base import Architecture, Block, Site
+from edge_asr.models.tensors import Slot
+from edge_asr.quant import artefact
+from edge_asr.quant.activation import InputQuantizer, quantize_inputs
+from edge_asr.quant.artefact import StoredDtype
+from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.layers import QuantizedLinear, install_layers, runtime_ops
+from edge_asr.quant.protection import sealed, without_outliers
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.result import BlockResult, LayerResult, Quantization
+from edge_asr.quant.stages import LayerFit, Transform, roundings
+from edge_asr.quant.weight import round_nearest
+from edge_asr.quant.work import BlockWork, Fit, Layer, ModelWork, SiteWork
+
+Progress = Callable[[str, int, int], None]
+MODEL = "model"  # the stem of what a rewrite of the whole model made
+
+
+@torch.no_grad()
+def quantize_model(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    formats: Mapping[str, TensorFormat],
+    *,
+    stored_dtype: StoredDtype = lambda _: torch.float32,
+    layer_errors: bool = True,
+    finished: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Quantization:
+    """Quantize `model` in place by `recipe`.
+
+    Args:
+        model: The float model; the Linears of its blocks become `QuantizedLinear`s.
+        architecture: Its map.
+        batches: Calibration batches; none where nothing looks at clips.
+        recipe: The method.
+        formats: What the scheme asks for, for every Linear inside a block.
+        stored_dtype: The dtype in which a parameter is stored that stays floating point. Those that
+            a part changes are rounded to it before later blocks see them.
+        layer_errors: Measure the output error of every layer on `batches`, a diagnostic.
+        finished: A folder in which finished blocks are kept, and found again by a later call with
+            the same arguments.
+        progress: Called with (what goes on, blocks done, total) while a part learns, and with
+            (block and its losses, done, total) after every block.
+    """
+    blocks = list(architecture.blocks(model.config))
+    install_layers(model, (name for block in blocks for name in block.layers))
+    engine = SequentialPass(
+        model, architecture, recipe, formats, stored_dtype, layer_errors, finished
+    )
+    engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
+    stations = Passage(model, architecture, batches).stations()
+    reference = None
+    if recipe.learned:
+        reference = Passage(copy.deepcopy(model), architecture, batches).stations()
+    for done, station in enumerate(stations, start=1):
+        targets = KeptOutputs() if reference is None else next(reference).outputs()
+        engine.quantize(station, targets, partial(_show, progress, done - 1, len(blocks)))
+        progress(engine.result.summary(station.block.module), done, len(blocks))
+    return engine.result
+
+
+def _show(progress: Progress, done: int, total: int, text: str) -> None:
+    progress(text, done, total)
+
+
+class SequentialPass:
+    """One pass over a model: the stages of a recipe on every block it is shown."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        recipe: Recipe,
+        formats: Mapping[str, TensorFormat],
+        stored_dtype: StoredDtype,
+        layer_errors: bool,
+        finished: Path | None,
+    ) -> None:
+        self.model, self.architecture, self.recipe = model, architecture, recipe
+        self.asked, self.served = formats, served_formats(architecture, model, recipe, formats)
+        self._stored_dtype, self._finished = stored_dtype, finished
+        self._layer_errors = layer_errors
+        self.result = Quantization()
+
+    def rewrite_model(self, batches: Sequence[Batch], on_step: Callable[[str], None]) -> None:
+        """The transform's rewrite of the whole float model."""
+        transform = self.recipe.transform
+        if type(transform).rewrite_model is Transform.rewrite_model:
+            return
+        if self._resume(MODEL):
+            return
+        work = ModelWork(self.model, self.architecture, batches, self.served)
+        work.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
+        transform.rewrite_model(work)
+        for op in runtime_ops(self.model).values():
+            op.round_stored()
+        self._round_floats(name for name, _ in self.model.named_parameters())
+        part = Quantization(warnings=work.warnings, reconstructions=work.reconstructions)
+        self.result.join(part)
+        if transform.trains_model:
+            self._keep(MODEL, None, part)
+
+    def quantize(self, station: Station, targets: Outputs, on_step: Callable[[str], None]) -> None:
+        """Run all stages on one block.
+
+        `targets` are the float model's outputs, if learned from; `on_step` hears how it goes.
+        """
+        stem = f"block-{len(self.result.blocks):03d}"
+        if self._resume(stem):
+            return
+        began = time.perf_counter()
+        work = BlockWork(
+            self.model, self.architecture, station.block, station.module,
+            station.calls, station.masks, self.served, targets,
+        )  # fmt: skip
+        work.on_evaluation = lambda step, steps, loss: on_step(
+            f"{station.block.module}, step {step} of {steps}, loss {loss:.3g}"
+        )
+        part = Quantization(warnings=work.warnings)
+        if any(self.served[name] != TensorFormat() for name in station.block.layers):
+            self._run_stages(work, part)
+        self._round_floats(self._floats_of(station.block))
+        part.blocks[station.block.module] = BlockResult(
+            time.perf_counter() - began, tuple(work.reconstructions)
+        )
+        self.result.join(part)
+        self._keep(stem, self._touched(station.block), part)
+        release_freed_memory()
+
+    def _run_stages(self, work: BlockWork, part: Quantization) -> None:
+        nearest_errors: dict[str, float | None] = {}
+        for site in work.block.sites:
+            nearest_errors |= self._nearest_errors(work, site)
+        self.recipe.transform.rewrite_block(work)
+        if self._round_floats(self._floats_of(work.block)):
+            work.inputs_changed()
+        self._quantize_inputs(work)
+        self.recipe.learn_ranges(work)
+        if self._round_floats(self._floats_of(work.block)):
+            work.inputs_changed()
+        sites = [self._site(work, site) for site in work.block.sites if work.grids(site.layers)]
+        for bench in sites:
+            self._keep_columns(work, bench)
+        release_freed_memory()  # of the passes, before the wide matrices of rounding
+        self._round(work, sites, nearest_errors, part)
+        for bench in sites:
+            layers = {name: work.layer(name) for name in bench.weights}
+            self.recipe.correction.repair(bench, layers)
+            for layer in layers.values():
+                # Whatever a correction did to a weight, its codes say what it is.
+                if layer.quantized is not None:
+                    layer.store(layer.quantized)
+
+    def _round(
+        self,
+        work: BlockWork,
+        sites: Sequence[SiteWork],
+        nearest_errors: Mapping[str, float | None],
+        part: Quantization,
+    ) -> None:
+        """Round every layer of `sites`, check what comes back, and put it in place."""
+        rounding = self.recipe.rounding
+        seen = list(sites)
+        if not rounding.updates_outliers:
+            seen = [without_outliers(bench) for bench in sites]
+        rounded = rounding.round_block(work, seen)
+        for bench, view in zip(sites, seen, strict=True):
+            for name, weight in bench.weights.items():
+                stored = sealed(roundings.name_of(rounding), view, name, rounded[name])
+                error = self._output_error(bench.statistics, weight, stored.dequantize())
+                part.layers[name] = LayerResult(error, nearest_errors.get(name))
+                work.layer(name).store(stored)
+
+    def _nearest_errors(self, work: BlockWork, site: Site) -> dict[str, float | None]:
+        """Output errors of plain rounding to nearest, before anything is rewritten."""
+        if not (work.calls and self._layer_errors):
+            return {}
+        errors: dict[str, float | None] = {}
+        for name in work.grids(site.layers):
+            grid, weight = self.asked[name].weights, work.layer(name).weight.detach().cpu()
+            if grid is not None:
+                nearest = round_nearest(weight, minmax_parameters(weight, grid), grid)
+                statistics = work.statistics(site)
+                errors[name] = self._output_error(statistics, weight, nearest.dequantize())
+        return errors
+
+    def _output_error(
+        self, statistics: InputStatistics, weight: Tensor, stored: Tensor
+    ) -> float | None:
+        if not (statistics.rows and self._layer_errors):
+            return None
+        return statistics.relative_output_error(weight, stored)
+
+    def _quantize_inputs(self, work: BlockWork) -> None:
+        """Put input quantizers into the block, so that whatever learns from here on sees them.
+
+        Statistics stay those of their float inputs (behind the quantized prefix), as GPTQ's
+        Hessians are taken in QuaRot.
+        """
+        chosen = [
+            (name, self.served[name].inputs, work.statistics(site))
+            for site in work.block.sites
+            for name in site.layers
+        ]
+        learned = self.recipe.transform.learned
+        for name, inputs, observed in chosen:
+            if inputs is not None:
+                quantize_inputs([work.layer(name)], inputs, observed, range_gradient=learned)
+
+    def _site(self, work: BlockWork, site: Site) -> SiteWork:
+        """One site, ready to be rounded."""
+        grids, statistics = work.grids(site.layers), work.statistics(site)
+        if work.calls and statistics.rows == 0:
+            work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
+        rule = self.recipe.outliers.rule(site, statistics)
+        rounded = statistics
+        if rule.columns is not None and self.recipe.range.reads_statistics:
+            # What no range will round shall not decide where one is clipped.
+            rounded = statistics.without(rule.columns)
+        fits: dict[str, Fit] = {
+            name: LayerFit(self.recipe.range, grid, rounded, Layer(name, name in site.logit_layers))
+            for name, grid in grids.items()
+        }
+        return SiteWork(
+            site=site,
+            weights={name: work.layer(name).weight.detach().cpu().clone() for name in grids},
+            statistics=statistics,
+            grids=grids,
+            fits={name: work.learned_fits.get(name, fit) for name, fit in fits.items()},
+            warnings=work.warnings,
+            outliers=rule,
+        )
+
+    def _keep_columns(self, work: BlockWork, bench: SiteWork) -> None:
+        """Leave outlier columns float in what the site reads, before anything learns from it."""
+        columns = bench.outliers.columns
+        if columns is None:
+            return
+        for name in bench.weights:
+            layer = work.layer(name)
+            if isinstance(layer.quantize_input, InputQuantizer):
+                layer.quantize_input.keep_float(columns.to(layer.weight.device), bench.statistics)
+
+    def _round_floats(self, names: Iterable[str]) -> bool:
+        """Round parameters that stay floating point to the dtype they are stored in; whether one
+        of them changed."""
+        changed = False
+        for name in names:
+            layer = self.model.get_submodule(name.rpartition(".")[0])
+            path = name.rpartition(".")[0]
+            pending = path in self.served and self.served[path].weights is not None
+            if isinstance(layer, QuantizedLinear) and pending and name.endswith(".weight"):
+                continue
+            parameter = self.model.get_parameter(name)
+            rounded = parameter.to(self._stored_dtype(name)).to(parameter.dtype)
+            if not torch.equal(rounded, parameter):
+                parameter.copy_(rounded)
+                changed = True
+        return changed
+
+    def _floats_of(self, block: Block) -> list[str]:
+        """The parameters of `block`, and of what feeds it, by path."""
+        roots = (block.module, *block.layers, *(site.source for site in block.sites if site.source))
+        return [
+            name
+            for name, _ in self.model.named_parameters()
+            if any(name.startswith(f"{root}.") for root in roots)
+        ]
+
+    def _touched(self, block: Block) -> set[str]:
+        """Modules that a part may change when `block` is its turn: those of the block, what feeds
+        it, and later layers that read one of its own (whose columns take up a scale)."""
+        readers = {
+            name
+            for other in self.architecture.blocks(self.model.config)
+            for site in other.sites
+            if site.source in block.layers
+            for name in site.layers
+        }
+        sources = {site.source for site in block.sites if site.source}
+        return {block.module, *block.layers, *sources, *readers}
+
+    def _resume(self, stem: str) -> bool:
+        """Take over what an earlier call finished under `stem`, if it did."""
+        found = None if self._finished is None else artefact.read(self._finished, stem)
+        if found is None:
+            return False
+        tensors, description = found
+        artefact.restore(self.model, tensors, description)
+        self.result.join(Quantization.from_plain(description["result"]))
+        return True
+
+    def _keep(self, stem: str, within: Iterable[str] | None, part: Quantization) -> None:
+        if self._finished is None:
+            return
+        tensors, description = artefact.capture(self.model, within)
+        description["result"] = part.to_plain()
+        artefact.write(self._finished, stem, (tensors, description))
+
+
+def served_formats(
+    architecture: Architecture,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    formats: Mapping[str, TensorFormat],
+) -> dict[str, TensorFormat]:
+    """The formats in which the parts of `recipe` serve what is asked for, by layer.
+
+    Raises UserError where a part cannot.
+    """
+    slots: dict[str, Slot] = {
+        slot.name: slot for slot in architecture.slots(model.config) if slot.kind == "linear"
+    }
+    return {name: recipe.constrain(format, slots[name]) for name, format in formats.items()}
