@@ -15,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.evaluation.hypotheses import Hypothesis, read_hypotheses
 from edge_asr.evaluation.scoring import paired, score_hypotheses
 from edge_asr.evaluation.significance import paired_difference
-from edge_asr.evaluation.transcribe import Hypothesis, read_hypotheses
-from edge_asr.report.cells import widths, with_interval
+from edge_asr.report.cells import with_interval
 from edge_asr.report.console import WIDEST
+from edge_asr.report.tables import scheme_of
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import (
     ALL,
@@ -46,10 +47,7 @@ class Run:
         """Its model, method and widths: `whisper-micro awq W4 g32 sym A8`."""
         method = self.record.method
         name = f"{self.record.model.name} {method.name}"
-        if method.name == FLOAT_METHOD:
-            return name
-        activation = None if method.activation is None else method.activation.label
-        return f"{name} W{widths(method.bits, method.group_size, method.symmetric, activation)}"
+        return name if method.name == FLOAT_METHOD else f"{name} {scheme_of(method)}"
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,16 @@ from pydantic.dataclasses import dataclass
 
 from edge_asr.errors import UserError
 from edge_asr.evaluation.wer import protocol_named
-from edge_asr.quant.formats import BITS, ActivationGrid, Grid
+from edge_asr.quant.scheme import DEFAULT
+from edge_asr.store.files import parse_size
 
 STRICT = ConfigDict(extra="forbid")
 # A manifest's field is compared as text, and `where.speaker=84` arrives as a number.
 LENIENT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 FLOAT_BITS = (16, 32)
-STAGES = ("transform", "outliers", "range", "rounding", "correction")
+CONF = Path(__file__).resolve().parents[1] / "conf"
+BASE_RECIPE = "base"  # what the files of conf/method share; no method
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,93 +47,35 @@ class ModelSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class MethodSettings:
-    """A recipe: for every stage, the part's name and its settings.
+    """A recipe.
 
-    `group_size` is the recipe's own default; what a run uses is `Settings.group_size`.
+    Attributes:
+        name: The file of conf/method it comes from; decides nothing.
+        stages: For every stage that it uses, the part's name and its settings.
+        rules: The recipe's own rules of the scheme, before all others.
     """
 
     name: str
-    transform: dict[str, Any]
-    outliers: dict[str, Any]
-    range: dict[str, Any]
-    rounding: dict[str, Any]
-    correction: dict[str, Any]
-    changes: list[str] = field(default_factory=list)
-    group_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.rounding["name"] == "none") != (self.range["name"] == "none"):
-            raise UserError(
-                f"method/rounding={self.rounding['name']} with method/range={self.range['name']}: "
-                "either both are none (method=float) or neither"
-            )
-        for stage in ("transform", "outliers", "correction"):
-            part = getattr(self, stage)["name"]
-            if part != "none" and not self.quantizes:
-                raise UserError(
-                    f"method/{stage}={part} with method/rounding=none: nothing is quantized, so "
-                    "it would change nothing; choose another method"
-                )
-
-    @property
-    def quantizes(self) -> bool:
-        return bool(self.rounding["name"] != "none")
-
-    @property
-    def label(self) -> str:
-        """The recipe's name, followed by the parts that are not its own (`rtn+rounding=gptq`).
-
-        Settings of a part that differ from the recipe's are named as well.
-        """
-        return "+".join([self.name, *self.changes])
-
-    @property
-    def stages(self) -> dict[str, dict[str, Any]]:
-        return {stage: dict(getattr(self, stage)) for stage in STAGES}
+    stages: dict[str, dict[str, Any]]
+    rules: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=STRICT)
-class ActivationSettings:
-    """How the inputs of quantized layers are quantized; without bits they stay in floating point.
+class SchemeSettings:
+    """A named scheme: what tensors are stored as, rule by rule; see `edge_asr.quant.scheme`."""
 
-    `name` says which file of conf/activation they come from and decides nothing; the others are
-    those of `ActivationGrid`.
-    """
+    name: str = "default"
+    rules: list[dict[str, Any]] = field(default_factory=list)
 
-    name: str = "none"
-    bits: int | None = None
-    symmetric: bool = False
-    granularity: Literal["token", "tensor"] = "token"
-    static_range: Literal["extreme", "mean"] | None = None
-    clip_ratio: float = 1.0
 
-    def grid(self, act_bits: int | None) -> ActivationGrid | None:
-        """The grid of activations, its width from `bits` or from the option `act_bits`.
+@dataclass(frozen=True, config=STRICT)
+class Shorthands:
+    """Formats of all Linear layers, or of one stack's; `default` is not given."""
 
-        Raises:
-            UserError: The two contradict each other, a value is out of its range, or settings
-                are given although nothing quantizes activations.
-        """
-        if act_bits is not None and act_bits not in BITS:
-            raise UserError(f"act_bits={act_bits}: allowed are {BITS.start} to {BITS.stop - 1}")
-        if None not in (act_bits, self.bits) and act_bits != self.bits:
-            raise UserError(
-                f"act_bits={act_bits} contradicts activation={self.name} with {self.bits} bits: "
-                f"leave one of them out, or give activation.bits={act_bits} instead of act_bits"
-            )
-        bits = act_bits if self.bits is None else self.bits
-        details = dataclasses.asdict(self)
-        del details["name"], details["bits"]
-        if bits is not None:
-            return ActivationGrid(bits, **details)
-        plain = dataclasses.asdict(ActivationSettings())
-        for name, value in details.items():
-            if value != plain[name]:
-                raise UserError(
-                    f"activation.{name}={value}: nothing quantizes activations; "
-                    "add act_bits=8 or activation=int8"
-                )
-        return None
+    bits: int | str = DEFAULT
+    group_size: int | str | None = DEFAULT
+    symmetric: bool | str = DEFAULT
+    act_bits: int | str | None = DEFAULT
 
 
 @dataclass(frozen=True, config=LENIENT)
@@ -191,81 +136,72 @@ class Settings:
 
     model: ModelSettings
     method: MethodSettings
-    activation: ActivationSettings
+    scheme: SchemeSettings
     data: DataSettings
     calibration: CalibrationSettings
     protocol: ProtocolSettings
-    bits: int
-    act_bits: int | None
-    group_size: int | None
-    symmetric: bool
+    encoder: Shorthands
+    decoder: Shorthands
+    bits: int | str
+    act_bits: int | str | None
+    group_size: int | str | None
+    symmetric: bool | str
+    runtime: str
     batch_size: int
     max_new_tokens: int | None
-    float_bits: int
+    float_bits: int | None
+    layer_errors: bool | None
     device: str
     threads: int | None
     results: str
+    store: str | None
+    store_cap: str
     rerun: bool = False
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
         _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("threads", self.threads, 1)
-        _at_least("group_size", self.group_size, 1)
-        if self.float_bits not in FLOAT_BITS:
-            raise UserError(f"float_bits={self.float_bits}: allowed are 16 and 32")
-        _ = self.activation_grid  # raises on bad values and contradictions
-        if self.method.quantizes:
-            _ = self.grid  # raises on bad bits
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise UserError(f"threads={self.threads}: must be at most {MOST_THREADS}")
+        if self.float_bits is not None and self.float_bits not in FLOAT_BITS:
+            raise UserError(f"float_bits={self.float_bits}: allowed are 16, 32 and null")
+        _ = self.store_cap_bytes
 
     @property
-    def grid(self) -> Grid:
-        """The weight grid."""
-        grouped = self.group_size is not None
-        return Grid(
-            bits=self.bits,
-            symmetric=self.symmetric,
-            granularity="group" if grouped else "channel",
-            group_size=self.group_size,
-        )
-
-    @property
-    def activation_grid(self) -> ActivationGrid | None:
-        """The grid of activations in a quantized run; None leaves them in floating point."""
-        return self.activation.grid(self.act_bits)
+    def shorthands(self) -> dict[str, dict[str, Any]]:
+        """The shorthands of the scheme by stack, "" for both; later ones win."""
+        everywhere = {
+            name: getattr(self, name) for name in ("bits", "group_size", "symmetric", "act_bits")
+        }
+        return {
+            "": everywhere,
+            "encoder": dataclasses.asdict(self.encoder),
+            "decoder": dataclasses.asdict(self.decoder),
+        }
 
     @property
     def results_folder(self) -> Path:
         return Path(self.results).expanduser()
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that can change a number, as plain JSON."""
+    @property
+    def store_folder(self) -> Path:
+        """`store`, by default `.edge_asr` beside the folder of runs."""
+        if self.store is not None:
+            return Path(self.store).expanduser()
+        return self.results_folder.absolute().parent / ".edge_asr"
+
+    @property
+    def store_cap_bytes(self) -> int:
+        """Bytes that quantized models may take in the store."""
+        return parse_size(self.store_cap, "store_cap")
+
+    def provenance(self) -> dict[str, Any]:
+        """What was asked for, as plain JSON: all but where results go."""
         plain = dataclasses.asdict(self)
-        for name in ("threads", "results", "rerun", "act_bits"):
+        for name in ("results", "store", "store_cap", "rerun", "threads"):
             del plain[name]
-        # Nobody has shown that an accelerator finds the same digits as a processor.
-        plain["device"] = self.device.partition(":")[0]
-        if plain["device"] == "cpu":
-            del plain["device"]
-        del plain["method"]["group_size"]  # a default, already in the run's own
-        # By what they are, so that act_bits=8 and activation=int8 are one run.
-        activation = self.activation_grid
-        plain["activation"] = (
-            {"name": "none"} if activation is None else dataclasses.asdict(activation)
-        )
-        if not self.method.quantizes:
-            for name in ("bits", "group_size", "symmetric", "calibration", "method", "activation"):
-                del plain[name]
         return plain
-
-
-def method_changes(overrides: Iterable[str]) -> list[str]:
-    """What a command line changes in a recipe: `method/rounding=gptq` as `rounding=gptq`."""
-    return sorted(
-        override.lstrip("+~")[len("method") + 1 :]
-        for override in overrides
-        if override.lstrip("+~").startswith(("method/", "method."))
-    )
 
 
 def settings_from(plain: Mapping[str, Any]) -> Settings:
@@ -274,8 +210,12 @@ def settings_from(plain: Mapping[str, Any]) -> Settings:
     Raises:
         UserError: naming every field that does not fit, its value and what is wanted.
     """
+    whole = dict(plain)
+    method = dict(whole.get("method") or {})
+    own = {name: method.pop(name) for name in ("name", "rules") if name in method}
+    whole["method"] = {**own, "stages": method}
     try:
-        return TypeAdapter(Settings).validate_python(dict(plain))
+        return TypeAdapter(Settings).validate_python(whole)
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc'])}={item['input']!r}: {item['msg']}"
@@ -311,6 +251,7 @@ def check_choices(overrides: list[str], conf: Path) -> None:
         if name not in groups or "(" in value:
             continue
         known = sorted(path.stem for path in (conf / name).glob("*.yaml"))
+        known = [choice for choice in known if choice != BASE_RECIPE]
         for choice in map(str.strip, value.split(",")):
             if choice not in (*known, "null", ""):
                 hint = _nearest(choice, known)

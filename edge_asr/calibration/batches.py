@@ -12,8 +12,10 @@ import torch
 
 from edge_asr.data.corpus import Corpus, DamagedClip, IndexedCorpus, Utterance
 from edge_asr.errors import UserError
+from edge_asr.models.families.base import end_tokens
 from edge_asr.models.loading import Checkpoint
-from edge_asr.runtimes.greedy import clip_to_window, end_tokens, greedy, token_limit
+from edge_asr.runtimes.base import Runtime
+from edge_asr.runtimes.torch_greedy import TorchRuntime, clip_to_window
 
 # Where a token begins a word: sentencepiece's and byte-level BPE's mark.
 WORD_MARKS = ("\N{LOWER ONE EIGHTH BLOCK}", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
@@ -47,6 +49,93 @@ class CalibrationBatch:
         return len(self.frame_mask)
 
 
+@dataclass(frozen=True)
+class DrawnClip:
+    """A clip that calibration uses: its number in the corpus and its utterance."""
+
+    index: int
+    utterance: Utterance
+
+
+def draw_clips(
+    corpus: Corpus, clips: int, seed: int, on_warning: Callable[[str], None] = warnings.warn
+) -> list[DrawnClip]:
+    """Draw clips without replacement, longest first. The same arguments give the same clips.
+
+    Args:
+        corpus: Where the clips come from. One that cannot be indexed is decoded as a whole.
+        clips: How many clips to draw; fewer are taken when the corpus is smaller.
+        seed: Seed of the draw.
+        on_warning: Called with one sentence for every clip left out.
+
+    Raises:
+        UserError: for a count below 1, or when no clip is usable.
+    """
+    if clips < 1:
+        raise UserError(f"calibration.clips={clips} must be at least 1")
+    drawn: list[DrawnClip] = []
+    for index, item in _shuffled(corpus, seed):
+        if isinstance(item, DamagedClip):
+            on_warning(f"calibration clip {item.source!r} left out: {item.reason}")
+            continue
+        drawn.append(DrawnClip(index, item))
+        if len(drawn) == clips:
+            break
+    if not drawn:
+        raise UserError(
+            f"calibration corpus {corpus.name!r} has no usable clip among {len(corpus)}; "
+            "choose another corpus or repair its audio"
+        )
+    if len(drawn) < clips:
+        on_warning(f"calibration corpus {corpus.name!r} gave {len(drawn)} clips, not {clips}")
+    return sorted(drawn, key=lambda clip: -len(clip.utterance.samples))
+
+
+def decoder_tokens(
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    drawn: Sequence[DrawnClip],
+    batch_size: int,
+    on_warning: Callable[[str], None] = warnings.warn,
+) -> list[list[int]]:
+    """What the decoder is teacher-forced on, clip by clip: prompt and transcript, no longer than
+    the decoder has positions.
+
+    That is the clip's reference, or the float model's own greedy hypothesis where there is none.
+    A clip longer than the model's window is cut to it.
+    """
+    for clip in drawn:
+        if len(runtime.window(clip.utterance.samples)) < len(clip.utterance.samples):
+            on_warning(f"calibration clip {clip.utterance.source!r} cut to the model's window")
+    tokens: list[list[int]] = []
+    for start in range(0, len(drawn), batch_size):
+        batch = [clip.utterance for clip in drawn[start : start + batch_size]]
+        tokens += _decoder_tokens(checkpoint, runtime, batch)
+    return tokens
+
+
+def batches_of(
+    checkpoint: Checkpoint,
+    drawn: Sequence[DrawnClip],
+    tokens: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[CalibrationBatch]:
+    """The calibration batches of some clips and their decoder tokens.
+
+    Raises UserError for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"calibration.batch_size={batch_size} must be at least 1")
+    return [
+        _batch(
+            checkpoint,
+            [clip.utterance for clip in drawn[start : start + batch_size]],
+            tokens[start : start + batch_size],
+        )
+        for start in range(0, len(drawn), batch_size)
+    ]
+
+
 def calibration_batches(
     checkpoint: Checkpoint,
     corpus: Corpus,
@@ -55,39 +144,12 @@ def calibration_batches(
     seed: int,
     on_warning: Callable[[str], None] = warnings.warn,
 ) -> list[CalibrationBatch]:
-    """Draw clips without replacement and batch them by length, longest first.
-
-    A clip longer than the model's window is cut to it. The decoder is teacher-forced on the
-    clip's reference, or on the float model's own greedy hypothesis where there is none. The same
-    arguments give the same batches.
-
-    Args:
-        checkpoint: The float model; call this before it is quantized.
-        corpus: Where the clips come from. One that cannot be indexed is decoded as a whole.
-        clips: How many clips to draw; fewer are taken when the corpus is smaller.
-        batch_size: Clips in a batch; the last may be smaller.
-        seed: Seed of the draw.
-        on_warning: Called with one sentence for every clip left out or cut.
-
-    Raises:
-        UserError: for counts below 1, or when no clip is usable.
-    """
-    for field, value in (("clips", clips), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"calibration.{field}={value} must be at least 1")
-    chosen = _usable(corpus, clips, seed, on_warning)
-    if not chosen:
-        raise UserError(
-            f"calibration corpus {corpus.name!r} has no usable clip among {len(corpus)}; "
-            "choose another corpus or repair its audio"
-        )
-    if len(chosen) < clips:
-        on_warning(f"calibration corpus {corpus.name!r} gave {len(chosen)} clips, not {clips}")
-    chosen.sort(key=lambda utterance: -len(utterance.samples))
-    return [
-        _batch(checkpoint, chosen[start : start + batch_size], on_warning)
-        for start in range(0, len(chosen), batch_size)
-    ]
+    """Draw clips and batch them by length, longest first; see `draw_clips`, `decoder_tokens`."""
+    drawn = draw_clips(corpus, clips, seed, on_warning)
+    tokens = decoder_tokens(
+        checkpoint, TorchRuntime(checkpoint), drawn, max(batch_size, 1), on_warning
+    )
+    return batches_of(checkpoint, drawn, tokens, batch_size)
 
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -111,38 +173,20 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
     return spaced
 
 
-def _usable(
-    corpus: Corpus, clips: int, seed: int, on_warning: Callable[[str], None]
-) -> list[Utterance]:
-    chosen: list[Utterance] = []
-    for item in _shuffled(corpus, seed):
-        if isinstance(item, DamagedClip):
-            on_warning(f"calibration clip {item.source!r} left out: {item.reason}")
-            continue
-        chosen.append(item)
-        if len(chosen) == clips:
-            break
-    return chosen
-
-
-def _shuffled(corpus: Corpus, seed: int) -> Iterator[Utterance | DamagedClip]:
+def _shuffled(corpus: Corpus, seed: int) -> Iterator[tuple[int, Utterance | DamagedClip]]:
     order = np.random.default_rng(seed).permutation(len(corpus))
     items: Any = corpus if isinstance(corpus, IndexedCorpus) else list(corpus)
     for index in order:
-        yield items[int(index)]
+        yield int(index), items[int(index)]
 
 
 def _batch(
-    checkpoint: Checkpoint, utterances: Sequence[Utterance], on_warning: Callable[[str], None]
+    checkpoint: Checkpoint, utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]]
 ) -> CalibrationBatch:
     architecture, config = checkpoint.architecture, checkpoint.model.config
     waves = [clip_to_window(checkpoint, utterance.samples) for utterance in utterances]
-    for utterance, wave in zip(utterances, waves, strict=True):
-        if len(wave) < len(utterance.samples):
-            on_warning(f"calibration clip {utterance.source!r} cut to the model's window")
     frames = architecture.positions(config, max(len(wave) for wave in waves))["frame"]
     valid = torch.tensor([architecture.valid_frames(config, len(wave)) for wave in waves])
-    tokens = _decoder_tokens(checkpoint, utterances, waves)
     padding = min(end_tokens(checkpoint.model))
     lengths = torch.tensor([len(row) for row in tokens])
     ids = torch.full((len(tokens), int(lengths.max())), padding)
@@ -157,9 +201,8 @@ def _batch(
 
 
 def _decoder_tokens(
-    checkpoint: Checkpoint, utterances: Sequence[Utterance], waves: Sequence[np.ndarray]
+    checkpoint: Checkpoint, runtime: Runtime, utterances: Sequence[Utterance]
 ) -> list[list[int]]:
-    """Prompt and transcript of every clip, no longer than the decoder has positions."""
     prompt = list(checkpoint.architecture.prompt(checkpoint.model))
     room = checkpoint.architecture.decoder_room(checkpoint.model.config)
     bodies = [
@@ -168,8 +211,8 @@ def _decoder_tokens(
     ]
     silent = [index for index, body in enumerate(bodies) if body is None]
     if silent:
-        unheard = [waves[index] for index in silent]
-        limits = [token_limit(checkpoint, len(wave)) for wave in unheard]
-        for index, own in zip(silent, greedy(checkpoint, unheard, limits), strict=True):
+        unheard = [runtime.window(utterances[index].samples) for index in silent]
+        limits = [runtime.token_limit(len(wave)) for wave in unheard]
+        for index, own in zip(silent, runtime.transcribe(unheard, limits), strict=True):
             bodies[index] = list(own.tokens)
     return [(prompt + (body or []))[:room] for body in bodies]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,13 +13,13 @@ from omegaconf.errors import MissingMandatoryValue
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edge_asr.config import check_choices, method_changes, settings_from
+from edge_asr.config import CONF, Settings, check_choices, settings_from
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import Outcome, run_experiment
 from edge_asr.report.console import print_table
 from edge_asr.report.tables import tables
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from edge_asr.store.artefacts import Store
+from edge_asr.store.files import show_size
 
 
 def run_command(arguments: Sequence[str]) -> bool:
@@ -45,7 +44,7 @@ def run_command(arguments: Sequence[str]) -> bool:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: DictConfig) -> None:
         try:
-            _run(composed, HydraConfig.get().overrides.task)
+            _run(composed)
         except (UserError, MissingMandatoryValue) as error:
             mistakes.append(error)
             told = (
@@ -71,15 +70,31 @@ def _check_sweep(arguments: Sequence[str]) -> None:
                 raise UserError(f"{word}: this is a sweep; add -m to run it")
 
 
-def _run(composed: DictConfig, overrides: Sequence[str]) -> None:
+def _run(composed: DictConfig) -> None:
     plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
-    plain["method"]["changes"] = method_changes(overrides)
     settings = settings_from({str(key): value for key, value in plain.items()})
+    # Once: of a sweep, at its first run.
+    job = HydraConfig.get().job
+    if OmegaConf.is_missing(job, "num") or job.num == 0:
+        _tell_store(settings)
     with _progress() as report:
         outcome = run_experiment(settings, report.show)
     show(outcome)
+
+
+def _tell_store(settings: Settings) -> None:
+    """Say, before anything is made, what may stay on the disk."""
+    folder = settings.store_folder
+    held = sum(one.bytes for one in Store(folder).artefacts()) if folder.is_dir() else 0
+    Console(stderr=True).print(
+        f"store: {folder} holds {show_size(held)}; quantized models are kept up to "
+        f"{show_size(settings.store_cap_bytes)} (store_cap=)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 class _Report:
@@ -110,10 +125,13 @@ def show(outcome: Outcome) -> None:
     console = Console()
     records = [outcome.record]
     if outcome.baseline is not None:
-        records.insert(0, outcome.baseline.record)
+        records.insert(0, outcome.baseline)
     for protocol, frame in tables(records).items():
         print_table(protocol, frame)
-    stages = ", ".join(f"{stage.name} {stage.seconds:.1f} s" for stage in outcome.record.stages)
+    stages = ", ".join(
+        f"{stage.name} {stage.seconds:.1f} s{' (from the store)' if stage.stored else ''}"
+        for stage in outcome.record.stages
+    )
     console.print(f"stages: {stages}", highlight=False, soft_wrap=True)
     for warning in (*outcome.record.method.warnings, *outcome.record.warnings):
         console.print(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from edge_asr.audio import SAMPLE_RATE
+from edge_asr.store.fingerprint import Digests
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,16 @@ class DamagedClip:
     reason: str
 
 
+@dataclass(frozen=True)
+class ClipEntry:
+    """What a corpus says of a clip before it is decoded; fields as of `Utterance`."""
+
+    id: str
+    source: str
+    text: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Corpus(Protocol):
     """A stream of utterances. Iterating decodes one clip at a time and can be repeated."""
@@ -61,6 +72,13 @@ class Corpus(Protocol):
     @property
     def conditions(self) -> tuple[str, ...]:
         """The values that `metadata["condition"]` takes, in order; empty without conditions."""
+
+    @property
+    def entries(self) -> Sequence[ClipEntry]:
+        """Every clip, in order, damaged ones included."""
+
+    def audio_digests(self, digests: Digests, indices: Sequence[int] | None = None) -> list[str]:
+        """What tells the audio of every clip (or of those at `indices`) from any other's."""
 
     def __len__(self) -> int:
         """Number of clips, damaged ones included."""

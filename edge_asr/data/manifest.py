@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_asr.audio import SAMPLE_RATE, DamagedAudio, decode
-from edge_asr.data.corpus import DamagedClip, Utterance
+from edge_asr.data.corpus import ClipEntry, DamagedClip, Utterance
 from edge_asr.errors import UserError
+from edge_asr.store.fingerprint import Digests
 
 AUDIO_KEYS = ("audio", "audio_filepath")
 # The leaderboard's order of precedence.
@@ -87,6 +89,20 @@ class ManifestCorpus:
         return tuple(self._rows)
 
     @property
+    def entries(self) -> tuple[ClipEntry, ...]:
+        return tuple(
+            ClipEntry(row.id, row.audio, row.text or "", row.metadata) for row in self._rows
+        )
+
+    def audio_digests(self, digests: Digests, indices: Sequence[int] | None = None) -> list[str]:
+        """SHA-256 of every file; of one that cannot be read, that it cannot."""
+        rows = self._rows if indices is None else [self._rows[index] for index in indices]
+        paths = [self._path.parent / row.audio for row in rows]
+        there = [path for path in paths if _is_readable(path)]
+        found = dict(zip(there, digests.of(there, "sha256"), strict=True))
+        return [found.get(path, "unreadable") for path in paths]
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         return tuple(
             dict.fromkeys(
@@ -110,6 +126,13 @@ class ManifestCorpus:
     def __iter__(self) -> Iterator[Utterance | DamagedClip]:
         for index in range(len(self)):
             yield self[index]
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:  # a name too long, a loop of links
+        return False
 
 
 def _read_rows(path: Path) -> list[ManifestRow]:

@@ -9,13 +9,13 @@ import numpy as np
 
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
+from edge_asr.evaluation.hypotheses import Hypothesis, Transcription
 from edge_asr.evaluation.significance import (
     mean_paired_difference,
     mean_wer_interval,
     paired_difference,
     wer_interval,
 )
-from edge_asr.evaluation.transcribe import Hypothesis, Transcription
 from edge_asr.evaluation.wer import Score, protocol_named, score
 from edge_asr.store.record import ALL, Average, Result
 
@@ -53,7 +53,7 @@ def score_run(
     results = [_result(settings, dataset, ALL, transcription, own, plain)]
     for condition in sorted({name for name in conditions if name}):
         chosen = [index for index, name in enumerate(conditions) if name == condition]
-        part = Transcription(tuple(hypotheses[index] for index in chosen), ())
+        part = Transcription(tuple(hypotheses[index] for index in chosen))
         # One unscorable condition, such as noise without speech, must not cost the whole run.
         scorable = bool(np.isin(own.scored, chosen).any())
         results.append(

@@ -1,38 +1,34 @@
-"""One run from start to record: load, calibrate, quantize, transcribe, score, cost."""
+"""One post-training quantization run: calibrate, quantize, transcribe, score, cost, record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from edge_asr.calibration.batches import calibration_batches
-from edge_asr.config import DataSettings, Settings
-from edge_asr.cost.summary import take_inventory
-from edge_asr.data.corpus import Corpus
-from edge_asr.data.embedded import embedded_calibration, embedded_test
-from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.config import Settings
 from edge_asr.errors import UserError
+from edge_asr.evaluation.hypotheses import Transcription, joined, write_hypotheses
 from edge_asr.evaluation.scoring import score_run
-from edge_asr.evaluation.transcribe import (
-    DecodeSettings,
-    Hypothesis,
-    read_hypotheses,
-    transcribe,
+from edge_asr.experiments.plan import Plan, float_plan, make_plan
+from edge_asr.experiments.sections import (
+    cost_section,
+    float_inventory,
+    method_section,
+    model_section,
+    quantized_inventory,
 )
-from edge_asr.experiments import identity
-from edge_asr.experiments.sections import cost_section, method_section, model_section
-from edge_asr.memory import peak_memory_bytes, reset_peak_memory
-from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import Quantization, quantize_model
+from edge_asr.experiments.steps import Progress, Steps, heard_rows
+from edge_asr.models.loading import check_device
+from edge_asr.quant.result import Quantization
+from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.record import (
     RECORD_NAME,
+    DataSection,
+    LayerSection,
     Record,
     Stage,
     current_environment,
@@ -42,262 +38,164 @@ from edge_asr.store.record import (
 )
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
-LOCK_NAME = ".lock"
-
-# Called with (stage, done, total) as a run goes on.
-Progress = Callable[[str, int, int], None]
+QUANTIZE = "quantize"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The record of a run, where it lies, and whether it had been made before."""
+    """The record of a run, where it lies, whether it had been made before, and the float run's.
+
+    `baseline` is None for a float run, and where another process was still making it.
+    """
 
     record: Record
     folder: Path
     stored: bool
-    baseline: Outcome | None = None
+    baseline: Record | None = None
 
 
-@dataclass
-class _Journal:
-    """What a run notes on its way to the record."""
-
-    progress: Progress
-    stages: list[Stage] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.progress(name, 0, 0)
-        reset_peak_memory()
-        began = time.perf_counter()
-        yield
-        self.stages.append(Stage(name, time.perf_counter() - began, peak_memory_bytes()))
-
-
-def run_experiment(
-    settings: Settings,
-    progress: Progress = lambda *_: None,
-    *,
-    with_hypotheses: bool = False,
-) -> Outcome:
+def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> Outcome:
     """Make one run, or read its record when it was made before.
 
-    A quantized run first makes (or reads) the float run on the same clips, to be compared
-    with pair by pair.
-
-    Args:
-        settings: Of the run.
-        progress: Hears how it goes.
-        with_hypotheses: A record alone will not do: records are small and travel with a
-            repository, hypotheses may have stayed behind.
+    A quantized run also makes the float run on the same clips, unless another process is at it, to
+    be compared with pair by pair. Whatever is in the store already is not made again.
 
     Raises:
         UserError: for whatever the user can mend; no record is written then.
     """
-    recipe = Recipe.build(settings.method.stages) if settings.method.quantizes else None
-    if recipe is not None:
-        recipe.check_grids(settings.grid, settings.activation_grid)
-    corpus = open_corpus(settings)
-    run = identity.run_identity(settings)
-    folder = settings.results_folder / identity.folder_name(settings, run)
-    done = _stored(settings, folder, with_hypotheses)
-    if done is not None:
-        return done
-    _make_writable(settings.results_folder, folder)
-    with _alone(settings.results_folder, folder, progress):
-        # Another run may have made it while this one waited.
-        done = _stored(settings, folder, with_hypotheses)
-        return done or _run(settings, recipe, corpus, run, folder, progress)
-
-
-def _run(
-    settings: Settings,
-    recipe: Recipe | None,
-    corpus: Corpus,
-    run: str,
-    folder: Path,
-    progress: Progress,
-) -> Outcome:
+    check_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    baseline = None
-    if settings.method.quantizes:
-        plain = identity.float_settings(settings)
-        baseline = run_experiment(plain, progress, with_hypotheses=True)
-    record = _make_record(settings, recipe, corpus, run, folder, baseline, progress)
-    write_record(folder, record)
-    return Outcome(record, folder, False, baseline)
+    store = Store(settings.store_folder)
+    progress("read the checkpoint and the clips", 0, 0)
+    plan = make_plan(settings, store)
+    plain = float_plan(plan)
+    done, baseline = _stored(plan), _stored(plain)
+    # A record made while another process was at the float run is completed once that is there.
+    lacking = plan.quantize is not None and done is not None and not _has_difference(done)
+    if done is not None and not settings.rerun and not (lacking and store.find(plain.transcribe)):
+        return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
+    _make_writable(plan)
+    steps = Steps(plan, store, progress)
+    floats = None
+    if plan.quantize is not None:
+        # First, while the model that is loaded is the float one.
+        floats = steps.transcribe_float_if_free()
+    heard = steps.transcribe()
+    if plan.quantize is not None and floats is None:
+        floats = steps.transcribe_float_if_free()
+    if floats is not None and baseline is None:
+        baseline = _write(plain, Steps(plain, store), floats, None)
+    record = _write(plan, steps, heard, floats)
+    store.prune(settings.store_cap_bytes, QUANTIZE)
+    return Outcome(record, plan.folder, False, baseline)
 
 
-def _stored(settings: Settings, folder: Path, with_hypotheses: bool = False) -> Outcome | None:
-    """The finished run in `folder`, unless it is to be made again."""
-    needed = [RECORD_NAME, HYPOTHESES_NAME] if with_hypotheses else [RECORD_NAME]
-    if settings.rerun or not all((folder / name).exists() for name in needed):
-        return None
-    return Outcome(read_record(folder / RECORD_NAME), folder, True, _stored_float(settings))
+def _write(plan: Plan, steps: Steps, heard: Artefact, floats: Artefact | None) -> Record:
+    """Score, count, and write the record and the hypotheses beside it."""
+    transcription = joined(plan.corpus.entries, heard_rows(heard))
+    record = _record(plan, steps, heard, transcription, floats)
+    write_hypotheses(plan.folder / HYPOTHESES_NAME, transcription.hypotheses)
+    write_record(plan.folder, record)
+    return record
 
 
-def _stored_float(settings: Settings) -> Outcome | None:
-    """The finished float run on the same clips, if this is a quantized run and it exists."""
-    if not settings.method.quantizes:
-        return None
-    plain = identity.float_settings(settings)
-    name = identity.folder_name(plain, identity.run_identity(plain))
-    return _stored(plain, settings.results_folder / name)
-
-
-@contextmanager
-def _alone(results: Path, folder: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other run works on the record in `folder`, and keep others waiting.
-
-    Runs that start side by side ask for the same float run.
-    """
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"wait for another run that is making {folder.name}", 0, 0)
-            lock.acquire()
-    except OSError as error:
-        raise _not_writable(results, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def open_corpus(settings: Settings) -> Corpus:
-    """The clips to transcribe. Raises UserError for a missing or unusable manifest."""
-    data = settings.data
-    if data.path is None:
-        return embedded_test(data.condition, data.limit, data.where)
-    return ManifestCorpus(data.path, limit=data.limit, where=data.where, name=_corpus_name(data))
-
-
-def _corpus_name(data: DataSettings) -> str:
-    """The manifest's name with its folder and selection, so that parts are told apart."""
-    manifest = Path(str(data.path)).expanduser().resolve()
-    selection = "".join(f"-{value}" for _, value in sorted(data.where.items()))
-    limit = f"-first{data.limit}" if data.limit else ""
-    return f"{manifest.parent.name}-{manifest.stem}{selection}{limit}"
-
-
-def _open_calibration(settings: Settings) -> Corpus:
-    calibration = settings.calibration
-    if calibration.path is None:
-        return embedded_calibration(where=calibration.where)
-    return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
-
-
-def _make_writable(results: Path, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another run may have been as far
-    except OSError as error:
-        raise _not_writable(results, error) from error
-
-
-def _not_writable(results: Path, error: OSError) -> UserError:
-    return UserError(
-        f"results={results}: cannot write there ({error.strerror}); "
-        "give a folder you may write to, results=FOLDER"
-    )
-
-
-def _make_record(
-    settings: Settings,
-    recipe: Recipe | None,
-    corpus: Corpus,
-    run: str,
-    folder: Path,
-    baseline: Outcome | None,
-    progress: Progress,
+def _record(
+    plan: Plan,
+    steps: Steps,
+    heard: Artefact,
+    transcription: Transcription,
+    floats: Artefact | None,
 ) -> Record:
-    journal = _Journal(progress)
-    with journal.stage("load"):
-        model = settings.model
-        checkpoint = load_checkpoint(
-            model.path,
-            name=model.name,
-            device=settings.device,
-            tokens_per_second=model.tokens_per_second,
-        )
-        # A method may untie or add parameters, so the float model is described before.
-        section = model_section(settings, checkpoint)
-        plain = take_inventory(
-            checkpoint.model, checkpoint.architecture, float_bits=settings.float_bits
-        )
+    settings = plan.settings
+    began = time.perf_counter()
+    baseline = None
+    if plan.quantize is not None and floats is not None:
+        baseline = joined(plan.corpus.entries, heard_rows(floats)).hypotheses
+    results, averages = score_run(settings.protocol, plan.corpus.name, transcription, baseline)
+    width = settings.float_bits or plan.files.float_bits
+    plain = quantized = float_inventory(plan, width)
     quantization = Quantization()
-    if recipe is not None:
-        quantization = _quantize(settings, recipe, checkpoint, journal)
-    with journal.stage("transcribe"):
-        transcription = transcribe(
-            checkpoint,
-            corpus,
-            DecodeSettings(settings.batch_size, settings.max_new_tokens),
-            folder / HYPOTHESES_NAME,
-            on_batch=lambda done, total: progress("transcribe", done, total),
-            resume_key=run,
-        )
-    with journal.stage("score"):
-        results, averages = score_run(
-            settings.protocol,
-            corpus.name,
-            transcription,
-            _float_hypotheses(baseline),
-        )
-        cost = cost_section(plain, checkpoint, quantization, transcription.hypotheses)
-    journal.warnings += [f"{clip.source}: {clip.reason}" for clip in transcription.damaged]
-    truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
-    if truncated:
-        journal.warnings.append(
-            f"{truncated} clips are longer than the model's window; only its length was heard"
-        )
+    layers: tuple[LayerSection, ...] = ()
+    if plan.quantize is not None:
+        artefact = steps.quantize()
+        said = steps.quantize_result(artefact)
+        quantization, layers, quantized = said.quantization, said.layers, said.inventory
+        if width != plan.files.float_bits:
+            model = steps.quantized_checkpoint().model
+            quantized = quantized_inventory(model, plan.architecture, width)
+    prompt_tokens = int(heard.notes["prompt_tokens"])
+    cost = cost_section(plan, prompt_tokens, plain, quantized, transcription.hypotheses)
+    stages = {stage.name: stage for stage in steps.stages}
+    stages.setdefault("transcribe", _stage(heard))
+    stages["score"] = Stage("score", time.perf_counter() - began)
+    keys = {"transcribe": plan.transcribe.key}
+    keys |= {} if plan.quantize is None else {"quantize": plan.quantize.key}
+    keys |= {} if plan.calibrate is None else {"calibrate": plan.calibrate.key}
     return Record(
-        run_id=run,
+        run_id=plan.run_id,
         created=now(),
-        config=settings.identity(),
+        config=settings.provenance(),
         environment=current_environment(settings.device, torch.get_num_threads()),
-        model=section,
-        method=method_section(settings, checkpoint, quantization),
+        model=model_section(plan, width),
+        method=method_section(plan, layers, quantization, width),
         results=results,
         averages=averages,
         batch_size=settings.batch_size,
         cost=cost,
-        stages=tuple(journal.stages),
+        stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
-        warnings=tuple(journal.warnings),
+        warnings=_warnings(plan, steps.warnings or heard.warnings, transcription, floats),
         hypotheses_file=HYPOTHESES_NAME,
+        keys=keys,
+        data=(DataSection(plan.corpus.name, len(plan.corpus), plan.audio_digest),),
     )
 
 
-def _quantize(
-    settings: Settings, recipe: Recipe, checkpoint: Checkpoint, journal: _Journal
-) -> Quantization:
-    with journal.stage("calibrate"):
-        batches = calibration_batches(
-            checkpoint,
-            _open_calibration(settings),
-            settings.calibration.clips,
-            settings.calibration.batch_size,
-            settings.calibration.seed,
-            on_warning=journal.warnings.append,
-        )
-    with journal.stage("quantize"):
-        return quantize_model(
-            checkpoint.model,
-            checkpoint.architecture,
-            batches,
-            recipe,
-            settings.grid,
-            activation=settings.activation_grid,
-            progress=lambda block, done, total: journal.progress(f"quantize {block}", done, total),
-        )
+def _stage(artefact: Artefact) -> Stage:
+    return Stage(artefact.step, artefact.seconds, artefact.peak_memory_bytes, stored=True)
 
 
-def _float_hypotheses(baseline: Outcome | None) -> Sequence[Hypothesis] | None:
-    return None if baseline is None else read_hypotheses(baseline.folder / HYPOTHESES_NAME)
+def _warnings(
+    plan: Plan, made: Sequence[str], transcription: Transcription, floats: Artefact | None
+) -> tuple[str, ...]:
+    warnings = [*made, *(f"{clip.source}: {clip.reason}" for clip in transcription.damaged)]
+    truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
+    if truncated:
+        warnings.append(
+            f"{truncated} clips are longer than the model's window; only its length was heard"
+        )
+    if plan.quantize is not None and floats is None:
+        warnings.append(
+            "no difference to the float model: another process was still making its hypotheses; "
+            "the same command again adds it"
+        )
+    return tuple(dict.fromkeys(warnings))
+
+
+def _stored(plan: Plan) -> Record | None:
+    """The finished record of a plan; one that cannot be read counts as missing."""
+    needed = [plan.folder / RECORD_NAME, plan.folder / HYPOTHESES_NAME]
+    if not all(path.exists() for path in needed):
+        return None
+    try:
+        return read_record(plan.folder / RECORD_NAME)
+    except UserError:
+        return None
+
+
+def _has_difference(record: Record) -> bool:
+    return any(result.difference is not None for result in record.results)
+
+
+def _make_writable(plan: Plan) -> None:
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        probe = plan.folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another run may have been as far
+    except OSError as error:
+        raise UserError(
+            f"results={plan.settings.results}: cannot write there ({error.strerror}); "
+            "give a folder you may write to, results=FOLDER"
+        ) from error

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_asr.config import Settings
+import torch
+
 from edge_asr.cost.model import cost_of
 from edge_asr.cost.records import Inventory, Workload
 from edge_asr.cost.summary import StoredWeight, online_record, take_inventory
-from edge_asr.evaluation.transcribe import Hypothesis
-from edge_asr.models.loading import Checkpoint, weights_sha256
+from edge_asr.evaluation.hypotheses import Hypothesis
+from edge_asr.experiments.plan import Plan
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.loading import Checkpoint, empty_model
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.formats import VALUE_BITS
-from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, runtime_ops
-from edge_asr.quant.walker import Quantization
+from edge_asr.quant.formats import VALUE_BITS, TensorFormat
+from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, quantized_layers, runtime_ops
+from edge_asr.quant.result import Quantization
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.store.record import (
     FLOAT_METHOD,
-    ActivationSection,
     BlockSection,
     CostSection,
     LayerSection,
@@ -29,42 +31,46 @@ from edge_asr.store.record import (
 
 
 def cost_section(
+    plan: Plan,
+    prompt_tokens: int,
     plain: Inventory,
-    checkpoint: Checkpoint,
-    quantization: Quantization,
+    quantized: Inventory,
     hypotheses: Sequence[Hypothesis],
 ) -> CostSection:
-    """Cost of the quantized and of the float model, whose inventory is `plain`."""
-    architecture, config = checkpoint.architecture, checkpoint.model.config
-    prompt = len(architecture.prompt(checkpoint.model))
+    """Cost of the quantized model, and of the float one, on the clips that were heard."""
     workloads = [
         Workload(
             seconds=hypothesis.duration,
-            positions=architecture.positions(config, hypothesis.samples),
-            prompt_tokens=prompt,
+            positions=plan.architecture.positions(plan.config, hypothesis.samples),
+            prompt_tokens=prompt_tokens,
             generated_tokens=max(hypothesis.generated_tokens, 1),
         )
         for hypothesis in hypotheses
     ]
-    quantized = quantized_inventory(checkpoint, quantization, plain.float_bits)
     return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))
 
 
-def quantized_inventory(
-    checkpoint: Checkpoint, quantization: Quantization, float_bits: int
-) -> Inventory:
-    """The inventory of a quantized model: weights as stored, inputs as read, all online work.
+def float_inventory(plan: Plan, float_bits: int) -> Inventory:
+    """The inventory of the float model, of which nothing but shapes is needed."""
+    with torch.device("meta"):
+        model = empty_model(plan.files.folder)
+    return take_inventory(model, plan.architecture, float_bits=float_bits)
 
-    Online work that several layers share is one module, and counted with the first of them.
+
+def quantized_inventory(model: Any, architecture: Architecture, float_bits: int) -> Inventory:
+    """The inventory of a quantized model: weights as stored, inputs as read, all runtime ops.
+
+    A runtime op that several layers share is one module, and counted with the first of them.
     """
-    model, architecture = checkpoint.model, checkpoint.architecture
     elsewhere = runtime_ops(model)
     stored = {}
-    for name, result in quantization.layers.items():
-        layer: Any = model.get_submodule(name)
-        own = [part for part in elsewhere if part.startswith(f"{name}.")]
-        online = [elsewhere.pop(part) for part in own]
-        stored[name] = _stored(layer, result.weight, online)
+    for block in architecture.blocks(model.config):
+        for name in block.layers:
+            layer = model.get_submodule(name)
+            own = [part for part in elsewhere if part.startswith(f"{name}.")]
+            online = [elsewhere.pop(part) for part in own]
+            if isinstance(layer, QuantizedLinear):
+                stored[name] = _stored(layer, online, float_bits)
     between = [
         online_record(
             architecture, name, macs_per_row=part.macs_per_row, stored_bits=part.stored_bits
@@ -74,14 +80,19 @@ def quantized_inventory(
     return take_inventory(model, architecture, float_bits=float_bits, stored=stored, online=between)
 
 
-def _stored(
-    layer: QuantizedLinear, weight: QuantizedWeight, online: Sequence[RuntimeOp]
-) -> StoredWeight:
-    """What the cost model is told of one quantized layer."""
-    entry = layer.quantize_input
+def _stored(layer: QuantizedLinear, online: Sequence[RuntimeOp], float_bits: int) -> StoredWeight:
+    """What the cost model is told of one layer."""
+    entry, weight = layer.quantize_input, layer.quantized
     bits, range_bits = None, 0
     if isinstance(entry, InputQuantizer):
         bits, range_bits = entry.settings.bits, entry.stored_bits
+    online_macs = sum(part.macs_per_row for part in online)
+    online_bits = sum(part.stored_bits for part in online) + range_bits
+    if weight is None:
+        values = layer.weight.numel() * float_bits
+        return StoredWeight(
+            float_bits, values, bits, online_macs=online_macs, online_bits=online_bits
+        )
     columns = 0 if weight.float_columns is None else int(weight.float_columns.sum())
     share = columns / layer.in_features
     others = (weight.operand_bits - share * VALUE_BITS) / (1 - share) if share < 1 else 0
@@ -91,59 +102,74 @@ def _stored(
         input_bits=bits,
         float_columns=columns,
         float_column_bits=VALUE_BITS if columns else 0,
-        online_macs=sum(part.macs_per_row for part in online),
-        online_bits=sum(part.stored_bits for part in online) + range_bits,
+        online_macs=online_macs,
+        online_bits=online_bits,
     )
 
 
-def model_section(settings: Settings, checkpoint: Checkpoint) -> ModelSection:
-    """Which model it is, before anything rewrites it."""
+def model_section(plan: Plan, float_bits: int) -> ModelSection:
+    """Which model it is; parameters are those that its files hold."""
     return ModelSection(
-        name=checkpoint.name,
-        source=checkpoint.reference,
-        family=checkpoint.architecture.family,
-        parameters=sum(parameter.numel() for parameter in checkpoint.model.parameters()),
-        float_bits=settings.float_bits,
-        weights_sha256=weights_sha256(checkpoint.model),
+        name=plan.model_name,
+        source=plan.files.reference,
+        family=plan.architecture.family,
+        parameters=plan.files.parameters,
+        float_bits=float_bits,
+        weights_sha256=plan.files.weights_fingerprint,
+    )
+
+
+def layer_sections(
+    checkpoint: Checkpoint, served: Mapping[str, TensorFormat], result: Quantization
+) -> tuple[LayerSection, ...]:
+    """One row a quantized layer."""
+    slots = {slot.name: slot for slot in checkpoint.architecture.slots(checkpoint.model.config)}
+    weights: dict[str, QuantizedWeight] = {
+        name: layer.quantized
+        for name, layer in quantized_layers(checkpoint.model).items()
+        if layer.quantized is not None
+    }
+    return tuple(
+        LayerSection(
+            name=name,
+            stack=slots[name].stack,
+            role=str(slots[name].role),
+            weights=weight.codes.numel(),
+            bits=weight.grid.bits,
+            effective_bits=weight.effective_bits,
+            output_error_before=result.layers[name].nearest_error,
+            output_error_after=result.layers[name].output_error,
+            format=served[name].label,
+        )
+        for name, weight in weights.items()
     )
 
 
 def method_section(
-    settings: Settings, checkpoint: Checkpoint, quantization: Quantization
+    plan: Plan, layers: tuple[LayerSection, ...], result: Quantization, float_bits: int
 ) -> MethodSection:
     """How it was quantized, layer by layer and block by block."""
-    if not settings.method.quantizes:
-        return MethodSection(FLOAT_METHOD, settings.float_bits, None, None)
-    sites = {
-        name: site
-        for block in checkpoint.architecture.blocks(checkpoint.model.config)
-        for site in block.sites
-        for name in site.layers
-    }
-    activation = settings.activation_grid
+    if plan.quantize is None:
+        return MethodSection(FLOAT_METHOD, float_bits, None, None)
+    formats = [one for one in plan.formats.values() if one.weights is not None]
+    weights = sum(layer.weights for layer in layers)
+    groups = {one.weights.group_size for one in formats if one.weights}
+    symmetric = {one.weights.symmetric for one in formats if one.weights}
+    inputs = {one.inputs for one in plan.formats.values()}
+    only_inputs = next(iter(inputs)) if len(inputs) == 1 else None
+    bits = {one.weights.bits for one in formats if one.weights}
+    mean_bits = sum(layer.bits * layer.weights for layer in layers) / max(weights, 1)
     return MethodSection(
-        name=settings.method.label,
-        bits=settings.bits,
-        group_size=settings.group_size,
-        symmetric=settings.symmetric,
-        layers=tuple(
-            LayerSection(
-                name=name,
-                stack=sites[name].stack,
-                role=sites[name].role,
-                weights=layer.weight.codes.numel(),
-                bits=layer.weight.grid.bits,
-                effective_bits=layer.weight.effective_bits,
-                output_error_before=layer.nearest_error,
-                output_error_after=layer.output_error,
-            )
-            for name, layer in quantization.layers.items()
-        ),
-        warnings=tuple(quantization.warnings),
-        activation=(
-            None if activation is None else ActivationSection(**dataclasses.asdict(activation))
-        ),
-        blocks=_block_sections(quantization),
+        name=plan.method_label,
+        bits=bits.pop() if len(bits) == 1 else mean_bits,
+        group_size=groups.pop() if len(groups) == 1 else None,
+        symmetric=symmetric.pop() if len(symmetric) == 1 else None,
+        layers=layers,
+        warnings=tuple(result.warnings),
+        activation=None if only_inputs is None else dataclasses.asdict(only_inputs),
+        blocks=_block_sections(result),
+        scheme=plan.scheme_label,
+        parts=plan.recipe.identity,
     )
 
 

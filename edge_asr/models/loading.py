@@ -1,46 +1,38 @@
-"""Load a checkpoint by embedded name, local folder or hub id, and verify its map.
+"""Load a checkpoint by embedded name, local folder or hub id, and check it before anything runs.
 
 Only safetensors are read and no code that comes with a checkpoint is run.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Architecture, end_tokens
-from edge_asr.models.families.moonshine import Moonshine
-from edge_asr.models.families.whisper import Whisper
+from edge_asr.models.families.base import Architecture, end_tokens, families
+from edge_asr.models.families.moonshine import Moonshine as Moonshine
+from edge_asr.models.families.whisper import Whisper as Whisper
+from edge_asr.models.files import CheckpointFiles, explained, find_files, first_line, quiet
 
-ARCHITECTURES: dict[str, type[Architecture]] = {
-    architecture.family: architecture for architecture in (Whisper, Moonshine)
-}
-EMBEDDED = ("whisper-micro", "moonshine-micro")
 # Lower case and without punctuation, which every English tokenizer gives back unchanged.
 SAMPLE_TEXT = "the quick brown fox jumps over the lazy dog"
 NAMES_SHOWN = 3
-
-Source = Literal["embedded", "folder", "hub"]
+LARGEST_WEIGHT = 65504.0  # the largest float16
+# Said explicitly, for a configuration may name code on a hub.
+ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -49,136 +41,132 @@ class Checkpoint:
 
     Attributes:
         name: Short name for tables and folders.
-        reference: What the user asked for: embedded name, folder or hub id.
-        source: Which of the three it was.
+        files: Where it came from.
         model: The float32 model in evaluation mode.
         feature_extractor, tokenizer: Its Hugging Face processor parts.
         architecture: The family's map, verified against the model.
         tokens_per_second: Cap on generated tokens a second of audio, or None.
+        warnings: What is set in the checkpoint and not done here, a sentence each.
     """
 
     name: str
-    reference: str
-    source: Source
+    files: CheckpointFiles
     model: PreTrainedModel
     feature_extractor: Any
     tokenizer: Any
     architecture: Architecture
     tokens_per_second: float | None = None
+    warnings: tuple[str, ...] = ()
 
-
-def embedded_folder(name: str) -> Path:
-    """The folder of an embedded checkpoint."""
-    return Path(str(resources.files("edge_asr"))) / "assets" / name
-
-
-def locate(reference: str) -> tuple[str, Source]:
-    """Where `reference` lies: an embedded name, an existing folder, or else a hub id.
-
-    Raises:
-        UserError: for a path that does not exist, or a name that is nearly an embedded one.
-    """
-    if reference in EMBEDDED:
-        return str(embedded_folder(reference)), "embedded"
-    if Path(reference).expanduser().is_dir():
-        return str(Path(reference).expanduser()), "folder"
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
-        near = difflib.get_close_matches(reference, EMBEDDED, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"embedded names are {', '.join(EMBEDDED)}"
-        raise UserError(
-            f"model.path={reference!r} is no folder here and no hub id of the form owner/name; "
-            f"{hint}"
-        )
-    return reference, "hub"
-
-
-def hub_revision(reference: str) -> str:
-    """The commit of the hub id `reference` that loading it now would give.
-
-    Without a network that is the one in the local cache.
-
-    Raises:
-        UserError: when it can neither be reached nor is cached.
-    """
-    with _explained(reference, "hub"), _quiet():
-        config = cached_file(reference, "config.json")
-    # The cache keeps every revision in a folder named by its commit.
-    return Path(str(config)).parent.name
+    def stored_dtype(self, path: str) -> torch.dtype:
+        """The dtype in which the checkpoint stores the parameter at `path`; that of most of its
+        values for one that only a rewrite has made."""
+        return self.files.dtypes.get(path, self.files.usual_dtype)
 
 
 def load_checkpoint(
-    reference: str,
+    source: str | CheckpointFiles,
     *,
     name: str | None = None,
     device: str = "cpu",
     tokens_per_second: float | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint in float32 and check its weights, tokenizer and architecture map.
+    """Load a checkpoint in float32 and check its weights, processor and architecture map.
 
     Without `tokens_per_second` the family's published cap holds (Moonshine: 6.5).
 
     Raises:
         UserError: when it cannot be found or reached, holds no safetensors or not exactly the
-            weights its config asks for, has no usable tokenizer, belongs to no supported family,
-            or does not fit its family's map; when `device` is none of this machine's.
+            weights its config asks for, weights that are no usable numbers, a processor that does
+            not fit the model, belongs to no supported family, or does not fit its family's map;
+            when `device` is none of this machine's.
     """
     # First, so that a wrong device costs no download.
-    _check_device(device)
-    location, source = locate(reference)
-    with _explained(reference, source), _quiet():
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    check_device(device)
+    files = find_files(source) if isinstance(source, str) else source
+    reference = files.reference
+    _ = files.dtypes  # refuses weights that are no floats, before the library casts them
+    with explained(reference, files.source), quiet():
+        with _explained_configuration(reference):
+            config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
         architecture = architecture_of(config.model_type)
-        with _explained_weights(reference):
+        with _explained_configuration(reference):
             # Wrong shapes are let through here to be named below with the other differences.
             model, differences = AutoModelForSpeechSeq2Seq.from_pretrained(
-                location,
+                files.folder,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                attn_implementation=ATTENTION,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        _check_weights(reference, model, architecture, differences)
-        feature_extractor = AutoFeatureExtractor.from_pretrained(location, trust_remote_code=False)
-        tokenizer = _load_tokenizer(reference, location)
+        _check_names(reference, model, architecture, differences)
+        _check_values(reference, model)
+        feature_extractor, tokenizer = load_processor(reference, files.folder)
     model.to(device).eval().requires_grad_(False)
+    with _explained_configuration(reference):
+        warnings = architecture.settle_generation(model, tokenizer)
+    problem = architecture.feature_problem(model.config, feature_extractor)
+    if problem:
+        raise UserError(
+            f"model.path={reference!r}: {problem}; restore the preprocessor_config.json published "
+            "with the checkpoint"
+        )
     architecture.verify(model, model.config)
-    _check_tokenizer(reference, tokenizer, (*architecture.prompt(model), *end_tokens(model)))
+    _check_tokenizer(reference, tokenizer, model, architecture)
     if tokens_per_second is None:
         tokens_per_second = architecture.default_tokens_per_second
     return Checkpoint(
         name=name or Path(reference).name,
-        reference=reference,
-        source=source,
+        files=files,
         model=model,
         feature_extractor=feature_extractor,
         tokenizer=tokenizer,
         architecture=architecture,
         tokens_per_second=tokens_per_second,
+        warnings=tuple(warnings),
     )
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """A float32 model of the configuration in `folder`, its weights not yet those of anything."""
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForSpeechSeq2Seq.from_config(
+            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+        )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval().requires_grad_(False)
+
+
+def load_processor(reference: str, folder: Path) -> tuple[Any, Any]:
+    """Feature extractor and tokenizer. Raises UserError where one cannot be read."""
+    with _explained_configuration(reference):
+        feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return feature_extractor, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a damaged file is a bare Exception of the tokenizers library
+        raise UserError(
+            f"model.path={reference!r}: the tokenizer cannot be read ({error!r}); restore the "
+            "tokenizer.json published with the checkpoint"
+        ) from error
 
 
 def architecture_of(model_type: str) -> Architecture:
     """The map of a Hugging Face `model_type`. Raises UserError for an unsupported one."""
-    if model_type not in ARCHITECTURES:
+    if model_type not in families:
         raise UserError(
-            f"model_type={model_type!r} is not supported; "
-            f"supported are {', '.join(sorted(ARCHITECTURES))}"
+            f"model_type={model_type!r} is not supported; supported are {', '.join(families)}"
         )
-    return ARCHITECTURES[model_type]()
+    return families[model_type]()
 
 
-def weights_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 over all named parameters, so that a record says which weights it measured."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raises UserError where nothing can be computed on `device` here."""
     try:
         kind = torch.device(device).type
@@ -191,11 +179,11 @@ def _check_device(device: str) -> None:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device={device}: cannot be used here ({_first_line(error)}); use device=cpu"
+            f"device={device}: cannot be used here ({first_line(error)}); use device=cpu"
         ) from error
 
 
-def _check_weights(
+def _check_names(
     reference: str,
     model: PreTrainedModel,
     architecture: Architecture,
@@ -227,27 +215,42 @@ def _check_weights(
         )
 
 
-def _load_tokenizer(reference: str, location: str) -> Any:
-    """Raises UserError, or what `_explained` turns into one, where there is none to read."""
-    try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=False)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # a damaged file is a bare Exception of the tokenizers library
-        raise UserError(
-            f"model.path={reference!r}: the tokenizer cannot be read ({error!r}); restore the "
-            "tokenizer.json published with the checkpoint"
-        ) from error
+def _check_values(reference: str, model: PreTrainedModel) -> None:
+    """Raises UserError, naming the tensor, for weights that no model can have learned."""
+    for name, parameter in model.named_parameters():
+        largest = parameter.detach().abs().max()
+        problem = None
+        if not bool(largest.isfinite()):
+            problem = "holds values that are no finite numbers"
+        elif float(largest) > LARGEST_WEIGHT:
+            problem = f"holds values up to {float(largest):.3g}, beyond float16"
+        elif parameter.ndim > 1 and not float(largest):
+            problem = "is zero throughout"
+        if problem:
+            raise UserError(
+                f"model.path={reference!r}: tensor {name} {problem}; the file is damaged or its "
+                "training failed, give another checkpoint"
+            )
 
 
-def _check_tokenizer(reference: str, tokenizer: Any, specials: Collection[int]) -> None:
-    """Raises UserError for a tokenizer that cannot write transcripts.
+def _check_tokenizer(
+    reference: str, tokenizer: Any, model: PreTrainedModel, architecture: Architecture
+) -> None:
+    """Raises UserError for a tokenizer that cannot write the model's transcripts.
 
     Without its files the library builds an empty one, and every transcript would be empty.
     """
+    specials = {*architecture.prompt(model), *end_tokens(model)}
+    rows = int(model.config.vocab_size)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
     problem = None
     if len(tokenizer) <= max(specials):
         problem = f"has {len(tokenizer)} tokens, but the model's prompt and end use {max(specials)}"
+    elif largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        problem = f"has token {largest} ({token!r}), but the model's embedding only {rows} rows"
+    elif found := architecture.foreign_token(model, tokenizer):
+        problem = f"is another model's: token {found[0]} is {found[1]!r}, not {found[2]!r}"
     else:
         tokens = tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
         text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -266,49 +269,16 @@ def _listed(names: Collection[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-
-
 @contextmanager
-def _explained_weights(reference: str) -> Iterator[None]:
-    """Say which file is damaged where the library only says at which byte."""
+def _explained_configuration(reference: str) -> Iterator[None]:
+    """A configuration with a value that makes no model fails anywhere in the library."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
+    except (UserError, OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:
         raise UserError(
-            f"model.path={reference!r}: model.safetensors cannot be read ({_first_line(error)}); "
-            "restore or download it again"
+            f"model.path={reference!r}: no model can be made of its configuration "
+            f"({type(error).__name__}: {first_line(error)}); restore the published config.json, "
+            "generation_config.json and preprocessor_config.json"
         ) from error
-
-
-@contextmanager
-def _explained(reference: str, source: Source) -> Iterator[None]:
-    """Turn the library's many ways of not finding a file into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, HFValidationError) as error:
-        reason = _first_line(error)
-        if source == "hub":
-            raise UserError(
-                f"model.path={reference!r} could not be fetched from the Hugging Face hub; "
-                "connect to the network, or download it elsewhere (hf download "
-                f"{reference}) and give its folder as model.path=FOLDER, or use an embedded "
-                f"model (model=whisper_micro). The library said: {reason}"
-            ) from error
-        raise UserError(
-            f"model.path={reference!r} is a folder without a complete checkpoint (config.json, "
-            f"model.safetensors, tokenizer, preprocessor_config.json): {reason}"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No per-tensor progress bars while loading; the run shows its own."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()

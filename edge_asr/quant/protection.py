@@ -1,7 +1,7 @@
 """What no part can get wrong.
 
-Outliers are chosen, kept apart and put back here, and what a rounding part returns is checked before
-it is stored.
+Outliers are chosen, kept apart and put back here, and what a rounding part returns is checked
+before it is stored.
 """
 
 from __future__ import annotations

@@ -74,6 +74,11 @@ class Recipe:
         return {stage: STAGES[stage].identity(part) for stage, part in self.parts.items()}
 
     @property
+    def quantizes(self) -> bool:
+        """Whether it is more than the float model."""
+        return STAGES["rounding"].name_of(self.rounding) != "none"
+
+    @property
     def learned(self) -> bool:
         """Whether a part is trained against the float model's outputs."""
         return any(part.learned for part in self.parts.values())

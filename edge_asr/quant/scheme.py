@@ -64,17 +64,15 @@ class Assigned:
             )
         if self.bits == FLOAT:
             return TensorFormat(None, inputs)
-        convention = (
-            SYMMETRIC["unsigned" if self.symmetric is True else str(self.symmetric)]
-            if (self.symmetric)
-            else {}
-        )
+        name = "unsigned" if self.symmetric is True else str(self.symmetric)
+        convention = SYMMETRIC[name] if self.symmetric else {}
         weights = Grid(
             bits=int(self.bits),
             symmetric=bool(self.symmetric),
             granularity="channel" if self.group_size is None else "group",
             group_size=self.group_size,
-            **convention,
+            signed=convention.get("signed", False),
+            signed_scale=convention.get("signed_scale", False),
         )
         return TensorFormat(weights, inputs)
 
@@ -264,7 +262,7 @@ def _shown(rule: Rule) -> str:
 def _hint(rule: Rule) -> str:
     stack, role = rule.select.get("stack"), rule.select.get("role")
     if rule.kind == "linear" and stack in ROLES and role is not None:
-        return f"; roles of the {stack} are {', '.join(ROLES[stack])}"  # type: ignore[index]
+        return f"; roles of the {stack} are {', '.join(ROLES[stack])}"
     return "; leave it out or mend what it selects"
 
 

@@ -27,7 +27,7 @@ from edge_asr.quant import artefact
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.artefact import StoredDtype
 from edge_asr.quant.formats import TensorFormat
-from edge_asr.quant.layers import QuantizedLinear, install_layers, runtime_ops
+from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, install_layers
 from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
@@ -119,8 +119,9 @@ class SequentialPass:
         work = ModelWork(self.model, self.architecture, batches, self.served)
         work.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
         transform.rewrite_model(work)
-        for op in runtime_ops(self.model).values():
-            op.round_stored()
+        for module in self.model.modules():
+            if isinstance(module, RuntimeOp):
+                module.round_stored()
         self._round_floats(name for name, _ in self.model.named_parameters())
         part = Quantization(warnings=work.warnings, reconstructions=work.reconstructions)
         self.result.join(part)

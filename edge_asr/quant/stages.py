@@ -15,12 +15,12 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Site
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.scheme import Slot
 from edge_asr.quant.soft import SoftRange, SoftTransform
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork

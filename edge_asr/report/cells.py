@@ -12,7 +12,7 @@ from edge_asr.report.tables import SUMMARY
 _HEADINGS = (
     "Model",
     "Method",
-    "Bits",
+    "Scheme",
     "Clips",
     "WER % [95 %]",
     "Δ WER [95 %]",
@@ -54,24 +54,6 @@ def _with_ratio(value: object, ratio: object) -> str:
     return significant(value) if times == "–" else f"{significant(value)} ({times}×)"
 
 
-def widths(
-    bits: float, group_size: int | None, symmetric: bool | None, activation: str | None
-) -> str:
-    """Weight bits, group and symmetry, then those of activations: `4 g64 sym A8 static`."""
-    group = "" if group_size is None else f" g{group_size}"
-    return f"{bits:g}{group}{' sym' if symmetric else ''}{f' {activation}' if activation else ''}"
-
-
-def _widths(row: pd.Series) -> str:
-    known = row[["group_size", "symmetric", "activation"]].notna()
-    return widths(
-        float(row["bits"]),
-        int(row["group_size"]) if known["group_size"] else None,
-        bool(row["symmetric"]) if known["symmetric"] else None,
-        row["activation"] if known["activation"] else None,
-    )
-
-
 def _conditions(frame: pd.DataFrame) -> dict[str, str]:
     """The conditions of a table's only data set, such as clean and noisy; none of several.
 
@@ -104,7 +86,7 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
         (
             str(row["model"]),
             str(row["method"]),
-            _widths(row),
+            str(row["scheme"]),
             str(int(row["utterances"])),
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
             *_condition_cells(row, columns),
@@ -120,10 +102,12 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def _activations(frame: pd.DataFrame) -> str:
-    """What `A8` among the bits means, where a row has it."""
+    """What `A8` in a scheme means, where a row has it."""
     if not frame["activation"].notna().any():
         return ""
-    return "; A8 among Bits is 8-bit activations, a scale per token, or static (a scale per tensor)"
+    return (
+        "; A8 in a scheme is 8-bit activations, a scale per token, or static (a scale per tensor)"
+    )
 
 
 def caption(protocol: str, frame: pd.DataFrame) -> str:

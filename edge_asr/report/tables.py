@@ -18,8 +18,18 @@ from typing import Any
 import pandas as pd
 
 from edge_asr.errors import UserError
+from edge_asr.quant.formats import ActivationGrid
 from edge_asr.store.files import write_text_atomically
-from edge_asr.store.record import ALL, FLOAT_METHOD, Average, CostSection, Interval, Record, Result
+from edge_asr.store.record import (
+    ALL,
+    FLOAT_METHOD,
+    Average,
+    CostSection,
+    Interval,
+    MethodSection,
+    Record,
+    Result,
+)
 
 MB = 1e6
 GIGA = 1e9
@@ -27,6 +37,7 @@ GIGA = 1e9
 LEADING = (
     "model",
     "method",
+    "scheme",
     "bits",
     "group_size",
     "symmetric",
@@ -119,6 +130,17 @@ def _commit(record: Record) -> str | None:
     return f"{commit}-dirty" if commit and record.environment.git_dirty else commit
 
 
+def scheme_of(method: MethodSection) -> str:
+    """What every layer is stored as, in words: `W4 g64 sym A8 static`."""
+    if method.scheme is not None or method.name == FLOAT_METHOD:
+        return method.scheme or f"{method.bits:g}"
+    words = [f"W{method.bits:g}"]
+    words += [] if method.group_size is None else [f"g{method.group_size}"]
+    words += ["sym"] if method.symmetric else []
+    words += [] if method.activation is None else [ActivationGrid(**method.activation).label]
+    return " ".join(words)
+
+
 def row(record: Record, protocol: str) -> dict[str, Any]:
     """One table row: a record's results under one protocol.
 
@@ -133,10 +155,12 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
     measured = [result.wer for result in whole]
     known = [wer for wer in measured if wer is not None]
     interval, difference = _summary(record, whole, protocol)
-    activation = record.method.activation
+    inputs = record.method.activation
+    activation = None if inputs is None else ActivationGrid(**inputs)
     cells: dict[str, Any] = {
         "model": record.model.name,
         "method": record.method.name,
+        "scheme": scheme_of(record.method),
         "bits": record.method.bits,
         "group_size": record.method.group_size,
         "symmetric": record.method.symmetric,

@@ -69,6 +69,10 @@ def _parse(kind: Any, value: Any, where: str, path: Path) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise _mismatch(path, where, value, f"one of {', '.join(map(str, arguments))}")
+        return value
     if origin is types.UnionType:
         (inner,) = (option for option in arguments if option is not types.NoneType)
         return None if value is None else _parse(inner, value, where, path)

@@ -7,12 +7,11 @@ bytes; a number that does not exist (not a number, infinite) is null.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,7 +24,8 @@ from edge_asr.store.cost_types import Cost
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite, parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 lacks what has a default here
 RECORD_NAME = "record.json"
 FLOAT_METHOD = "float"
 ALL = "all"
@@ -97,7 +97,9 @@ class LayerSection:
 
     `effective_bits` is stored bits per weight, scales and outliers included. The errors are what
     its weights alone change in its output, mean square in units of the output's variance, on the
-    inputs of the quantized prefix: by rounding to nearest (`before`) and by the method (`after`).
+    inputs of the quantized prefix: by rounding to nearest (`before`) and by the method (`after`);
+    null where they were not measured. `format` is what its weight is stored as and its input read
+    as, in words.
     """
 
     name: str
@@ -108,31 +110,7 @@ class LayerSection:
     effective_bits: float
     output_error_before: float | None = None
     output_error_after: float | None = None
-
-
-@dataclass(frozen=True)
-class ActivationSection:
-    """The grid of what quantized layers read.
-
-    `granularity` is `token` (dynamic) or `tensor` (static, from calibration: `static_range` is
-    `extreme` or `mean`); `clip_ratio` multiplies every range.
-    """
-
-    bits: int
-    symmetric: bool
-    granularity: str
-    static_range: str | None = None
-    clip_ratio: float = 1.0
-
-    @property
-    def label(self) -> str:
-        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A4 sym clip 0.9`."""
-        words = [f"A{self.bits}"]
-        words += ["static"] if self.static_range else []
-        words += ["mean"] if self.static_range == "mean" else []
-        words += ["sym"] if self.symmetric else []
-        words += [f"clip {self.clip_ratio:g}"] if self.clip_ratio != 1 else []
-        return " ".join(words)
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +133,10 @@ class BlockSection:
 class MethodSection:
     """How it was quantized; method `float` (32 bits, no layers) is the baseline.
 
-    Without `activation`, activations are float.
+    `name` is the nearest recipe and what differs from it. `scheme` says in words what every layer
+    is stored as. `bits` is the mean width of a weight; `group_size`, `symmetric` and `activation`
+    (the quantizer of layer inputs; null: float) are null where layers differ. `parts` are the
+    names, versions and settings of its parts by stage. Records of schema 1 have no scheme or parts.
     """
 
     name: str
@@ -164,8 +145,10 @@ class MethodSection:
     symmetric: bool | None
     layers: tuple[LayerSection, ...] = ()
     warnings: tuple[str, ...] = ()
-    activation: ActivationSection | None = None
+    activation: dict[str, Any] | None = None
     blocks: tuple[BlockSection, ...] = ()
+    scheme: str | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def effective_bits(self) -> float:
@@ -240,21 +223,35 @@ class CostSection:
 
 
 @dataclass(frozen=True)
+class DataSection:
+    """One transcribed data set: its name in the results, clips, and the digest of their audio."""
+
+    name: str
+    clips: int
+    audio_digest: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """Wall time of one stage, and the process's peak resident memory during it.
 
     The peak includes what earlier stages left in memory. Where the system cannot measure it
-    anew (other than Linux) it is that of the process so far; null where it was not measured.
+    anew (other than Linux) it is that of the process so far; null where it was not measured. A
+    stage that was `stored` had been made by an earlier run, in that time.
     """
 
     name: str
     seconds: float
     peak_memory_bytes: int | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
 class Record:
-    """Everything one run found and everything needed to repeat it."""
+    """Everything one run found and everything needed to repeat it.
+
+    `keys` are those of its steps in a store.
+    """
 
     run_id: str
     created: str
@@ -270,11 +267,13 @@ class Record:
     seeds: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     hypotheses_file: str | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+    data: tuple[DataSection, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version: {self.schema_version}, not {SCHEMA_VERSION}")
+        if self.schema_version not in READABLE_VERSIONS:
+            raise ValueError(f"schema_version: {self.schema_version} is unknown")
         if datetime.fromisoformat(self.created).tzinfo is None:
             raise ValueError(f"created: {self.created!r} has no time zone; write UTC")
         if self.batch_size < 1:
@@ -284,21 +283,6 @@ class Record:
 def now() -> str:
     """The present in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def run_id(config: Mapping[str, Any]) -> str:
-    """Identity of a run: the first 12 hex digits of a SHA-256.
-
-    Args:
-        config: The resolved configuration, already without what cannot change a number; JSON
-            values only. The order of keys is immaterial.
-
-    Raises:
-        TypeError, ValueError: A value has no exact JSON form.
-    """
-    identity = {"config": config, "version": edge_asr.__version__}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str | None:
@@ -316,7 +300,8 @@ def current_environment(device: str, threads: int) -> Environment:
     """The environment of this process; `device` is described by who uses it."""
     # An installed copy may lie inside some other project's checkout: not our commit.
     tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
-    status = _git("status", "--porcelain") if tracked else None
+    # Code and configuration alone: results that a run has left do not make its code another.
+    status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
     names = ("torch", "transformers", "numpy", "jiwer", "whisper-normalizer")
     return Environment(
         package=edge_asr.__version__,
@@ -355,9 +340,9 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a run record ({error})") from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise UserError(
-            f"{path}: schema_version: {version!r} is not {SCHEMA_VERSION}; "
+            f"{path}: schema_version: {version!r} is none of {READABLE_VERSIONS}; "
             "read it with the edge_asr version that wrote it, or make the run again"
         )
     return parse(Record, plain, path)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches, text_tokens
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.runtimes.greedy import greedy, token_limit
+from edge_asr.runtimes.torch_greedy import greedy, token_limit
 
 SENTENCES = ["the fox", "she sells sea shells", "how much wood", "lazy dog jumps", "quick"]
 LENGTHS = [1.3, 0.5, 1.9, 0.05, 0.8]

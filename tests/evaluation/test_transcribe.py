@@ -21,7 +21,7 @@ from edge_asr.evaluation.transcribe import (
     transcribe,
 )
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.runtimes.greedy import greedy, token_limit
+from edge_asr.runtimes.torch_greedy import greedy, token_limit
 
 PITCHES = {0.9: 300.0, 0.05: 440.0, 1.7: 200.0, 0.4: 800.0, 1.2: 150.0}
 CORPUS = ListCorpus(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import AttentionShape, Role, Slot, Stack
+from edge_asr.registry import Registry
 
 Axis = Literal["frame", "token"]
 
@@ -102,6 +103,34 @@ def leading_rows(valid: torch.Tensor) -> int:
     return int(rows.max()) + 1 if len(rows) else 1
 
 
+families: Registry[Architecture] = Registry("family")
+# What a generation_config.json may ask for and is not done: decoding is greedy, one text a clip.
+NEUTRAL: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "force_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "return_dict_in_generate": False,
+    "guidance_scale": None,
+    "penalty_alpha": None,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+# Of those, what changes nothing of a text while nothing is sampled and one text is asked for.
+HARMLESS = ("temperature", "top_k", "top_p", "return_dict_in_generate", "num_return_sequences")
+
+
 class Architecture(ABC):
     """One model family. Instances are stateless; every method takes the model or its config.
 
@@ -170,6 +199,65 @@ class Architecture(ABC):
         block would give for those rows. None, the default, where that would save little.
         """
         del block, module
+        return None
+
+    def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
+        """Make the model's generation config complete, and neutral but for what greedy decoding
+        with the published prompt and suppression needs.
+
+        Returns a sentence for every setting that is not done. Raises UserError where the decoder's
+        prompt cannot be known.
+        """
+        del tokenizer
+        generation: Any = model.generation_config
+        if getattr(generation, "decoder_start_token_id", None) is None:
+            generation.decoder_start_token_id = getattr(
+                model.config, "decoder_start_token_id", None
+            )
+        if getattr(generation, "decoder_start_token_id", None) is None:
+            raise UserError(
+                "generation_config.json has no decoder_start_token_id, and config.json neither; "
+                "restore the published files"
+            )
+        warnings = []
+        for name, neutral in NEUTRAL.items():
+            value = getattr(generation, name, None)
+            if value is None or value == neutral:
+                continue
+            if name not in HARMLESS:
+                warnings.append(
+                    f"generation_config.json asks for {name}={value}; decoding is greedy without it"
+                )
+            setattr(generation, name, neutral)
+        return warnings
+
+    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
+        """Why `feature_extractor` cannot feed the model, if it cannot: half a sentence."""
+        del config
+        if feature_extractor.sampling_rate != SAMPLE_RATE:
+            return (
+                f"the feature extractor has sampling_rate {feature_extractor.sampling_rate}, the "
+                f"model hears {SAMPLE_RATE}"
+            )
+        if getattr(feature_extractor, "dither", 0.0):
+            return f"the feature extractor adds noise (dither {feature_extractor.dither})"
+        return None
+
+    # Token texts that the ids of prompt and end must have, so that a foreign tokenizer is noticed.
+    start_token: str
+    end_token: str
+
+    def foreign_token(self, model: PreTrainedModel, tokenizer: Any) -> tuple[int, str, str] | None:
+        """An id of the prompt or end that `tokenizer` gives to another token than the family's:
+        the id, its token there, and the one it should be."""
+        generation: Any = model.generation_config
+        for token, text in (
+            (int(generation.decoder_start_token_id), self.start_token),
+            (min(end_tokens(model)), self.end_token),
+        ):
+            found = tokenizer.convert_ids_to_tokens(token)
+            if found != text:
+                return token, str(found), text
         return None
 
     @abstractmethod

@@ -23,6 +23,7 @@ from edge_asr.models.families.base import (
     Site,
     StemAxis,
     cross_query_site,
+    families,
     layers_with_roles,
     norms_of,
     self_attention_site,
@@ -34,10 +35,12 @@ STEM = ((127, 64), (7, 3), (3, 2))
 MINIMUM_SAMPLES = ((STEM[2][0] - 1) * STEM[1][1] + STEM[1][0] - 1) * STEM[0][1] + STEM[0][0]
 
 
+@families.register("moonshine")
 class Moonshine(Architecture):
     """The map of every Moonshine size."""
 
     family = "moonshine"
+    start_token, end_token = "<s>", "</s>"
     default_tokens_per_second = 6.5
     tied_logit_channels = 2
     decoder_norm = "model.decoder.norm"
@@ -139,6 +142,11 @@ class Moonshine(Architecture):
     def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
         del model
         return {}
+
+    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
+        if feature_extractor.feature_size != 1:
+            return f"the feature extractor makes {feature_extractor.feature_size} features, not 1"
+        return super().feature_problem(config, feature_extractor)
 
     def heads(self, config: Any) -> tuple[int, int]:
         return config.encoder_num_attention_heads, config.decoder_num_attention_heads

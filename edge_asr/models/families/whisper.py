@@ -5,7 +5,7 @@ Radford et al. 2022 (arXiv:2212.04356); module names of Hugging Face transformer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
@@ -23,6 +24,7 @@ from edge_asr.models.families.base import (
     Site,
     StemAxis,
     cross_query_site,
+    families,
     layers_with_roles,
     leading_rows,
     norms_of,
@@ -30,7 +32,10 @@ from edge_asr.models.families.base import (
 )
 
 HOP_SAMPLES = 160
+TRANSFORM_SAMPLES = 400
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
+TASKS = ("transcribe", "translate")
+ENGLISH = "<|en|>"
 
 
 class LeadingFrames(WhisperEncoderLayer):
@@ -67,10 +72,12 @@ class LeadingFrames(WhisperEncoderLayer):
         return states + self.fc2(inner)
 
 
+@families.register("whisper")
 class Whisper(Architecture):
     """The map of every Whisper size, English-only or multilingual."""
 
     family = "whisper"
+    start_token, end_token = "<|startoftranscript|>", "<|endoftext|>"
 
     def depth(self, config: Any) -> tuple[int, int]:
         return config.encoder_layers, config.decoder_layers
@@ -145,20 +152,58 @@ class Whisper(Architecture):
             return LeadingFrames(module)
         return None
 
-    def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
-        """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
+    def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
+        """Also takes the ids of languages and tasks from the tokenizer, where an older checkpoint
+        does not tell them, and settles on one language and task."""
+        warnings = super().settle_generation(model, tokenizer)
         generation: Any = model.generation_config
-        silent = getattr(generation, "no_timestamps_token_id", None)
-        if silent is None:
+        if getattr(generation, "no_timestamps_token_id", None) is None:
             raise UserError(
                 "generation_config.json has no no_timestamps_token_id, so the decoder prompt is "
                 "unknown; restore the file that was published with the checkpoint "
                 '(one saved with "_from_model_config": true loses the field)'
             )
+        if not getattr(generation, "is_multilingual", False):
+            return warnings
+        vocabulary = tokenizer.get_vocab()
+        if not getattr(generation, "lang_to_id", None):
+            generation.lang_to_id = {
+                f"<|{code}|>": vocabulary[f"<|{code}|>"]
+                for code in LANGUAGES
+                if f"<|{code}|>" in vocabulary
+            }
+        if not getattr(generation, "task_to_id", None):
+            generation.task_to_id = {
+                task: vocabulary[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in vocabulary
+            }
+        generation.language, generation.task = _language(generation), _task(generation)
+        return warnings
+
+    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
+        """Mel bins, window, hop and transform of the published models, one of which a foreign or
+        edited file changes."""
+        frames = 2 * int(config.max_source_positions)
+        wanted = {
+            "feature_size": int(config.num_mel_bins),
+            "hop_length": HOP_SAMPLES,
+            "n_fft": TRANSFORM_SAMPLES,
+            "nb_max_frames": frames,
+            "n_samples": frames * HOP_SAMPLES,
+        }
+        for name, value in wanted.items():
+            found = getattr(feature_extractor, name, None)
+            if found != value:
+                return f"the feature extractor has {name} {found}, the model needs {value}"
+        return super().feature_problem(config, feature_extractor)
+
+    def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
+        generation: Any = model.generation_config
         tokens = [int(generation.decoder_start_token_id)]
         if getattr(generation, "is_multilingual", False):
-            tokens += [generation.lang_to_id["<|en|>"], generation.task_to_id["transcribe"]]
-        return (*tokens, int(silent))
+            language, task = generation.language, generation.task
+            tokens += [generation.lang_to_id[language], generation.task_to_id[task]]
+        return (*tokens, int(generation.no_timestamps_token_id))
 
     def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
         """One call without timestamps; language and task where the model knows several.
@@ -166,9 +211,10 @@ class Whisper(Architecture):
         English-only models reject a language. The unique call returns the prompt and the end
         token, and keeps a model that emits stray timestamps from decoding the clip again.
         """
+        generation: Any = model.generation_config
         options: dict[str, Any] = {"return_timestamps": False, "force_unique_generate_call": True}
-        if getattr(model.generation_config, "is_multilingual", False):
-            options |= {"language": "en", "task": "transcribe"}
+        if getattr(generation, "is_multilingual", False):
+            options |= {"language": generation.language, "task": generation.task}
         return options
 
     def heads(self, config: Any) -> tuple[int, int]:
@@ -195,3 +241,47 @@ class Whisper(Architecture):
                 (*norms_of(decoder), self.decoder_norm),
             ),
         )  # fmt: skip
+
+
+def _forced(generation: Any, known: Mapping[str, int]) -> str | None:
+    """The one of `known` that `forced_decoder_ids` names, if it names one."""
+    forced = {pair[1] for pair in getattr(generation, "forced_decoder_ids", None) or []}
+    return next((name for name, token in known.items() if token in forced), None)
+
+
+def _language(generation: Any) -> str:
+    """The token of the language to transcribe: the one the checkpoint names (as `<|de|>`, `de` or
+    `german`), else the one it forces, else English, else the only one it knows.
+
+    Raises UserError for a language that it has no token for.
+    """
+    known: Mapping[str, int] = generation.lang_to_id
+    named = getattr(generation, "language", None)
+    if isinstance(named, str) and named:
+        word = named.lower()
+        token = next((one for one in (word, f"<|{word}|>") if one in known), None)
+        token = token or f"<|{TO_LANGUAGE_CODE.get(word, word)}|>"
+        if token not in known:
+            raise UserError(
+                f"generation_config.json names the language {named!r}, for which the model has no "
+                f"token; known are {', '.join(sorted(known)) or 'none'}"
+            )
+        return token
+    forced = _forced(generation, known)
+    if forced is None and ENGLISH not in known and len(known) != 1:
+        raise UserError(
+            "generation_config.json names no language and the tokenizer has no <|en|>; "
+            'add "language" to generation_config.json'
+        )
+    return forced or (ENGLISH if ENGLISH in known else next(iter(known)))
+
+
+def _task(generation: Any) -> str:
+    known: Mapping[str, int] = generation.task_to_id
+    named = getattr(generation, "task", None) or _forced(generation, known) or TASKS[0]
+    if named not in known:
+        raise UserError(
+            f"generation_config.json: the task {named!r} has no token; known are "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    return str(named)

@@ -12,9 +12,9 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import BITS, TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
-from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Outliers, outliers
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
-from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import Layer
 

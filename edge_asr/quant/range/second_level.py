@@ -10,11 +10,11 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import BITS, Grid, TensorFormat
 from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, encode
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse
-from edge_asr.quant.scheme import Slot
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.work import Layer
 

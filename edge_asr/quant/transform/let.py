@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import straight_through
 from edge_asr.quant.reconstruction import Scheduled
-from edge_asr.quant.scheme import Slot
 from edge_asr.quant.soft import SoftTransform
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold

@@ -27,7 +27,7 @@ from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_ma
 from edge_asr.quant.transform.rotation import StreamEntry
 from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import ModelWork
-from edge_asr.runtimes.greedy import greedy
+from edge_asr.runtimes.torch_greedy import greedy
 
 SETTINGS = [
     Hadamard(),

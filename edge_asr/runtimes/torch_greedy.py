@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch of clips, the same for every family."""
+"""The torch runtime: greedy decoding of a batch of clips, the same for every family."""
 
 from __future__ import annotations
 
@@ -6,33 +6,54 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import end_tokens as end_tokens
+from edge_asr.models.families.base import end_tokens
 from edge_asr.models.loading import Checkpoint
+from edge_asr.runtimes.base import Runtime, Transcript, runtimes
 
 INNER_WARNINGS = ("Passing `generation_config` together", "Both `max_new_tokens` (=")
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What the decoder wrote for one clip.
+# What greedy decoding takes over from a checkpoint's generation config.
+KEPT = (
+    "decoder_start_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "no_timestamps_token_id",
+    "is_multilingual",
+    "lang_to_id",
+    "task_to_id",
+    "prev_sot_token_id",
+    "max_initial_timestamp_index",
+    "alignment_heads",
+)
 
-    Attributes:
-        tokens: Token ids after the prompt, the end token excluded.
-        steps: Tokens generated, the end token included.
-        hit_limit: The limit came before an end token did.
-    """
 
-    tokens: tuple[int, ...]
-    steps: int
-    hit_limit: bool
+@runtimes.register("torch")
+class TorchRuntime(Runtime):
+    """A float or simulated quantized model in PyTorch, on any device."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def window(self, samples: np.ndarray) -> np.ndarray:
+        return clip_to_window(self.checkpoint, samples)
+
+    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
+        return token_limit(self.checkpoint, samples, max_new_tokens)
+
+    def transcribe(self, clips: Sequence[np.ndarray], limits: Sequence[int]) -> list[Transcript]:
+        """Raises UserError when the library starts the decoder on other tokens than the prompt."""
+        return greedy(self.checkpoint, clips, limits)
 
 
 def clip_to_window(checkpoint: Checkpoint, samples: np.ndarray) -> np.ndarray:
@@ -56,7 +77,7 @@ def token_limit(checkpoint: Checkpoint, samples: int, max_new_tokens: int | None
 
 def greedy(
     checkpoint: Checkpoint, clips: Sequence[np.ndarray], limits: Sequence[int]
-) -> list[Generated]:
+) -> list[Transcript]:
     """Decode clips greedily in one batch.
 
     The batch runs to its largest limit; every clip is then cut to its own.
@@ -76,7 +97,7 @@ def greedy(
         # A family that always hears its whole window; without a mask the library guesses, aloud.
         features = next(iter(inputs.values()))
         inputs["attention_mask"] = torch.ones(len(features), features.shape[-1], dtype=torch.long)
-    with torch.inference_mode(), _own_limits(model), _without_inner_warnings():
+    with torch.inference_mode(), _own_settings(model), _without_inner_warnings():
         sequences = model.generate(
             **{name: _placed(value, model) for name, value in inputs.items()},
             **checkpoint.architecture.generation_options(model),
@@ -88,20 +109,26 @@ def greedy(
     for row in rows:
         if row[: len(prompt)] != prompt:
             raise UserError(
-                f"{checkpoint.reference!r}: the decoder was started on tokens "
+                f"{checkpoint.files.reference!r}: the decoder was started on tokens "
                 f"{row[: len(prompt)]} and not on the prompt {prompt}; "
                 "restore the generation_config.json published with the checkpoint"
             )
     ends = end_tokens(model)
-    return [_cut(row[len(prompt) :], limit, ends) for row, limit in zip(rows, limits, strict=True)]
+    cut = [_cut(row[len(prompt) :], limit, ends) for row, limit in zip(rows, limits, strict=True)]
+    texts = checkpoint.tokenizer.batch_decode(
+        [tokens for tokens, _ in cut], skip_special_tokens=True
+    )
+    return [
+        Transcript(text.strip(), tuple(tokens), len(tokens) + ended, not ended)
+        for (tokens, ended), text in zip(cut, texts, strict=True)
+    ]
 
 
-def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> Generated:
+def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> tuple[list[int], bool]:
+    """The tokens before the end token, and whether it came within the limit."""
     kept = tokens[:limit]
     end = next((index for index, token in enumerate(kept) if token in ends), None)
-    if end is None:
-        return Generated(tuple(kept), len(kept), hit_limit=True)
-    return Generated(tuple(kept[:end]), end + 1, hit_limit=False)
+    return (kept, False) if end is None else (kept[:end], True)
 
 
 def _placed(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
@@ -109,16 +136,18 @@ def _placed(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
 
 
 @contextmanager
-def _own_limits(model: PreTrainedModel) -> Iterator[None]:
-    """Take over two settings of the checkpoint that the call states itself.
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Decode by the few settings of the checkpoint that greedy decoding needs.
 
-    Its `max_length` would compete with the clips' limits, and its `forced_decoder_ids`, long
-    deprecated, repeat the prompt, which is asserted instead.
+    Its `max_length` would compete with the clips' limits, its `forced_decoder_ids`, long
+    deprecated, repeat the prompt, which is asserted instead, and penalties and the like would not
+    be greedy.
     """
     published: Any = model.generation_config
-    own = copy.deepcopy(published)
-    own.max_length = None
-    own.forced_decoder_ids = None
+    own = GenerationConfig()
+    for name in KEPT:
+        if hasattr(published, name):
+            setattr(own, name, copy.deepcopy(getattr(published, name)))
     model.generation_config = own
     try:
         yield

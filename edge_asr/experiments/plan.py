@@ -1,0 +1,313 @@
+"""What a run will do, before it does anything: its parts, formats, clips, steps and their keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from edge_asr.calibration.batches import DrawnClip, draw_clips
+from edge_asr.config import DataSettings, Settings
+from edge_asr.data.corpus import Corpus
+from edge_asr.data.embedded import embedded_calibration, embedded_test
+from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.experiments.labels import folder_name, method_label
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.files import CheckpointFiles, find_files
+from edge_asr.models.loading import architecture_of
+from edge_asr.models.tensors import Slot
+from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.scheme import Scheme, scheme_label
+from edge_asr.runtimes.base import runtimes
+from edge_asr.runtimes.torch_greedy import TorchRuntime as TorchRuntime
+from edge_asr.store.artefacts import Step, Store
+from edge_asr.store.fingerprint import fingerprint
+from edge_asr.store.record import FLOAT_METHOD
+
+# Raised when a step makes something else of the same inputs.
+CALIBRATE_VERSION = 1
+QUANTIZE_VERSION = 1
+TRANSCRIBE_VERSION = 1
+SCORE_VERSION = 1
+RUN_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, resolved.
+
+    Attributes:
+        settings: As given.
+        files: The checkpoint.
+        architecture: Its family's map.
+        config: Its configuration.
+        recipe: The method; one without a rounding part is the float model.
+        formats: What the scheme asks for, for every Linear inside a block.
+        served: The same as the recipe's parts serve it.
+        corpus: The clips to transcribe.
+        audio_digest: Of their audio.
+        drawn: The calibration clips, empty where nothing looks at any.
+        draw_warnings: What drawing them has to say.
+        calibrate, quantize: Their steps, or None where there is nothing to do.
+        transcribe, transcribe_float: Of this model and of the float one, the same for the latter.
+        run_id: Identity of the record.
+    """
+
+    settings: Settings
+    files: CheckpointFiles
+    architecture: Architecture
+    config: Any
+    recipe: Recipe
+    formats: dict[str, TensorFormat]
+    served: dict[str, TensorFormat]
+    corpus: Corpus
+    audio_digest: str
+    drawn: tuple[DrawnClip, ...]
+    draw_warnings: tuple[str, ...]
+    calibrate: Step | None
+    quantize: Step | None
+    transcribe: Step
+    transcribe_float: Step
+    run_id: str
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The Linear layers by name."""
+        slots = self.architecture.slots(self.config)
+        return {slot.name: slot for slot in slots if slot.kind == "linear"}
+
+    @property
+    def layer_errors(self) -> bool:
+        """Whether output errors of layers are measured."""
+        wanted = self.settings.layer_errors
+        return self.calibrate is not None if wanted is None else wanted
+
+    @property
+    def model_name(self) -> str:
+        return self.settings.model.name or Path(self.settings.model.path).name
+
+    @property
+    def method_label(self) -> str:
+        return method_label(self.recipe)
+
+    @property
+    def scheme_label(self) -> str:
+        return scheme_label(self.slots.values(), self.formats)
+
+    @property
+    def label(self) -> str:
+        """Method and scheme in words: `gptq W3 g32`."""
+        if self.quantize is None:
+            return FLOAT_METHOD
+        return f"{self.method_label} {self.scheme_label}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the record and hypotheses go."""
+        name = folder_name(self.model_name, self.label, self.run_id)
+        return self.settings.results_folder / name
+
+
+def make_plan(settings: Settings, store: Store) -> Plan:
+    """Resolve `settings`: read what decides about keys, load nothing.
+
+    Raises:
+        UserError: for whatever the user can mend before work begins.
+    """
+    recipe = Recipe.build(settings.method.stages)
+    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    if recipe.quantizes:
+        recipe.check(scheme)
+    _ = runtimes[settings.runtime]
+    files = find_files(settings.model.path, store.digests)
+    architecture = architecture_of(str(files.json("config.json").get("model_type")))
+    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+    corpus = open_corpus(settings.data)
+    audio = fingerprint(corpus.audio_digests(store.digests))
+    slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
+    formats, served = {}, {}
+    if recipe.quantizes:
+        formats = scheme.resolve(architecture.slots(config))
+        served = {name: recipe.constrain(one, slots[name]) for name, one in formats.items()}
+    wants_clips = recipe.quantizes and (
+        recipe.needs_calibration(served.values()) or settings.layer_errors is True
+    )
+    warnings: list[str] = []
+    drawn: list[DrawnClip] = []
+    calibrate = quantize = None
+    if wants_clips:
+        chosen = open_calibration(settings)
+        drawn = draw_clips(
+            chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
+        )
+        calibrate = _calibrate(settings, files, architecture, chosen, drawn, store)
+    if recipe.quantizes:
+        quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
+    float_step = _transcribe(settings, files, architecture, audio, files.weights_fingerprint)
+    own_step = float_step
+    if quantize is not None:
+        own_step = _transcribe(settings, files, architecture, audio, quantize.key)
+    return Plan(
+        settings=settings,
+        files=files,
+        architecture=architecture,
+        config=config,
+        recipe=recipe,
+        formats=formats,
+        served=served,
+        corpus=corpus,
+        audio_digest=audio,
+        drawn=tuple(drawn),
+        draw_warnings=tuple(warnings),
+        calibrate=calibrate,
+        quantize=quantize,
+        transcribe=own_step,
+        transcribe_float=float_step,
+        run_id=_run_id(settings, own_step, quantize, corpus),
+    )
+
+
+def float_plan(plan: Plan) -> Plan:
+    """The float model on the same clips."""
+    settings = dataclasses.replace(plan.settings, rerun=False)
+    return dataclasses.replace(
+        plan,
+        settings=settings,
+        recipe=Recipe.build({}),
+        formats={},
+        served={},
+        drawn=(),
+        draw_warnings=(),
+        calibrate=None,
+        quantize=None,
+        transcribe=plan.transcribe_float,
+        run_id=_run_id(settings, plan.transcribe_float, None, plan.corpus),
+    )
+
+
+def open_corpus(data: DataSettings) -> Corpus:
+    """The clips to transcribe. Raises UserError for a missing or unusable manifest."""
+    if data.path is None:
+        return embedded_test(data.condition, data.limit, data.where)
+    return ManifestCorpus(data.path, limit=data.limit, where=data.where, name=_corpus_name(data))
+
+
+def open_calibration(settings: Settings) -> Corpus:
+    """The clips to draw from. Raises UserError for a missing or unusable manifest."""
+    calibration = settings.calibration
+    if calibration.path is None:
+        return embedded_calibration(where=calibration.where)
+    return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
+
+
+def _corpus_name(data: DataSettings) -> str:
+    """The manifest's name with its folder and selection, so that parts are told apart."""
+    manifest = Path(str(data.path)).expanduser().resolve()
+    selection = "".join(f"-{value}" for _, value in sorted(data.where.items()))
+    limit = f"-first{data.limit}" if data.limit else ""
+    return f"{manifest.parent.name}-{manifest.stem}{selection}{limit}"
+
+
+def _family(architecture: Architecture) -> list[Any]:
+    return [architecture.family, architecture.version]
+
+
+def _tokens_per_second(settings: Settings, architecture: Architecture) -> float | None:
+    own = settings.model.tokens_per_second
+    return architecture.default_tokens_per_second if own is None else own
+
+
+def _calibrate(
+    settings: Settings,
+    files: CheckpointFiles,
+    architecture: Architecture,
+    corpus: Corpus,
+    drawn: Sequence[DrawnClip],
+    store: Store,
+) -> Step:
+    digests = corpus.audio_digests(store.digests, [clip.index for clip in drawn])
+    return Step(
+        "calibrate",
+        {
+            "version": CALIBRATE_VERSION,
+            "weights": files.weights_fingerprint,
+            "processing": files.processing_fingerprint,
+            "family": _family(architecture),
+            "clips": [
+                [digest, clip.utterance.text] for digest, clip in zip(digests, drawn, strict=True)
+            ],
+            "count": settings.calibration.clips,
+            "seed": settings.calibration.seed,
+            "batch_size": settings.calibration.batch_size,
+            "tokens_per_second": _tokens_per_second(settings, architecture),
+        },
+    )
+
+
+def _quantize(
+    settings: Settings,
+    files: CheckpointFiles,
+    architecture: Architecture,
+    recipe: Recipe,
+    formats: dict[str, TensorFormat],
+    calibrate: Step | None,
+) -> Step:
+    return Step(
+        "quantize",
+        {
+            "version": QUANTIZE_VERSION,
+            "weights": files.weights_fingerprint,
+            "family": _family(architecture),
+            "calibrate": None if calibrate is None else calibrate.key,
+            "recipe": recipe.identity,
+            "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
+            # The folder that is written holds the processor's files too.
+            "processing": files.processing_fingerprint,
+            "layer_errors": settings.layer_errors is not False and calibrate is not None,
+        },
+    )
+
+
+def _transcribe(
+    settings: Settings,
+    files: CheckpointFiles,
+    architecture: Architecture,
+    audio: str,
+    weights: str,
+) -> Step:
+    return Step(
+        "transcribe",
+        {
+            "version": TRANSCRIBE_VERSION,
+            "weights": weights,
+            "processing": files.processing_fingerprint,
+            "family": _family(architecture),
+            "audio": audio,
+            "batch_size": settings.batch_size,
+            "max_new_tokens": settings.max_new_tokens,
+            "tokens_per_second": _tokens_per_second(settings, architecture),
+            "dtype": "float32",
+            # Nobody has shown that an accelerator finds the same digits as a processor.
+            "device": settings.device.partition(":")[0],
+            "runtime": [settings.runtime, runtimes[settings.runtime].version],
+        },
+    )
+
+
+def _run_id(settings: Settings, transcribe: Step, quantize: Step | None, corpus: Corpus) -> str:
+    """Identity of a record: what was heard, against which references, scored how."""
+    references = [[entry.text, entry.metadata.get("condition", "")] for entry in corpus.entries]
+    identity = {
+        "version": SCORE_VERSION,
+        "transcribe": transcribe.key,
+        "quantize": None if quantize is None else quantize.key,
+        "references": fingerprint(references),
+        "protocol": dataclasses.asdict(settings.protocol),
+        "float_bits": settings.float_bits,
+    }
+    return fingerprint(identity)[:RUN_DIGITS]

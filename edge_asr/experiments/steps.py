@@ -1,0 +1,244 @@
+"""The steps of a run, each made once and kept in the store; see `edge_asr.store.artefacts`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
+from edge_asr.cost.records import Inventory
+from edge_asr.evaluation.hypotheses import Heard, read_heard, to_lines
+from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
+from edge_asr.experiments.plan import Plan
+from edge_asr.experiments.sections import layer_sections, quantized_inventory
+from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.quant.model_folder import load_model, save_model
+from edge_asr.quant.result import Quantization
+from edge_asr.quant.sequential import quantize_model
+from edge_asr.runtimes.base import Runtime, runtimes
+from edge_asr.store.artefacts import Artefact, Step, Store
+from edge_asr.store.files import write_text_atomically
+from edge_asr.store.plain_json import finite, parse
+from edge_asr.store.record import LayerSection, Stage
+
+log = logging.getLogger(__name__)
+
+TOKENS = "tokens.json"
+RESULT = "result.json"
+HEARD = "heard.jsonl"
+
+# Called with (stage, done, total) as a run goes on.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What the quantize step says beside the model.
+
+    Attributes:
+        layers: Rows of the record.
+        result: Errors, losses, warnings and seconds.
+        inventory: For the cost model, floats at the checkpoint's own width.
+    """
+
+    layers: tuple[LayerSection, ...]
+    result: dict[str, Any]
+    inventory: Inventory
+
+    @property
+    def quantization(self) -> Quantization:
+        return Quantization.from_plain(self.result)
+
+
+@dataclass
+class Steps:
+    """Makes the steps of one plan, or takes them from the store; a model is loaded at most once.
+
+    Attributes:
+        plan, store, progress: See there.
+        stages: Seconds of what has been made or taken.
+        warnings: Sentences of what has been made or taken.
+    """
+
+    plan: Plan
+    store: Store
+    progress: Progress = lambda *_: None
+    stages: list[Stage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    _float: Checkpoint | None = None
+    _quantized: Checkpoint | None = None
+
+    def float_checkpoint(self) -> Checkpoint:
+        """The float model as it is in its files."""
+        if self._float is None:
+            self.progress("load the float model", 0, 0)
+            reset_peak_memory()
+            began = time.perf_counter()
+            settings = self.plan.settings
+            self._float = load_checkpoint(
+                self.plan.files,
+                name=self.plan.model_name,
+                device=settings.device,
+                tokens_per_second=settings.model.tokens_per_second,
+            )
+            self._note("load", time.perf_counter() - began, peak_memory_bytes())
+        return self._float
+
+    def quantized_checkpoint(self) -> Checkpoint:
+        """The quantized model, made or taken from the store."""
+        artefact = self.quantize()
+        if self._quantized is None:
+            self.progress("load the quantized model", 0, 0)
+            loaded = load_model(artefact.folder, self.plan.settings.device)
+            self._quantized = dataclasses.replace(loaded, name=self.plan.model_name)
+        return self._quantized
+
+    def quantize(self) -> Artefact:
+        """The quantize step. Raises UserError for what the user can mend."""
+        step = self.plan.quantize
+        assert step is not None, "a float run quantizes nothing"
+        if self._quantized is not None and (found := self.store.find(step)):
+            return found
+        return self._make(step, self._build_quantized, again=self.plan.settings.rerun)
+
+    def quantize_result(self, artefact: Artefact) -> QuantizeResult:
+        """What the step says, read from its artefact."""
+        path = artefact.folder / RESULT
+        return parse(QuantizeResult, json.loads(path.read_text(encoding="utf-8")), path)
+
+    def transcribe(self) -> Artefact:
+        """The transcribe step of this plan's model."""
+        quantized = self.plan.quantize is not None
+        return self._make(
+            self.plan.transcribe,
+            self._transcriber(quantized=quantized),
+            again=self.plan.settings.rerun,
+        )
+
+    def transcribe_float_if_free(self) -> Artefact | None:
+        """The float model's hypotheses; None while another process is making them, for no
+        quantized run waits for a float run."""
+        step = self.plan.transcribe_float
+        artefact = self.store.make_if_free(step, self._transcriber(quantized=False))
+        if artefact is None:
+            log.info("another process is making the float hypotheses; going on without")
+        return artefact
+
+    def _make(
+        self,
+        step: Step,
+        build: Callable[[Path, Path], Mapping[str, Any]],
+        *,
+        again: bool,
+    ) -> Artefact:
+        made = False
+
+        def noting(folder: Path, working: Path) -> Mapping[str, Any]:
+            nonlocal made
+            made = True
+            return build(folder, working)
+
+        artefact = self.store.make(
+            step, noting, again=again, on_wait=lambda text: self.progress(text, 0, 0)
+        )
+        self._note(step.name, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
+        self.warnings += artefact.warnings
+        what = f"{artefact.seconds:.1f} s" if made else "taken from the store"
+        log.info("%s %s: %s", step.name, self.plan.label, what)
+        return artefact
+
+    def _note(self, name: str, seconds: float, peak: int | None, *, stored: bool = False) -> None:
+        self.stages.append(Stage(name, seconds, peak, stored))
+
+    def _calibration(self, said: list[str]) -> list[CalibrationBatch]:
+        """The calibration batches, their tokens from the store; warnings go to `said`."""
+        step = self.plan.calibrate
+        if step is None:
+            return []
+        artefact = self._make(step, self._build_tokens, again=False)
+        said += artefact.warnings
+        plain = json.loads((artefact.folder / TOKENS).read_text(encoding="utf-8"))
+        batch_size = self.plan.settings.calibration.batch_size
+        return batches_of(self.float_checkpoint(), self.plan.drawn, plain["tokens"], batch_size)
+
+    def _build_tokens(self, folder: Path, working: Path) -> Mapping[str, Any]:
+        del working
+        checkpoint, warnings = self.float_checkpoint(), list(self.plan.draw_warnings)
+        tokens = decoder_tokens(
+            checkpoint,
+            self._runtime(checkpoint),
+            self.plan.drawn,
+            self.plan.settings.calibration.batch_size,
+            warnings.append,
+        )
+        order = [clip.index for clip in self.plan.drawn]
+        content = json.dumps({"clips": order, "tokens": tokens})
+        write_text_atomically(folder / TOKENS, content + "\n")
+        return {"warnings": warnings, "label": f"{len(order)} clips"}
+
+    def _build_quantized(self, folder: Path, working: Path) -> Mapping[str, Any]:
+        plan = self.plan
+        said: list[str] = []
+        batches = self._calibration(said)
+        checkpoint = self.float_checkpoint()
+        self._float = None  # what follows changes it
+        result = quantize_model(
+            checkpoint.model,
+            checkpoint.architecture,
+            batches,
+            plan.recipe,
+            plan.formats,
+            stored_dtype=checkpoint.stored_dtype,
+            layer_errors=plan.layer_errors,
+            finished=working,
+            progress=lambda text, done, total: self.progress(f"quantize {text}", done, total),
+        )
+        save_model(folder, checkpoint)
+        inventory = quantized_inventory(checkpoint.model, plan.architecture, plan.files.float_bits)
+        whole = QuantizeResult(
+            layer_sections(checkpoint, plan.served, result), result.to_plain(), inventory
+        )
+        content = json.dumps(finite(dataclasses.asdict(whole)))
+        write_text_atomically(folder / RESULT, content + "\n")
+        self._quantized = checkpoint
+        return {"label": f"{plan.model_name} {plan.label}", "warnings": said}
+
+    def _transcriber(self, *, quantized: bool) -> Callable[[Path, Path], Mapping[str, Any]]:
+        def build(folder: Path, working: Path) -> Mapping[str, Any]:
+            plan, settings = self.plan, self.plan.settings
+            checkpoint = self.quantized_checkpoint() if quantized else self.float_checkpoint()
+            which = "quantized" if quantized else "float"
+            rows = transcribe(
+                self._runtime(checkpoint),
+                plan.corpus,
+                DecodeSettings(settings.batch_size, settings.max_new_tokens),
+                working / HEARD,
+                lambda done, total: self.progress(
+                    f"transcribe {plan.corpus.name} ({which} model)", done, total
+                ),
+            )
+            write_text_atomically(folder / HEARD, to_lines(rows))
+            return {
+                "warnings": list(checkpoint.warnings),
+                "label": f"{plan.model_name} {plan.label if quantized else 'float'}, "
+                f"{plan.corpus.name}",
+                "prompt_tokens": len(plan.architecture.prompt(checkpoint.model)),
+            }
+
+        return build
+
+    def _runtime(self, checkpoint: Checkpoint) -> Runtime:
+        runtime: Any = runtimes[self.plan.settings.runtime]
+        return runtime(checkpoint)
+
+
+def heard_rows(artefact: Artefact) -> list[Heard]:
+    """What a transcribe step heard."""
+    return read_heard(artefact.folder / HEARD)

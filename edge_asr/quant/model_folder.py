@@ -1,0 +1,73 @@
+"""A quantized model as a folder that needs nothing else: weights, description, processor files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edge_asr.errors import UserError
+from edge_asr.models.files import ARCHITECTURE_FILES, PROCESSING_FILES, CheckpointFiles
+from edge_asr.models.loading import Checkpoint, architecture_of, empty_model, load_processor
+from edge_asr.quant import artefact
+from edge_asr.quant.layers import install_layers
+
+STEM = "quantized"
+
+
+def save_model(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the quantized model of `checkpoint` into `folder`.
+
+    What is not quantized keeps the dtype in which the checkpoint stores it; `load_model` gives a
+    model with bit-equal outputs on the same machine, device and thread count.
+    """
+    tensors, description = artefact.capture(checkpoint.model, stored_dtype=checkpoint.stored_dtype)
+    description |= {
+        "family": checkpoint.architecture.family,
+        "name": checkpoint.name,
+        "tokens_per_second": checkpoint.tokens_per_second,
+        "tie_word_embeddings": bool(checkpoint.model.config.tie_word_embeddings),
+    }
+    artefact.write(folder, STEM, (tensors, description))
+    for name in (*ARCHITECTURE_FILES, *PROCESSING_FILES):
+        path = checkpoint.files.folder / name
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
+
+
+def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
+    """The quantized model that `save_model` wrote.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    found = artefact.read(folder, STEM)
+    if found is None:
+        raise UserError(f"{folder}: holds no quantized model; give a folder that quantize wrote")
+    tensors, description = found
+    model: Any = empty_model(folder)
+    architecture = architecture_of(str(description["family"]))
+    install_layers(
+        model, (name for block in architecture.blocks(model.config) for name in block.layers)
+    )
+    model.config.tie_word_embeddings = description["tie_word_embeddings"]
+    artefact.restore(model, tensors, description)
+    model.to(device)
+    reference = str(description["name"])
+    feature_extractor, tokenizer = load_processor(reference, folder)
+    warnings = architecture.settle_generation(model, tokenizer)
+    return Checkpoint(
+        name=reference,
+        files=CheckpointFiles(reference, "folder", folder),
+        model=model,
+        feature_extractor=feature_extractor,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        tokens_per_second=description["tokens_per_second"],
+        warnings=tuple(warnings),
+    )
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Bytes of the file of weights, its header included."""
+    return (folder / f"{STEM}.safetensors").stat().st_size

@@ -1,0 +1,77 @@
+"""Look after a store: `python -m edge_asr.store list|size|prune --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.store.artefacts import Artefact, Store
+from edge_asr.store.files import parse_size, show_size
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_asr.store",
+        description="What finished steps have left in a store, and how to make room. Everything in "
+        "a store can be made again; results lie in their run folders.",
+    )
+    parser.add_argument("action", choices=("list", "size", "prune"))
+    parser.add_argument(
+        "--store", type=Path, default=Path(".edge_asr"), help="the folder (default: .edge_asr)"
+    )
+    parser.add_argument(
+        "--step",
+        choices=("calibrate", "quantize", "transcribe"),
+        help="only artefacts of this step",
+    )
+    parser.add_argument(
+        "--keep", default="0", help="prune: leave at most so much, such as 10GB (default: 0)"
+    )
+    return parser
+
+
+def _table(artefacts: Sequence[Artefact]) -> Table:
+    table = Table("step", "key", "size", "seconds", "made", "of", box=None)
+    for one in artefacts:
+        label = str(one.notes.get("label", ""))
+        # Text, not strings: rich would read brackets as markup.
+        cells = (one.step, one.key[:12], show_size(one.bytes), f"{one.seconds:.1f}", one.created)
+        table.add_row(*map(Text, (*cells, label)))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print or prune; the exit code is 2 where there is no such store."""
+    options = _parser().parse_args(arguments)
+    try:
+        if not options.store.is_dir():
+            raise UserError(f"--store={options.store}: is no folder; give that of your runs")
+        keep = parse_size(options.keep, "--keep")
+        store = Store(options.store)
+        chosen = [one for one in store.artefacts() if options.step in (None, one.step)]
+        if options.action == "list":
+            Console().print(_table(chosen))
+        elif options.action == "prune":
+            removed, freed = store.prune(keep, options.step)
+            freed += store.remove_unfinished() if options.step is None else 0
+            print(f"removed {removed} artefacts, {show_size(freed)}")
+            return 0
+        for step in sorted({one.step for one in chosen}):
+            sizes = [one.bytes for one in chosen if one.step == step]
+            print(f"{step}: {len(sizes)} artefacts, {show_size(sum(sizes))}")
+        print(f"in all: {show_size(sum(one.bytes for one in chosen))} in {options.store}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
