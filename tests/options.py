@@ -7,8 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from edge_asr.cli.command import CONF, method_changes
-from edge_asr.config import Settings, settings_from
+from edge_asr.config import CONF, Settings, settings_from
 
 
 def composed(*overrides: str) -> Settings:
@@ -16,5 +15,4 @@ def composed(*overrides: str) -> Settings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
     plain.pop("experiment", None)
-    plain["method"]["changes"] = method_changes(overrides)
     return settings_from(plain)

@@ -14,12 +14,14 @@ import dataclasses
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.func import functional_call
 
 from edge_asr.errors import UserError
@@ -229,6 +231,39 @@ def reconstruct(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Re
 
 
 def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
+    with torch.enable_grad():
+        tensors = learnable.tensors()
+    trained = [path for path, value in tensors.items() if value.requires_grad]
+    del tensors
+    with thread_independent_norms(work.module, map(work.model.get_parameter, trained)):
+        return _best_iterate(work, learnable, schedule)
+
+
+@contextmanager
+def thread_independent_norms(block: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the context, gradients of scales and biases of LayerNorms in `block` that are among
+    the parameters `trained` do not depend on the number of threads.
+
+    PyTorch's own backward on a processor sums them in as many parts as there are threads, and
+    training at 2 bits makes another model of that. Here the affine part is one of its own.
+    """
+
+    def apart(norm: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        del output
+        values = functional.layer_norm(args[0], norm.normalized_shape, eps=norm.eps)
+        if norm.weight is not None:
+            values = values * norm.weight
+        return values if norm.bias is None else values + norm.bias
+
+    chosen = set(map(id, trained))
+    with ExitStack() as hooks:
+        for module in block.modules():
+            if isinstance(module, nn.LayerNorm) and id(module.weight) in chosen:
+                hooks.enter_context(module.register_forward_hook(apart))
+        yield
+
+
+def _best_iterate(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
     loss = BlockLoss(work)
     before = best = loss.over_all(learnable.stored_tensors())
     kept = copy.deepcopy(learnable.state_dict())
