@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import Passage, Station
-from edge_asr.cli.command import CONF
-from edge_asr.config import Settings, settings_from
+from edge_asr.config import CONF, Settings, settings_from
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture

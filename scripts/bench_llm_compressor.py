@@ -53,7 +53,7 @@ from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes
 from edge_asr.models.loading import load_checkpoint
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.sequential import quantize_model
 
 PEER = Path(__file__).with_name("gptq_of_llm_compressor.py")
 

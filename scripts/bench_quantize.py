@@ -50,7 +50,7 @@ from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.work import BlockWork
 from edge_asr.store.plain_json import parse
 

@@ -36,8 +36,8 @@ from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import LayerFit
-from edge_asr.quant.walker import quantize_model
 from edge_asr.quant.work import BlockWork, Layer, SiteWork
 
 Weights = Mapping[str, Tensor]

@@ -12,8 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from options import composed
 
-from edge_asr.cli.command import CONF
-from edge_asr.config import check_choices
+from edge_asr.config import CONF, check_choices
 from edge_asr.errors import UserError
 from edge_asr.experiments.identity import float_settings, folder_name, run_identity
 from edge_asr.quant.formats import ActivationGrid

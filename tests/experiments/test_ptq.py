@@ -31,7 +31,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import ChannelScale, install_layers
-from edge_asr.quant.walker import LayerResult, Quantization
+from edge_asr.quant.result import LayerResult, Quantization
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 from edge_asr.store.record import ActivationSection, find_records, read_record
 

@@ -35,7 +35,7 @@ def site_work(
     statistics = statistics_of(inputs)
     site = Site("fc1", "encoder", ("layer",), None, "frame")
     fit = LayerFit(ranges or MinMax(), grid, statistics, Layer("layer", False))
-    return SiteWork(site, {"layer": weight}, statistics, grid, {"layer": fit})
+    return SiteWork(site, {"layer": weight}, statistics, {"layer": grid}, {"layer": fit})
 
 
 def minmax_fit(grid: Grid) -> Fit:

@@ -25,7 +25,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.walker import Quantization
+from edge_asr.quant.result import Quantization
 from edge_asr.quant.work import BlockWork
 
 

@@ -13,7 +13,7 @@ from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.nearest import round_nearest
+from edge_asr.quant.weight import round_nearest
 
 grids = st.builds(
     Grid,

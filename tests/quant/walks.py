@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,15 @@ from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import Passage
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import ActivationGrid, Grid
-from edge_asr.quant.layers import install_layers
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
+from edge_asr.quant.layers import install_layers, quantized_layers
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.rounding.nearest import Nearest
+from edge_asr.quant.result import BlockResult, LayerResult, Quantization
+from edge_asr.quant.scheme import Scheme
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import Transform
-from edge_asr.quant.walker import Quantization, quantize_model
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import BlockWork, SiteWork
+from edge_asr.quant.work import BlockWork, ModelWork, Reconstruction
 
 GRID = Grid(3, granularity="group", group_size=16)
 # Learned parts, trained just long enough for small models.
@@ -39,14 +40,6 @@ LEARNED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "lwc": {"range": {"name": "lwc", "iterations": 60, "learning_rate": 5e-2}},
 }
-
-
-class Keep(Nearest):
-    """Rounds nothing."""
-
-    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
-        del work
-        return {}
 
 
 @dataclass(frozen=True)
@@ -85,6 +78,52 @@ def uneven(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+@dataclass(frozen=True)
+class WeightResult(LayerResult):
+    """Of one layer, with its quantized weight."""
+
+    weight: QuantizedWeight = field(kw_only=True)
+
+
+@dataclass
+class Weights:
+    """What quantizing a model found, with every layer's quantized weight."""
+
+    result: Quantization
+    layers: dict[str, WeightResult]
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.result.warnings
+
+    @property
+    def blocks(self) -> dict[str, BlockResult]:
+        return self.result.blocks
+
+    @property
+    def reconstructions(self) -> list[Reconstruction]:
+        return self.result.reconstructions
+
+
+def with_weights(model: nn.Module, result: Quantization) -> Weights:
+    """`result` beside the weights that `model` holds by now."""
+    layers = {
+        name: WeightResult(layer.output_error, layer.nearest_error, weight=stored)
+        for name, layer in result.layers.items()
+        if (stored := quantized_layers(model)[name].quantized) is not None
+    }
+    return Weights(result, layers)
+
+
+def formats_of(
+    checkpoint: Checkpoint, grid: Grid, activation: ActivationGrid | None = None
+) -> dict[str, TensorFormat]:
+    """One format for every Linear inside a block."""
+    blocks = checkpoint.architecture.blocks(checkpoint.model.config)
+    return {name: TensorFormat(grid, activation) for block in blocks for name in block.layers}
+
+
+@torch.no_grad()
 def walk(
     checkpoint: Checkpoint,
     transform: Transform,
@@ -94,9 +133,20 @@ def walk(
 ) -> tuple[PreTrainedModel, Quantization]:
     """Rewrite all blocks of a copy of the model, rounding nothing."""
     model = copy.deepcopy(model or checkpoint.model)
-    recipe = replace(Recipe.build(stages()), transform=transform, rounding=Keep())
-    batches = batches_of(checkpoint)
-    return model, quantize_model(model, checkpoint.architecture, batches, recipe, grid)
+    architecture, batches = checkpoint.architecture, batches_of(checkpoint)
+    formats = formats_of(checkpoint, grid)
+    install_layers(model, formats)
+    whole = ModelWork(model, architecture, batches, formats)
+    transform.rewrite_model(whole)
+    warnings = whole.warnings
+    for station in Passage(model, architecture, batches).stations():
+        work = BlockWork(
+            model, architecture, station.block, station.module,
+            station.calls, station.masks, formats,
+        )  # fmt: skip
+        transform.rewrite_block(work)
+        warnings += work.warnings
+    return model, Quantization(warnings=warnings)
 
 
 def works(checkpoint: Checkpoint, model: PreTrainedModel | None = None) -> Iterator[BlockWork]:
@@ -208,22 +258,27 @@ def quantized_with(
     *,
     batches: Sequence[CalibrationBatch] | None = None,
     activation: ActivationGrid | None = None,
-) -> tuple[PreTrainedModel, Quantization]:
+) -> tuple[PreTrainedModel, Weights]:
     """A quantized copy of the checkpoint's model."""
     model = copy.deepcopy(checkpoint.model)
     batches = batches or batches_of(checkpoint)
-    return model, quantize_model(
-        model, checkpoint.architecture, batches, Recipe.build(options), grid, activation=activation
-    )
+    formats = formats_of(checkpoint, grid, activation)
+    result = quantize_model(model, checkpoint.architecture, batches, Recipe.build(options), formats)
+    return model, with_weights(model, result)
 
 
 def quantized_by_options(
     checkpoint: Checkpoint, *overrides: str
-) -> tuple[PreTrainedModel, Quantization]:
+) -> tuple[PreTrainedModel, Weights]:
     """A copy of the model, quantized as the command line's `overrides` say."""
     settings = composed(*overrides)
-    stages = {name: dict(part) for name, part in settings.method.stages.items()}
-    return quantized_with(checkpoint, stages, settings.grid)
+    recipe = Recipe.build(settings.method.stages)
+    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    model = copy.deepcopy(checkpoint.model)
+    formats = scheme.resolve(checkpoint.architecture.slots(model.config))
+    batches = batches_of(checkpoint)
+    result = quantize_model(model, checkpoint.architecture, batches, recipe, formats)
+    return model, with_weights(model, result)
 
 
 def works_with_targets(checkpoint: Checkpoint) -> Iterator[BlockWork]:
@@ -234,5 +289,5 @@ def works_with_targets(checkpoint: Checkpoint) -> Iterator[BlockWork]:
     for station in Passage(model, checkpoint.architecture, batches_of(checkpoint)).stations():
         yield BlockWork(
             model, checkpoint.architecture, station.block, station.module,
-            station.calls, station.masks, Grid(4), station.outputs(),
+            station.calls, station.masks, formats_of(checkpoint, Grid(4)), station.outputs(),
         )  # fmt: skip

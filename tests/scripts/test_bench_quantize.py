@@ -22,7 +22,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.store.record import Environment
 
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)

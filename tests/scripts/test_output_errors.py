@@ -29,7 +29,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.rounding.nearest import round_nearest
+from edge_asr.quant.weight import round_nearest
 
 
 def rows_of_layers(

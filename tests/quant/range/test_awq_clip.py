@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quant.bench import correlated_inputs, statistics_of
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.cli.command import CONF
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
@@ -24,8 +24,8 @@ from edge_asr.quant.range.awq_clip import (
     group_output_error,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.stages import ranges
+from edge_asr.quant.weight import round_nearest
 from edge_asr.quant.work import Layer
 
 PUBLISHED = {"steps": 20, "max_shrink": 0.5}

@@ -19,8 +19,7 @@ from quant.bench import site_work
 from tiny import ListCorpus, tone
 
 from edge_asr.calibration.batches import calibration_batches
-from edge_asr.cli.command import CONF
-from edge_asr.config import settings_from
+from edge_asr.config import CONF, settings_from
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.models.loading import Checkpoint
@@ -30,9 +29,10 @@ from edge_asr.quant.range.hqq import Hqq, hqq_parameters, shrink, starting_point
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.gptq import Gptq
-from edge_asr.quant.rounding.nearest import Nearest, round_nearest
+from edge_asr.quant.rounding.nearest import Nearest
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import ranges
-from edge_asr.quant.walker import quantize_model
+from edge_asr.quant.weight import round_nearest
 
 PUBLISHED: dict[str, Any] = {"lp_norm": 0.7, "beta": 10.0, "kappa": 1.01, "iterations": 20}
 

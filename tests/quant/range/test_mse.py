@@ -11,13 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.cli.command import CONF
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse, mse_parameters
-from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.stages import ranges
+from edge_asr.quant.weight import round_nearest
 
 PUBLISHED = {"steps": 100, "max_shrink": 0.8, "norm": 2.4}
 

@@ -22,8 +22,7 @@ from edge_asr.quant.range.second_level import (
     requantize,
     second_level_parameters,
 )
-from edge_asr.quant.rounding.nearest import round_nearest
-from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.quant.weight import QuantizedWeight, round_nearest
 from edge_asr.quant.work import Layer
 
 FREE = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=16)

@@ -14,7 +14,8 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
-from edge_asr.quant.rounding.nearest import Nearest, round_nearest
+from edge_asr.quant.rounding.nearest import Nearest
+from edge_asr.quant.weight import round_nearest
 
 
 def obq_reference(

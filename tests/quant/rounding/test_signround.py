@@ -10,9 +10,9 @@ from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.hqq import Hqq
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.nearest import round_nearest
 from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
 from edge_asr.quant.soft import LayerStart
+from edge_asr.quant.weight import round_nearest
 from edge_asr.quant.work import Layer
 
 

@@ -23,7 +23,7 @@ from quant.walks import (
 )
 from torch import Tensor, nn
 
-from edge_asr.cli.command import CONF
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint

@@ -22,7 +22,7 @@ from quant.walks import (
     works,
 )
 
-from edge_asr.cli.command import CONF
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid

@@ -15,7 +15,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.outlier_rule import mean_for
 from edge_asr.quant.range.awq_clip import AwqClip
-from edge_asr.quant.walker import Quantization
+from edge_asr.quant.result import Quantization
 from edge_asr.quant.work import Layer
 
 
