@@ -10,7 +10,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ from edge_asr.config import CONF, Settings, settings_from
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
-from edge_asr.models.loading import Checkpoint, weights_sha256
-from edge_asr.quant.formats import Grid
+from edge_asr.models.files import CheckpointFiles
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import install_layers
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.result import Quantization
+from edge_asr.quant.scheme import Scheme
+from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.work import BlockWork
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite
@@ -53,7 +58,11 @@ def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured, and by which code: the model, its calibration clips, the environment."""
+    """What was measured, and by which code: the model, its calibration clips, the environment.
+
+    `weights_sha256` is the fingerprint of the checkpoint's weights; in older files, a digest of
+    the loaded parameters.
+    """
 
     environment: Environment
     model: str
@@ -63,7 +72,7 @@ class Subject:
     batch_size: int
 
 
-def subject_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Subject:
+def subject_of(arguments: argparse.Namespace, files: CheckpointFiles) -> Subject:
     """Raises UserError if the manifest cannot be read."""
     try:
         manifest = arguments.manifest.read_bytes()
@@ -75,7 +84,7 @@ def subject_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> Subject
     return Subject(
         environment=current_environment("cpu", arguments.threads),
         model=arguments.model.name,
-        weights_sha256=weights_sha256(checkpoint.model),
+        weights_sha256=files.weights_fingerprint,
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
         where=tuple(arguments.where),
         batch_size=arguments.batch_size,
@@ -93,16 +102,21 @@ def run(parser: argparse.ArgumentParser, action: Callable[[], None]) -> None:
 
 
 def block_works(
-    model: PreTrainedModel, architecture: Architecture, batches: Sequence[CalibrationBatch]
+    model: PreTrainedModel,
+    architecture: Architecture,
+    batches: Sequence[CalibrationBatch],
+    formats: Mapping[str, TensorFormat],
 ) -> Iterator[tuple[Station, BlockWork]]:
-    """Every block of `model`, whose Linears are replaced, on its way from the first to the last."""
+    """Every block of `model`, whose Linears are replaced, on its way from the first to the last.
+
+    Nothing is quantized; `formats` are for parts that ask what would be.
+    """
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
     for station in Passage(model, architecture, batches).stations():
-        # The grid is that of no weight: nothing is quantized by it.
         work = BlockWork(
             model, architecture, station.block, station.module,
-            station.calls, station.masks, Grid(4),
+            station.calls, station.masks, formats,
         )  # fmt: skip
         yield station, work
 
@@ -140,6 +154,31 @@ def settings_of(
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
     return settings_from({str(key): value for key, value in plain.items()})
+
+
+def method_of(settings: Settings, checkpoint: Checkpoint) -> tuple[Recipe, dict[str, TensorFormat]]:
+    """The recipe, and what is asked for of every Linear inside a block."""
+    recipe = Recipe.build(settings.method.stages)
+    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    slots = checkpoint.architecture.slots(checkpoint.model.config)
+    return recipe, scheme.resolve(slots)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    batches: Sequence[CalibrationBatch],
+    recipe: Recipe,
+    formats: Mapping[str, TensorFormat],
+) -> Quantization:
+    """Quantize the checkpoint's model in place, as a run does."""
+    return quantize_model(
+        checkpoint.model,
+        checkpoint.architecture,
+        batches,
+        recipe,
+        formats,
+        stored_dtype=checkpoint.stored_dtype,
+    )
 
 
 def measured_alone(command: Sequence[object]) -> dict[str, Any]:

@@ -28,7 +28,9 @@ from bench_common import (
     add_clip_arguments,
     draw,
     measured_alone,
+    method_of,
     processor,
+    quantize,
     run,
     settings_of,
     subject_of,
@@ -52,8 +54,6 @@ from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes
 from edge_asr.models.loading import load_checkpoint
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.sequential import quantize_model
 
 PEER = Path(__file__).with_name("gptq_of_llm_compressor.py")
 
@@ -98,10 +98,9 @@ def quantize_here(arguments: argparse.Namespace, weights: Path) -> None:
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(str(arguments.model))
     batches, _ = draw(arguments, checkpoint)
-    settings = settings_of(arguments, "gptq")
-    recipe = Recipe.build(settings.method.stages)
+    recipe, formats = method_of(settings_of(arguments, "gptq"), checkpoint)
     began = time.perf_counter()
-    quantize_model(checkpoint.model, checkpoint.architecture, batches, recipe, settings.grid)
+    quantize(checkpoint, batches, recipe, formats)
     seconds, peak = time.perf_counter() - began, peak_memory_bytes()
     save_file({k: v.contiguous() for k, v in layer_weights(checkpoint).items()}, weights)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "versions": {}}))
@@ -122,14 +121,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Comparison:
     for path, command in commands.items():
         measured[path] = measured_alone(command)
         console.print(f"{path.name}: {measured[path]['seconds']:.1f} s", highlight=False)
-    settings = settings_of(arguments, "gptq")
-    recipe = Recipe.build(settings.method.stages)
+    recipe, formats = method_of(settings_of(arguments, "gptq"), checkpoint)
     sides: dict[str, Weights] = {path.name: load_file(path) for path in commands}
     padded, _ = draw(arguments, checkpoint)
-    sides[EVERY_FRAME] = quantized(checkpoint, every_frame(padded), recipe, settings.grid)
-    errors, fitted_to_float_inputs = errors_of(checkpoint, batches, sides, recipe, settings.grid)
+    sides[EVERY_FRAME] = quantized(checkpoint, every_frame(padded), recipe, formats)
+    errors, fitted_to_float_inputs = errors_of(checkpoint, batches, sides, recipe, formats)
     return Comparison(
-        **vars(subject_of(arguments, checkpoint)),
+        **vars(subject_of(arguments, checkpoint.files)),
         processor=processor(),
         clips=arguments.clips,
         ours=Side(**measured[ours], errors=errors[ours.name]),

@@ -34,7 +34,9 @@ from bench_common import (
     block_works,
     draw,
     measured_alone,
+    method_of,
     processor,
+    quantize,
     run,
     settings_of,
     subject_of,
@@ -48,9 +50,8 @@ from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.statistics import add_column_products
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.files import find_files
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.work import BlockWork
 from edge_asr.store.plain_json import parse
 
@@ -76,6 +77,7 @@ FEWEST_STEPS = 20
 class Measurement:
     """Seconds and peak resident bytes of one method, and its summed layer-output error.
 
+    A method that looks at no clips is given none, and its error is not known.
     `schedule_s` is the estimated time of the whole schedule where only `steps` were taken.
     """
 
@@ -143,10 +145,10 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
     """Quantize the model by `method`, or run GPTQ's matrix products alone."""
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(str(arguments.model))
-    batches, calibrate_s = draw(arguments, checkpoint)
-    reset_peak_memory()
-    began = time.perf_counter()
     if method == PRODUCTS:
+        batches, calibrate_s = draw(arguments, checkpoint)
+        reset_peak_memory()
+        began = time.perf_counter()
         products(checkpoint, batches)
         seconds = time.perf_counter() - began
         return Measurement(
@@ -154,10 +156,12 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
         )
     steps = [] if arguments.steps is None else STEPS.get(method, ())
     settings = settings_of(arguments, method, [f"{option}={arguments.steps}" for option in steps])
-    recipe = Recipe.build(settings.method.stages)
-    result = quantize_model(
-        checkpoint.model, checkpoint.architecture, batches, recipe, settings.grid
-    )
+    recipe, formats = method_of(settings, checkpoint)
+    looks = recipe.needs_calibration(formats.values())
+    batches, calibrate_s = draw(arguments, checkpoint) if looks else ([], 0.0)
+    reset_peak_memory()
+    began = time.perf_counter()
+    result = quantize(checkpoint, batches, recipe, formats)
     seconds = time.perf_counter() - began
     rest = None
     if arguments.steps is not None and method in STEPS:
@@ -166,7 +170,7 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
         trained = sum(one.step_seconds for one in learned)
         rest = trained * (schedule_steps(arguments, method) / arguments.steps - 1)
     return Measurement(
-        arguments.clips,
+        arguments.clips if looks else 0,
         arguments.steps if method in STEPS else None,
         calibrate_s,
         seconds,
@@ -219,7 +223,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
     alone where the others can be left out, and then as a whole; XᵀX of every site's valid rows;
     the Cholesky factor of each Hessian and its inverse; and the update of the columns to the right
     of every 128 of every layer."""
-    for station, work in block_works(checkpoint.model, checkpoint.architecture, batches):
+    for station, work in block_works(checkpoint.model, checkpoint.architecture, batches, {}):
         run_to_last_input(work)
         for site in station.block.sites:
             layers = list(work.layers(site).values())
@@ -267,7 +271,7 @@ def main() -> None:
 def bench(arguments: argparse.Namespace) -> Bench:
     """Measure every method that `--out` does not hold yet, each in a process of its own."""
     made = Bench(
-        **vars(subject_of(arguments, load_checkpoint(str(arguments.model)))),
+        **vars(subject_of(arguments, find_files(str(arguments.model)))),
         processor=processor(),
         bits=arguments.bits,
         group_size=arguments.group_size,

@@ -22,6 +22,8 @@ from bench_common import (
     add_grid_arguments,
     block_works,
     draw,
+    method_of,
+    quantize,
     run,
     settings_of,
     subject_of,
@@ -34,13 +36,13 @@ from torch import Tensor
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import LayerFit
 from edge_asr.quant.work import BlockWork, Layer, SiteWork
 
 Weights = Mapping[str, Tensor]
+Formats = Mapping[str, TensorFormat]
 VALID_FRAMES = "valid frames"
 EVERY_FRAME = "every frame"
 # What a recipe leaves on the inputs of the float model if it is fitted to them.
@@ -97,27 +99,28 @@ def check_same_layers(weights: Weights, sides: Sequence[Weights]) -> None:
 def walk(
     checkpoint: Checkpoint,
     batches: Sequence[CalibrationBatch],
+    formats: Formats,
     visit: Callable[[BlockWork], None],
 ) -> Tensor:
     """Show `visit` every block of a copy of the model, whose weights it may change before the
     batches go on; the last one's outputs [valid tokens, width]."""
     model = copy.deepcopy(checkpoint.model)
-    for station, work in block_works(model, checkpoint.architecture, batches):
+    for station, work in block_works(model, checkpoint.architecture, batches, formats):
         visit(work)
         last = station
     pairs = zip(last.outputs(), last.masks, strict=True)
     return torch.cat([states[mask] for states, mask in pairs])
 
 
-def rounded_here(recipe: Recipe, grid: Grid, work: BlockWork, site: Site) -> dict[str, Tensor]:
+def rounded_here(recipe: Recipe, work: BlockWork, site: Site) -> dict[str, Tensor]:
     """Weights of the site's layers rounded by `recipe`, fitted to the inputs that `work` shows."""
-    statistics = work.statistics(site)
+    statistics, grids = work.statistics(site), work.grids(site.layers)
     fits = {
         name: LayerFit(recipe.range, grid, statistics, Layer(name, name in site.logit_layers))
-        for name in site.layers
+        for name, grid in grids.items()
     }
     weights = {name: layer.weight.detach() for name, layer in work.layers(site).items()}
-    bench = SiteWork(site, weights, statistics, grid, fits)
+    bench = SiteWork(site, weights, statistics, grids, fits)
     rounded = recipe.rounding.round_block(work, [bench])
     return {f"{name}.weight": weight.dequantize() for name, weight in rounded.items()}
 
@@ -127,7 +130,7 @@ def errors_on_float_inputs(
     batches: Sequence[CalibrationBatch],
     sides: Mapping[str, Weights],
     recipe: Recipe,
-    grid: Grid,
+    formats: Formats,
 ) -> tuple[dict[str, float], Tensor]:
     """`Errors.on_float_inputs` of every side and of `recipe` fitted there, and the last states."""
     weights = layer_weights(checkpoint)
@@ -137,13 +140,13 @@ def errors_on_float_inputs(
     def add(work: BlockWork) -> None:
         for site in work.block.sites:
             statistics = work.statistics(site)
-            fitted = {REFITTED: rounded_here(recipe, grid, work, site)}
+            fitted = {REFITTED: rounded_here(recipe, work, site)}
             for key in (f"{name}.weight" for name in site.layers):
                 for side, tensors in {**sides, **fitted}.items():
                     rounded = tensors[key].float()
                     totals[side] += statistics.relative_output_error(weights[key], rounded)
 
-    states = walk(checkpoint, batches, add)
+    states = walk(checkpoint, batches, formats, add)
     return dict(totals), states
 
 
@@ -164,7 +167,7 @@ def error_on_own_inputs(
             for key in (f"{name}.weight" for name in site.layers):
                 total += statistics.relative_output_error(weights[key], side[key].float())
 
-    states = walk(checkpoint, batches, add)
+    states = walk(checkpoint, batches, {}, add)
     return total, states
 
 
@@ -180,11 +183,11 @@ def errors_of(
     batches: Sequence[CalibrationBatch],
     sides: Mapping[str, Weights],
     recipe: Recipe,
-    grid: Grid,
+    formats: Formats,
 ) -> tuple[dict[str, Errors], float]:
     """Errors of every side; and the summed error that `recipe`, whose rewrites are left out, has
     on the float model's inputs when it is fitted to them."""
-    on_float, exact = errors_on_float_inputs(checkpoint, batches, sides, recipe, grid)
+    on_float, exact = errors_on_float_inputs(checkpoint, batches, sides, recipe, formats)
     errors = {}
     for name, side in sides.items():
         own, states = error_on_own_inputs(checkpoint, batches, side)
@@ -198,11 +201,14 @@ def every_frame(batches: Sequence[CalibrationBatch]) -> list[CalibrationBatch]:
 
 
 def quantized(
-    checkpoint: Checkpoint, batches: Sequence[CalibrationBatch], recipe: Recipe, grid: Grid
+    checkpoint: Checkpoint,
+    batches: Sequence[CalibrationBatch],
+    recipe: Recipe,
+    formats: Formats,
 ) -> Weights:
     """The dequantized weights of a copy of the model."""
     changed = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-    quantize_model(changed.model, changed.architecture, batches, recipe, grid)
+    quantize(changed, batches, recipe, formats)
     return layer_weights(changed)
 
 
@@ -210,17 +216,16 @@ def measure(arguments: argparse.Namespace) -> OutputErrors:
     """Quantize both ways and take the errors of both."""
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(str(arguments.model))
-    settings = settings_of(arguments, "gptq")
-    recipe = Recipe.build(settings.method.stages)
+    recipe, formats = method_of(settings_of(arguments, "gptq"), checkpoint)
     batches, _ = draw(arguments, checkpoint)
     alone, _ = draw(arguments, checkpoint, batch_size=1)
     sides = {
-        VALID_FRAMES: quantized(checkpoint, batches, recipe, settings.grid),
-        EVERY_FRAME: quantized(checkpoint, every_frame(batches), recipe, settings.grid),
+        VALID_FRAMES: quantized(checkpoint, batches, recipe, formats),
+        EVERY_FRAME: quantized(checkpoint, every_frame(batches), recipe, formats),
     }
-    errors, _ = errors_of(checkpoint, alone, sides, recipe, settings.grid)
+    errors, _ = errors_of(checkpoint, alone, sides, recipe, formats)
     return OutputErrors(
-        **vars(subject_of(arguments, checkpoint)),
+        **vars(subject_of(arguments, checkpoint.files)),
         clips=arguments.clips,
         method="gptq",
         bits=arguments.bits,

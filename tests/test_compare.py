@@ -15,9 +15,10 @@ import pytest
 from edge_asr.compare import compare, main, read_run
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
+from edge_asr.evaluation.hypotheses import Hypothesis, Transcription
 from edge_asr.evaluation.scoring import score_run
-from edge_asr.evaluation.transcribe import Hypothesis, Transcription
-from edge_asr.store.record import ActivationSection, read_record, write_record
+from edge_asr.quant.formats import ActivationGrid
+from edge_asr.store.record import read_record, write_record
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SPOKEN = ("red green blue", "horse", "cold rain", "bread milk eggs cheese")
@@ -85,11 +86,14 @@ def test_the_command_prints_and_writes_every_pair(
 
 
 def test_a_label_tells_runs_apart(tmp_path: Path) -> None:
-    activation = ActivationSection(8, symmetric=False, granularity="token")
-    folder = stored(
-        tmp_path, "awq", SPOKEN, bits=4, group_size=32, symmetric=True, activation=activation
-    )
+    activation = asdict(ActivationGrid(8))
+    settings = {"bits": 4, "group_size": 32, "symmetric": True, "activation": activation}
+    folder = stored(tmp_path / "old", "awq", SPOKEN, **settings)
     assert read_run(folder).label == "moonshine-micro awq W4 g32 sym A8"
+    # A record that has its scheme in words shows those.
+    folder = stored(tmp_path / "new", "awq", SPOKEN, scheme="W4 g32 sym A8, encoder W8", bits=5.3)
+    assert read_run(folder).label == "moonshine-micro awq W4 g32 sym A8, encoder W8"
+    assert read_run(stored(tmp_path / "float", "float", SPOKEN)).label == "moonshine-micro float"
 
 
 def test_runs_that_cannot_be_compared_are_one_line(

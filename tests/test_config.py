@@ -1,8 +1,12 @@
-"""Settings: validated when built, with errors that name field, value and remedy."""
+"""Settings: validated when built, with errors that name field, value and remedy; what they key."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +15,47 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from options import composed
+from safetensors.torch import load_file, save_file
+from tiny import tiny_whisper
 
 from edge_asr.config import CONF, check_choices
 from edge_asr.errors import UserError
-from edge_asr.experiments.identity import float_settings, folder_name, run_identity
+from edge_asr.experiments.plan import Plan, float_plan, make_plan
 from edge_asr.quant.formats import ActivationGrid
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.stages import corrections, outliers, ranges, roundings, transforms
+from edge_asr.quant.scheme import Scheme
+from edge_asr.quant.stages import STAGES
+from edge_asr.store.artefacts import Store
 
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "float")
+METHODS = sorted(
+    path.stem for path in (CONF / "method").glob("*.yaml") if path.stem not in ("float", "base")
+)
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """The plan of a run with some overrides; nothing is loaded or made."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    return lambda *overrides: make_plan(composed(*overrides), store)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_buildable_recipe(method: str) -> None:
     settings = composed(f"method={method}", "bits=3", "group_size=64")
-    Recipe.build(settings.method.stages)
-    assert settings.grid.group_size == 64
-    assert settings.grid.granularity == "group"
+    recipe = Recipe.build(settings.method.stages)
+    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    recipe.check(scheme)
+    for formats in scheme.role_formats().values():
+        for one in formats:
+            assert one.weights is not None
+            assert (one.weights.bits, one.weights.group_size) == (3, 64)
+            assert one.weights.granularity == "group"
 
 
 def test_every_stage_can_be_replaced_from_the_command_line() -> None:
-    assert composed("method=rtn", "method/rounding=gptq").method.rounding["name"] == "gptq"
+    stages = composed("method=rtn", "method/rounding=gptq").method.stages
+    assert stages["rounding"]["name"] == "gptq"
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "model").glob("*.yaml")), ids=lambda p: p.stem)
@@ -40,19 +64,34 @@ def test_every_model_file_makes_valid_settings(path: Path) -> None:
     assert composed(f"model={path.stem}", *extra).model.path
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "scheme").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_scheme_file_can_be_used(planned: Planned, path: Path) -> None:
+    assert planned(f"scheme={path.stem}").settings.scheme.name == path.stem
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("bits=17", r"bits=17: allowed are 2 to 8"),
         ("bits=1", r"bits=1: allowed"),
         ("bits=three", r"bits='three'"),
+        ("encoder.bits=17", r"bits=17: allowed are 2 to 8"),
+        ("decoder.bits=three", r"decoder\.bits='three'"),
         ("group_size=0", r"group_size=0: must be at least 1"),
+        ("group_size=all", r"group_size='all'"),
+        ("symmetric=maybe", r"symmetric='maybe'"),
         ("batch_size=0", r"batch_size=0: must be at least 1"),
-        ("float_bits=8", r"float_bits=8: allowed are 16 and 32"),
+        ("batch_size=many", r"batch_size='many'"),
+        ("max_new_tokens=0", r"max_new_tokens=0: must be at least 1"),
+        ("threads=0", r"threads=0: must be at least 1"),
+        ("threads=2000", r"threads=2000: must be at most 1024"),
+        ("float_bits=8", r"float_bits=8: allowed are 16, 32 and null"),
         ("data.limit=0", r"data\.limit=0"),
         ("data.condition=loud", r"data\.condition='loud'"),
         ("data.path=x.jsonl", r"add data=manifest"),
         ("calibration.clips=0", r"calibration\.clips=0"),
+        ("calibration.batch_size=0", r"calibration\.batch_size=0"),
+        ("calibration.seed=-1", r"calibration\.seed=-1"),
         ("protocol.name=mine", r"mine"),
         ("protocol.resamples=1", r"protocol\.resamples=1"),
         ("model.tokens_per_second=-1", r"tokens_per_second=-1"),
@@ -60,15 +99,26 @@ def test_every_model_file_makes_valid_settings(path: Path) -> None:
         ("method=float method/transform=awq", r"nothing is quantized"),
         ("act_bits=9", r"act_bits=9: allowed are 2 to 8"),
         ("act_bits=eight", r"act_bits='eight'"),
-        ("activation.bits=1", r"activation\.bits=1: allowed are 2 to 8"),
-        ("activation.granularity=channel", r"activation\.granularity='channel'"),
-        ("activation.symmetric=true", r"activation\.symmetric=True.*add act_bits=8"),
-        ("activation.clip_ratio=0.9", r"activation\.clip_ratio=0\.9.*add act_bits=8"),
+        ("scheme.rules=[{act_bits:1}]", r"act_bits=1: allowed are 2 to 8"),
+        (
+            "scheme.rules=[{act_bits:8,act_granularity:channel}]",
+            r"rules\[0\]\.act_granularity='channel'",
+        ),
+        ("scheme.rules=[{act_symmetric:true}]", r"act_symmetric=True.*add act_bits=8"),
+        ("scheme.rules=[{act_clip_ratio:0.9}]", r"act_clip_ratio=0\.9.*add act_bits=8"),
+        ("scheme.rules=[{role:fc3,bits:8}]", r"role=fc3: did you mean fc[12]"),
+        ("scheme.rules=[{bit:8}]", r"rules\[0\]\.bit=8: did you mean bits"),
+        ("scheme.rules=[{role:fc1}]", r"rules\[0\]: sets nothing"),
+        ("scheme.rules=[{stack:encoder,role:cross_q,bits:8}]", r"matches no tensor.*qkv, out, fc1"),
+        ("scheme.rules=[{kind:embedding,bits:8}]", r"embedding stays floating point"),
+        ("runtime=torhc", r"runtime=torhc: did you mean torch"),
+        ("store_cap=lots", r"store_cap=lots: give a size such as"),
+        ("+unknown=1", r"unknown=1"),
     ],
 )
-def test_a_bad_value_is_named(override: str, message: str) -> None:
+def test_a_bad_value_is_named(planned: Planned, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        composed(*override.split())
+        planned(*override.split())
 
 
 TOKEN8 = ActivationGrid(8)
@@ -79,72 +129,99 @@ STATIC8 = ActivationGrid(8, False, "tensor", "extreme")
     ("overrides", "grid"),
     [
         ([], None),
-        (["activation=none"], None),
+        (["act_bits=null"], None),
         (["act_bits=8"], TOKEN8),
-        (["activation=int8"], TOKEN8),
-        (["activation=int8", "act_bits=8"], TOKEN8),
-        (["activation.bits=8"], TOKEN8),
-        (["activation=int4"], ActivationGrid(4)),
-        (["act_bits=4", "activation.symmetric=true"], ActivationGrid(4, symmetric=True)),
-        (["act_bits=6", "activation.clip_ratio=0.9"], ActivationGrid(6, clip_ratio=0.9)),
-        (["activation=int8_static"], STATIC8),
+        (["scheme=w8a8"], TOKEN8),
+        (["scheme=w4a8", "act_bits=8"], TOKEN8),
+        (["encoder.act_bits=8", "decoder.act_bits=8"], TOKEN8),
+        (["scheme.rules=[{act_bits:8}]"], TOKEN8),
+        (["scheme=w4a4"], ActivationGrid(4)),
+        (["scheme=w4a4", "act_bits=null"], None),
+        (["scheme=w4a8", "act_bits=4"], ActivationGrid(4)),
+        (["act_bits=4", "scheme.rules=[{act_symmetric:true}]"], ActivationGrid(4, symmetric=True)),
+        (["act_bits=6", "scheme.rules=[{act_clip_ratio:0.9}]"], ActivationGrid(6, clip_ratio=0.9)),
+        (["scheme=a8_static"], STATIC8),
+        (["scheme=a8_static", "act_bits=6"], ActivationGrid(6, False, "tensor", "extreme")),
         (
-            ["act_bits=8", "activation.granularity=tensor", "activation.static_range=extreme"],
+            ["act_bits=8", "scheme.rules=[{act_granularity:tensor,act_range:extreme}]"],
             STATIC8,
         ),
         (
-            ["activation=int8_static", "activation.bits=6", "activation.static_range=mean"],
+            ["scheme.rules=[{act_bits:6,act_granularity:tensor,act_range:mean}]"],
             ActivationGrid(6, False, "tensor", "mean"),
         ),
     ],
 )
 def test_every_way_to_quantize_activations(
-    overrides: list[str], grid: ActivationGrid | None
+    planned: Planned, overrides: list[str], grid: ActivationGrid | None
 ) -> None:
-    assert composed(*overrides).activation_grid == grid
+    assert {one.inputs for one in planned(*overrides).formats.values()} == {grid}
+
+
+def test_the_last_rule_wins_and_a_stack_has_its_own(planned: Planned) -> None:
+    plan = planned(
+        "scheme.rules=[{bits:8},{role:fc2,bits:6}]", "encoder.bits=5", "decoder.group_size=16"
+    )
+    found = {
+        (slot.stack, slot.role): (one.weights.bits, one.weights.group_size)
+        for name, slot in plan.slots.items()
+        if (one := plan.formats[name]).weights is not None
+    }
+    assert found["encoder", "qkv"] == found["encoder", "fc2"] == (5, None)
+    assert found["decoder", "cross_kv"] == found["decoder", "fc1"] == (8, 16)
+    assert found["decoder", "fc2"] == (6, 16)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["activation=int8", "act_bits=4"], "act_bits=4 contradicts activation=int8 with 8 bits"),
-        (["activation=int8_static", "act_bits=6"], "activation.bits=6 instead of act_bits"),
-        (["activation=int8", "activation.granularity=tensor"], "give extreme or mean"),
-        (["act_bits=8", "activation.static_range=mean"], "null with token"),
-        (["act_bits=8", "activation.clip_ratio=2"], "clip_ratio=2"),
+        (
+            ["scheme=a8_static", "scheme.rules=[{act_bits:8,act_granularity:tensor}]"],
+            "give extreme",
+        ),
+        (["act_bits=8", "scheme.rules=[{act_range:mean}]"], "null with token"),
+        (["act_bits=8", "scheme.rules=[{act_clip_ratio:2}]"], "clip_ratio=2"),
     ],
 )
-def test_contradictions_about_activations_are_refused(overrides: list[str], message: str) -> None:
+def test_contradictions_about_activations_are_refused(
+    planned: Planned, overrides: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        composed(*overrides)
+        planned(*overrides)
 
 
-def test_activations_are_part_of_a_quantized_runs_identity_alone() -> None:
-    ways = (["act_bits=8"], ["activation=int8"], ["activation=int8", "act_bits=8"])
-    eight, *others = {run_identity(composed("bits=4", *way)) for way in ways}
+def test_activations_are_part_of_a_quantized_runs_identity_alone(planned: Planned) -> None:
+    ways = (["act_bits=8"], ["scheme=w4a8"], ["scheme.rules=[{act_bits:8}]"], ["scheme=w4a4"])
+    eight, *others = {planned("bits=4", *way, "act_bits=8").run_id for way in ways}
     assert not others
-    different = (
+    different: tuple[list[str], ...] = (
         [],
         ["act_bits=4"],
-        ["activation=int8_static"],
-        ["act_bits=8", "activation.symmetric=true"],
+        ["scheme=a8_static"],
+        ["act_bits=8", "scheme.rules=[{act_symmetric:true}]"],
+        ["encoder.act_bits=8"],
     )
-    ids = {run_identity(composed("bits=4", *way)) for way in different} | {eight}
-    assert len(ids) == 5
-    plain = run_identity(composed("method=float"))
-    assert run_identity(composed("method=float", "act_bits=8")) == plain
-    assert run_identity(float_settings(composed("activation=int8_static"))) == plain
-    # Records made before activations could be quantized keep their names.
-    assert composed("bits=4").identity()["activation"] == {"name": "none"}
-    assert "act_bits" not in composed("bits=4").identity()
+    ids = {planned("bits=4", *way).run_id for way in different} | {eight}
+    assert len(ids) == 6
+    plain = planned("method=float").run_id
+    assert planned("method=float", "act_bits=8").run_id == plain
+    assert float_plan(planned("scheme=a8_static")).run_id == plain
 
 
-def test_folder_names_tell_activations_apart() -> None:
-    names = [
-        folder_name(composed("bits=4", *way), "0").name
-        for way in ([], ["act_bits=8"], ["activation=int8_static", "group_size=32"])
+def test_folder_names_tell_formats_apart(planned: Planned) -> None:
+    plans = [
+        planned("bits=4", *way)
+        for way in (
+            [],
+            ["act_bits=8"],
+            ["scheme=a8_static", "group_size=32"],
+            ["encoder.bits=8", "symmetric=true"],
+        )
     ]
-    assert names == ["rtn-w4-0", "rtn-w4a8-0", "rtn-w4a8-static-g32-0"]
+    names = [plan.folder.name.removesuffix(plan.run_id) for plan in plans]
+    assert names == [
+        "rtn-W4-", "rtn-W4-A8-", "rtn-W4-g32-A8-static-", "rtn-W8-sym-decoder-W4-sym-",
+    ]  # fmt: skip
 
 
 def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
@@ -181,79 +258,129 @@ def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None
         check_choices([override], CONF)
 
 
-def test_the_identity_ignores_what_cannot_change_a_number() -> None:
-    base = run_identity(composed("bits=3"))
-    for override in ("results=elsewhere", "threads=1", "rerun=true"):
-        assert run_identity(composed("bits=3", override)) == base
-    first, second = (run_identity(composed(f"device=cuda:{number}")) for number in (0, 1))
-    assert first == second
-    for override in (
-        "bits=4", "batch_size=1", "method=gptq", "symmetric=true", "data.limit=3", "device=cuda",
+def test_the_identity_ignores_what_cannot_change_a_number(planned: Planned) -> None:
+    base = planned("bits=3").run_id
+    for same in (
+        "results=elsewhere", "threads=1", "rerun=true", "store=elsewhere", "store_cap=1GB",
+        "model.name=mine", "scheme.name=mine", "method.name=mine", "calibration.clips=7",
+        "method/rounding=nearest", "encoder.bits=3", "act_bits=null", "scheme.rules=[{bits:8}]",
     ):  # fmt: skip
-        other = ["bits=3", override] if not override.startswith("bits") else [override]
-        assert run_identity(composed(*other)) != base
+        assert planned("bits=3", same).run_id == base, same
+    first, second = (planned(f"device=cuda:{number}").run_id for number in (0, 1))
+    assert first == second
+    ids = [base]
+    for other in (
+        "bits=4", "batch_size=1", "method=gptq", "symmetric=true", "data.limit=3", "device=cuda",
+        "max_new_tokens=9", "float_bits=16", "protocol.seed=1", "protocol.resamples=100",
+        "layer_errors=true", "encoder.bits=4", "group_size=32", "model.tokens_per_second=9",
+        "model=moonshine_micro", "data.condition=clean",
+    ):  # fmt: skip
+        ids.append(planned(*([] if other.startswith("bits") else ["bits=3"]), other).run_id)
+    assert len(set(ids)) == len(ids)
 
 
-def test_all_quantized_runs_on_the_same_clips_share_one_float_run() -> None:
-    baselines = {
-        run_identity(float_settings(composed(*overrides)))
+def test_calibration_is_part_of_the_identity_where_clips_are_looked_at(planned: Planned) -> None:
+    ids = [
+        planned("method=gptq", *more).run_id
+        for more in (
+            [],
+            ["calibration.clips=7"],
+            ["calibration.clips=7", "calibration.seed=1"],
+            ["calibration.clips=7", "calibration.batch_size=3"],
+        )
+    ]
+    assert len(set(ids)) == 4
+
+
+def test_all_quantized_runs_on_the_same_clips_share_one_float_run(planned: Planned) -> None:
+    plans = [
+        planned(*overrides)
         for overrides in (
             ["bits=3"],
             ["bits=2", "method=gptq"],
             ["calibration.clips=7", "group_size=32"],
             ["method=float"],
         )
-    }
-    assert len(baselines) == 1
-    assert run_identity(float_settings(composed("batch_size=4"))) not in baselines
+    ]
+    assert len({float_plan(plan).run_id for plan in plans}) == 1
+    assert len({plan.transcribe_float.key for plan in plans}) == 1
+    assert float_plan(plans[0]).folder == plans[-1].folder
+    assert plans[-1].transcribe == plans[-1].transcribe_float
+    other = planned("batch_size=4")
+    assert float_plan(other).run_id != plans[-1].run_id
 
 
-def test_changed_weights_or_manifest_make_another_run(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_bytes(b"one")
+def test_changed_weights_or_manifest_make_another_run(planned: Planned, tmp_path: Path) -> None:
+    model = tiny_whisper(tmp_path / "model")
     manifest = tmp_path / "clips.jsonl"
     row = '{"audio": "a.wav", "text": "one"}\n'
     manifest.write_text(row)
     options = ["model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}"]
-    ids = {run_identity(composed(*options))}
+    ids = {planned(*options).run_id}
     (model / "README.md").write_text("a card changes no number")
-    ids.add(run_identity(composed(*options)))
+    config = json.loads((model / "config.json").read_text())
+    config = {"transformers_version": "of another day", **dict(sorted(config.items())[::-1])}
+    (model / "config.json").write_text(json.dumps(config))
+    ids.add(planned(*options).run_id)
+    moved = shutil.copytree(model, tmp_path / "elsewhere")
+    ids.add(planned(*options, f"model.path={moved}").run_id)
     assert len(ids) == 1
-    (model / "model.safetensors").write_bytes(b"two")
-    ids.add(run_identity(composed(*options)))
+    weights = load_file(model / "model.safetensors")
+    weights["model.encoder.layer_norm.bias"][3] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    ids.add(planned(*options).run_id)
+    tokens = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**tokens, "max_length": 20}))
+    ids.add(planned(*options).run_id)
     manifest.write_text(row + row.replace("a.wav", "b.wav"))
-    ids.add(run_identity(composed(*options)))
-    assert len(ids) == 3
+    ids.add(planned(*options).run_id)
+    manifest.write_text(row + row.replace("a.wav", "b.wav").replace("one", "two"))
+    ids.add(planned(*options).run_id)
+    assert len(ids) == 5
 
 
-def test_a_changed_recipe_says_so() -> None:
-    assert composed("method=gptq").method.label == "gptq"
-    changed = composed("method=rtn", "method/rounding=gptq", "method.rounding.damping=0.05")
-    assert changed.method.label == "rtn+rounding.damping=0.05+rounding=gptq"
+def test_a_changed_recipe_says_so(planned: Planned) -> None:
+    assert planned("method=gptq").method_label == "gptq"
+    assert planned("method=rtn", "method/rounding=gptq").method_label == "gptq"
+    changed = planned("method=rtn", "method/rounding=gptq", "method.rounding.damping=0.05")
+    assert changed.method_label == "gptq+rounding.damping=0.05"
+    assert planned("method=float").method_label == "float"
 
 
-def test_replaced_audio_makes_another_run(tmp_path: Path) -> None:
+def test_replaced_audio_makes_another_run(planned: Planned, tmp_path: Path) -> None:
     clip = tmp_path / "clip.wav"
     clip.write_bytes(b"damaged")
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text('{"audio": "clip.wav", "text": "one"}\n')
     options = ["data=manifest", f"data.path={manifest}"]
-    before = run_identity(composed(*options))
-    assert run_identity(composed(*options)) == before
+    before = planned(*options).run_id
+    assert planned(*options).run_id == before
     clip.write_bytes(b"mended, and longer")
-    assert run_identity(composed(*options)) != before
+    assert planned(*options).run_id != before
+    clip.write_bytes(b"damaged")
+    clip.touch()
+    assert planned(*options).run_id == before, "the same audio, written later"
 
 
-def test_folder_names_stay_inside_the_results_folder() -> None:
-    settings = composed("model.name=../../evil", "method=gptq", "bits=3", "group_size=64")
-    name = folder_name(settings, "0123456789ab")
-    assert name.parts == ("-..-evil", "gptq-w3-g64-0123456789ab")
+def test_folder_names_stay_inside_the_results_folder(planned: Planned) -> None:
+    plan = planned("model.name=../../evil", "method=gptq", "bits=3", "group_size=64")
+    parts = plan.folder.relative_to(plan.settings.results_folder).parts
+    assert parts == ("-..-evil", f"gptq-W3-g64-{plan.run_id}")
+
+
+def test_the_store_lies_beside_the_results_unless_given() -> None:
+    assert composed("results=/a/b/runs").store_folder == Path("/a/b/.edge_asr")
+    assert composed("results=/a/b/runs", "store=/c").store_folder == Path("/c")
+    assert composed("store_cap=1.5GB").store_cap_bytes == 1_500_000_000
+
+
+def help_template() -> str:
+    text: str = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
+    return text
 
 
 def test_help_has_a_sentence_for_every_option() -> None:
-    template = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
-    described = {line.split()[0] for line in template.splitlines() if line.startswith("  ")}
+    described = {line.split()[0] for line in help_template().splitlines() if line.startswith("  ")}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain: Any = OmegaConf.to_container(compose("config", ["method=gptq"]))
     for name, value in plain.items():
@@ -268,19 +395,24 @@ def test_help_has_a_sentence_for_every_option() -> None:
             assert known or f"method.{path.parent.name}.{key}" in described, path
 
 
+def test_help_describes_no_option_that_is_not_there() -> None:
+    options = re.findall(r"^  (\S+)  +\S", help_template(), flags=re.MULTILINE)
+    assert len(options) > 80
+    for option in options:
+        if option.endswith(".FIELD"):
+            continue
+        try:
+            check_choices([f"{option}=null"], CONF)
+        except UserError as error:
+            pytest.fail(str(error))
+
+
 def test_every_part_file_holds_all_settings_with_their_defaults() -> None:
-    registries = {
-        "transform": transforms,
-        "outliers": outliers,
-        "range": ranges,
-        "rounding": roundings,
-        "correction": corrections,
-    }
     for path in (CONF / "method").glob("*/*.yaml"):
         stage, plain = path.parent.name, yaml.safe_load(path.read_text())
         if "defaults" in plain or plain["name"] == "none":
             continue  # another file's part with a recipe's own settings, or nothing to set
-        registry: Any = registries[stage]
+        registry: Any = STAGES[stage]
         part = registry.build(plain)
         assert part == registry.build({"name": plain["name"]}), path
         assert {field.name for field in dataclasses.fields(part)} == set(plain) - {"name"}, path

@@ -1,13 +1,16 @@
-"""Parts by name, with hints for the misspelt."""
+"""Things by name, with hints for the misspelt."""
 
 from __future__ import annotations
 
 import pytest
 
 import edge_asr.quant.rounding  # noqa: F401
+from edge_asr import registry
 from edge_asr.errors import UserError
 from edge_asr.quant.rounding.gptq import Gptq
-from edge_asr.quant.stages import roundings
+from edge_asr.quant.rounding.nearest import Nearest
+from edge_asr.quant.stages import STAGES, roundings
+from edge_asr.registry import REGISTRIES, Registry
 
 
 def test_settings_reach_the_part() -> None:
@@ -40,3 +43,32 @@ def test_a_setting_of_the_wrong_type_is_named(setting: str, value: object) -> No
 
 def test_a_whole_number_does_for_a_fraction() -> None:
     assert roundings.build({"name": "gptq", "damping": 1}) == Gptq(damping=1.0)
+
+
+def test_a_part_is_found_again_by_its_class_alone() -> None:
+    assert roundings["gptq"] is Gptq
+    assert roundings.name_of(Gptq(damping=0.05)) == "gptq"
+    with pytest.raises(KeyError, match="str is no registered rounding"):
+        roundings.name_of("gptq")
+    with pytest.raises(UserError, match=r"method/rounding=gtpq: did you mean gptq"):
+        roundings["gtpq"]
+
+
+def test_the_identity_is_name_version_and_all_settings() -> None:
+    found = roundings.identity(Gptq(damping=0.05))
+    assert found["name"] == "gptq"
+    assert found["version"] == Gptq.version
+    assert found["damping"] == 0.05
+    assert found == roundings.identity(roundings.build({"name": "gptq", "damping": 0.05}))
+    assert roundings.identity(Nearest()) == {"name": "nearest", "version": 1}
+
+
+def test_a_kind_has_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert STAGES.items() <= REGISTRIES.items()
+    monkeypatch.setattr(registry, "REGISTRIES", dict(REGISTRIES))
+    with pytest.raises(ValueError, match="'rounding' is registered twice"):
+        Registry("rounding")
+    fresh: Registry[object] = Registry("fresh")
+    assert list(fresh) == []
+    with pytest.raises(UserError, match="fresh=gptq"):
+        fresh["gptq"]

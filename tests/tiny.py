@@ -6,6 +6,7 @@ changes the outputs; the weights are large enough for the transcript to depend o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ from transformers import (
 )
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.data.corpus import DamagedClip, Utterance
+from edge_asr.data.corpus import ClipEntry, DamagedClip, Utterance
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.store.fingerprint import Digests
 from speech.micro import WHISPER_SPECIALS, train_byte_bpe
 
 Family = Literal["whisper", "moonshine"]
@@ -48,12 +50,16 @@ TEXTS = (
 
 
 def tiny_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> Path:
-    """Save a Whisper of 2 + 2 blocks, width 48, 6 heads and a window of 2 seconds."""
+    """Save a Whisper of 2 + 2 blocks, width 48, 6 heads and a window of 2 seconds.
+
+    A multilingual one knows English and German.
+    """
     bpe = train_byte_bpe(TEXTS)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     tokenizer = WhisperTokenizer(vocab=bpe.get_vocab(), merges=[tuple(pair) for pair in merges])
-    tokenizer.add_special_tokens({"additional_special_tokens": list(WHISPER_SPECIALS)})
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in WHISPER_SPECIALS}
+    specials = [*WHISPER_SPECIALS, *(["<|de|>"] if multilingual else [])]
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in specials}
     end, start, silent = (
         ids[token] for token in ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
     )
@@ -69,7 +75,7 @@ def tiny_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> 
     languages = {
         "is_multilingual": True,
         "forced_decoder_ids": [[1, None], [2, ids["<|transcribe|>"]]],
-        "lang_to_id": {"<|en|>": ids["<|en|>"]},
+        "lang_to_id": {token: ids.get(token) for token in ("<|en|>", "<|de|>")},
         "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")},
     }
     english = {"is_multilingual": False, "forced_decoder_ids": [[1, silent]]}
@@ -151,6 +157,22 @@ class ListCorpus:
     @property
     def conditions(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def entries(self) -> tuple[ClipEntry, ...]:
+        return tuple(
+            ClipEntry(f"clip-{index}", f"{index}.wav", "" if isinstance(clip, str) else clip[1])
+            for index, clip in enumerate(self._clips)
+        )
+
+    def audio_digests(self, digests: Digests, indices: Sequence[int] | None = None) -> list[str]:
+        del digests
+        chosen = range(len(self)) if indices is None else indices
+        contents = [self._clips[index] for index in chosen]
+        return [
+            "unreadable" if isinstance(clip, str) else hashlib.sha256(clip[0].tobytes()).hexdigest()
+            for clip in contents
+        ]
 
     def __len__(self) -> int:
         return len(self._clips)

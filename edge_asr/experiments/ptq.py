@@ -76,6 +76,7 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     if done is not None and not settings.rerun and not (lacking and store.find(plain.transcribe)):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
     _make_writable(plan)
+    store.check_writable()
     steps = Steps(plan, store, progress)
     floats = None
     if plan.quantize is not None:

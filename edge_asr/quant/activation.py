@@ -53,8 +53,8 @@ def static_parameters(
     """
     if not statistics.rows:
         raise UserError(
-            "activation.granularity=tensor: no calibration rows reached a layer; "
-            "give more calibration clips, or activation.granularity=token"
+            "act_granularity=tensor: no calibration rows reached a layer; "
+            "give more calibration clips, or act_granularity=token"
         )
     if settings.static_range == "mean":
         lows, highs = statistics.clip_minimum, statistics.clip_maximum
@@ -159,6 +159,8 @@ class InputQuantizer(StoredModule):
         if self.float_columns is not None:
             ranged = ranged.masked_fill(self.float_columns, 0)
         grid = self.settings.grid
+        if self.settings.granularity == "tensor" and self.scale is None:
+            raise ValueError("a static quantizer has no range; use InputQuantizer.fitted")
         if self.scale is not None and self.zero is not None:
             parameters = GridParameters(self.scale, self.zero, rows.shape[1])
             quantized = fake_quantize(rows, parameters, grid)

@@ -50,7 +50,7 @@ def capture(
         if isinstance(module, QuantizedLinear) and module.quantized is not None:
             layers[path] = weight_description(module.quantized)
             weights = weight_tensors(module.quantized)
-            tensors |= {f"{path}.weight:{name}": value for name, value in weights.items()}
+            tensors |= {f"{path}:{name}": value for name, value in weights.items()}
     for name, parameter in model.named_parameters():
         path = name.rpartition(".")[0]
         if path in chosen and not (path in layers and name == f"{path}.weight"):
@@ -78,7 +78,7 @@ def restore(
         layer = model.get_submodule(path)
         if not isinstance(layer, QuantizedLinear):
             raise TypeError(f"{path} is no QuantizedLinear")
-        layer.store(read_weight(layer_description, parts[f"{path}.weight"]))
+        layer.store(read_weight(layer_description, parts[path]))
     for entry in description["modules"]:
         stored = parts.get(entry["path"], {})
         module = modules[entry["name"]].rebuild(entry["settings"], stored).to(device)
@@ -99,7 +99,7 @@ def write(folder: Path, stem: str, captured: Captured) -> None:
     """Write `stem.safetensors`, and then `stem.json`, whose presence says that both are whole."""
     tensors, description = captured
     write_bytes_atomically(folder / f"{stem}.safetensors", save(tensors))
-    write_text_atomically(folder / f"{stem}.json", json.dumps(description, indent=1) + "\n")
+    write_text_atomically(folder / f"{stem}.json", json.dumps(description) + "\n")
 
 
 def read(folder: Path, stem: str) -> Captured | None:

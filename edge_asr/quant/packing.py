@@ -34,41 +34,42 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(values[:, 0].copy())
 
 
-def _indices(values: Tensor) -> Tensor:
+def _packed_bytes(count: int, bits: int) -> int:
+    return -(-count * bits // 8)
+
+
+def _short(values: Tensor) -> Tensor:
     return values.to(torch.uint16)
 
 
 def weight_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """What is stored of `weight`, by name; `weight_description` says how to read it."""
+    """What is stored of `weight`, by name; `weight_description` says how to read it.
+
+    Few tensors, since each has a line in the header of its file: `codes`; `scale` and `zero`, or
+    where they are quantized themselves `levels` (the codes of both) and `level_floats` (scale and
+    zero point of each); `order`; whole outlier columns as `columns` and `column_values`; single
+    outliers as `values` with `indices`, which begin with where every row starts.
+    """
     grid, parameters, outliers = weight.grid, weight.parameters, weight.outliers
     codes = weight.codes.short() - grid.lowest
     kept = None if outliers is None else outliers.columns
-    coded = codes if kept is None else codes[:, ~kept]
-    tensors = {"codes": pack(coded, grid.bits)}
+    tensors = {"codes": pack(codes if kept is None else codes[:, ~kept], grid.bits)}
+    doubles = [one for one in (parameters.double_scale, parameters.double_zero) if one is not None]
+    if doubles:
+        tensors["levels"] = torch.cat([pack(one.codes, one.bits) for one in doubles])
+        floats = [part for one in doubles for part in (one.scale, one.zero)]
+        tensors["level_floats"] = torch.stack(floats).half()
     if parameters.double_scale is None:
         tensors["scale"] = parameters.scale.half()
-    else:
-        tensors |= _double_tensors("scale", parameters.double_scale)
-    if grid.stores_zero:
-        if parameters.double_zero is not None:
-            tensors |= _double_tensors("zero", parameters.double_zero)
-        elif grid.zero_point == "integer":
-            tensors["zero"] = pack(parameters.zero - grid.lowest, grid.bits)
-        else:
-            tensors["zero"] = parameters.zero.half()
+    if grid.stores_zero and parameters.double_zero is None:
+        integer = grid.zero_point == "integer"
+        zero = parameters.zero
+        tensors["zero"] = pack(zero - grid.lowest, grid.bits) if integer else zero.half()
     if parameters.order is not None:
-        tensors["order"] = _indices(parameters.order)
+        tensors["order"] = _short(parameters.order)
     if outliers is not None:
         tensors |= _outlier_tensors(outliers)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _double_tensors(name: str, double: DoubleQuantized) -> dict[str, Tensor]:
-    return {
-        f"{name}_codes": pack(double.codes, double.bits),
-        f"{name}_scale": double.scale.half(),
-        f"{name}_zero": double.zero.half(),
-    }
 
 
 def _outlier_tensors(outliers: FloatWeights) -> dict[str, Tensor]:
@@ -76,14 +77,14 @@ def _outlier_tensors(outliers: FloatWeights) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     single = outliers.mask
     if outliers.columns is not None:
-        tensors["columns"] = _indices(outliers.columns.nonzero()[:, 0])
+        tensors["columns"] = _short(outliers.columns.nonzero()[:, 0])
         tensors["column_values"] = outliers.values[:, outliers.columns].half()
         single = single & ~outliers.columns
     if bool(single.any()):
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), single.sum(1).cumsum(0)])
-        wide = torch.uint16 if int(starts[-1]) < 2**INDEX_BITS else torch.int32
-        tensors["row_starts"] = starts.to(wide)
-        tensors["indices"] = _indices(single.nonzero()[:, 1])
+        wide = int(starts[-1]) >= 2**INDEX_BITS
+        heads = starts.to(torch.int32).view(torch.uint16) if wide else _short(starts)
+        tensors["indices"] = torch.cat([heads, _short(single.nonzero()[:, 1])])
         tensors["values"] = outliers.values[single].half()
     return tensors
 
@@ -121,20 +122,28 @@ def read_weight(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     return QuantizedWeight(codes, _read_parameters(description, grid, tensors), grid, outliers)
 
 
+def _read_doubles(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, DoubleQuantized]:
+    rows, groups = description["groups"]
+    found: dict[str, DoubleQuantized] = {}
+    first = 0
+    for name in ("scale", "zero"):
+        double = description[f"double_{name}"]
+        if double is not None:
+            last = first + _packed_bytes(rows * groups, double["bits"])
+            scale, zero = tensors["level_floats"][2 * len(found) :][:2].float()
+            codes = unpack(tensors["levels"][first:last], double["bits"], rows * groups)
+            found[name] = DoubleQuantized(codes.reshape(rows, groups), scale, zero, **double)
+            first = last
+    return found
+
+
 def _read_parameters(
     description: Mapping[str, Any], grid: Grid, tensors: Mapping[str, Tensor]
 ) -> GridParameters:
-    groups = description["groups"]
-    doubles: dict[str, DoubleQuantized | None] = {}
-    for name in ("scale", "zero"):
-        double = description[f"double_{name}"]
-        doubles[name] = double and DoubleQuantized(
-            unpack(tensors[f"{name}_codes"], double["bits"], groups[0] * groups[1]).reshape(groups),
-            tensors[f"{name}_scale"].float(),
-            tensors[f"{name}_zero"].float(),
-            **double,
-        )
-    double_scale, double_zero = doubles["scale"], doubles["zero"]
+    doubles = _read_doubles(description, tensors)
+    double_scale, double_zero = doubles.get("scale"), doubles.get("zero")
     if double_scale is None:
         scale = tensors["scale"].float()
     else:
@@ -144,7 +153,7 @@ def _read_parameters(
     elif double_zero is not None:
         zero = double_zero.values()
     elif grid.zero_point == "integer":
-        zero = unpack(tensors["zero"], grid.bits, scale.numel()).float().reshape(groups)
+        zero = unpack(tensors["zero"], grid.bits, scale.numel()).float().reshape(scale.shape)
         zero = zero + grid.lowest
     else:
         zero = tensors["zero"].float()
@@ -166,9 +175,11 @@ def _read_outliers(rows: int, columns: int, tensors: Mapping[str, Tensor]) -> Fl
         mask |= whole
         values[:, whole] = tensors["column_values"].float()
     if "values" in tensors:
-        counts = torch.diff(tensors["row_starts"].to(torch.int64))
-        row = torch.repeat_interleave(torch.arange(rows), counts)
-        place = (row, tensors["indices"].to(torch.int64))
+        count, indices = len(tensors["values"]), tensors["indices"]
+        heads, column = indices[: len(indices) - count], indices[len(indices) - count :]
+        starts = heads if len(heads) == rows + 1 else heads.view(torch.int32)
+        row = torch.repeat_interleave(torch.arange(rows), torch.diff(starts.to(torch.int64)))
+        place = (row, column.to(torch.int64))
         mask[place] = True
         values[place] = tensors["values"].float()
     return FloatWeights(mask, values, whole)

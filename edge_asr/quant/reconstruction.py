@@ -21,8 +21,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.func import functional_call
+from torch.nn import functional
 
 from edge_asr.errors import UserError
 from edge_asr.quant.work import BlockWork, Reconstruction

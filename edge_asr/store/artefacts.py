@@ -98,25 +98,24 @@ Build = Callable[[Path, Path], Mapping[str, Any]]
 
 
 class Store:
-    """A store folder, shared by processes and machines.
-
-    Raises:
-        UserError: the folder cannot be made or written to.
-    """
+    """A store folder, shared by processes and machines; it need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.digests = Digests(folder / "digests")
+
+    def check_writable(self) -> None:
+        """Raises UserError where the folder cannot be made or written to."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".writable-{uuid.uuid4().hex}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".writable-{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"store={folder}: cannot write there ({error.strerror}); give a folder you may "
-                "write to, store=FOLDER"
+                f"store={self.folder}: cannot write there ({error.strerror}); give a folder you "
+                "may write to, store=FOLDER"
             ) from error
-        self.digests = Digests(folder / "digests")
 
     def find(self, step: Step) -> Artefact | None:
         """The finished artefact of `step`; one that is damaged is removed and counts as missing."""

@@ -70,9 +70,9 @@ def small_inventory(
             layer("head", "decoder", "head", (10, 6), "token", tied_to="embed", bias_bits=320),
         ),
         attentions=(
-            AttentionRecord("enc.self", "encoder", "self", 2, 3, activation, key_value),
-            AttentionRecord("dec.self", "decoder", "self", 2, 3, activation, key_value),
-            AttentionRecord("dec.cross", "decoder", "cross", 2, 3, activation, key_value),
+            AttentionRecord("enc.self", "encoder", "self", 2, 3, None, activation, key_value),
+            AttentionRecord("dec.self", "decoder", "self", 2, 3, None, activation, key_value),
+            AttentionRecord("dec.cross", "decoder", "cross", 2, 3, None, activation, key_value),
         ),
         other_parameters=11,
         other_parameter_bits=11 * 32,

@@ -8,8 +8,8 @@ import pytest
 
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
+from edge_asr.evaluation.hypotheses import Hypothesis, Transcription
 from edge_asr.evaluation.scoring import score_run
-from edge_asr.evaluation.transcribe import Hypothesis, Transcription
 
 SETTINGS = ProtocolSettings("open_asr_2024", resamples=100)
 

@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import WINDOW_S, ListCorpus, tiny_whisper, tone
 
+from edge_asr.data.corpus import ClipEntry, Corpus
 from edge_asr.errors import UserError
-from edge_asr.evaluation.transcribe import (
-    DecodeSettings,
+from edge_asr.evaluation.hypotheses import (
+    Heard,
     Transcription,
+    joined,
+    read_heard,
     read_hypotheses,
-    transcribe,
+    to_lines,
+    write_hypotheses,
 )
+from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.runtimes.torch_greedy import greedy, token_limit
+from edge_asr.runtimes.base import Transcript
+from edge_asr.runtimes.torch_greedy import TorchRuntime, greedy, token_limit
 
 PITCHES = {0.9: 300.0, 0.05: 440.0, 1.7: 200.0, 0.4: 800.0, 1.2: 150.0}
 CORPUS = ListCorpus(
     [(tone(seconds, pitch), f"text {seconds}") for seconds, pitch in PITCHES.items()]
 )
 SETTINGS = DecodeSettings(batch_size=2, max_new_tokens=12)
+
+
+class Counting(TorchRuntime):
+    """Notes how many clips were decoded, batch by batch."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.batches: list[int] = []
+
+    def transcribe(self, clips: Sequence[np.ndarray], limits: Sequence[int]) -> list[Transcript]:
+        self.batches.append(len(clips))
+        return super().transcribe(clips, limits)
+
+
+def transcribed(
+    checkpoint: Checkpoint, corpus: Corpus, settings: DecodeSettings, **options: Any
+) -> Transcription:
+    """What was heard, beside the corpus."""
+    return joined(corpus.entries, transcribe(TorchRuntime(checkpoint), corpus, settings, **options))
 
 
 def texts(transcription: Transcription) -> list[str]:
@@ -44,7 +71,7 @@ def altered(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
 
 
 def test_corpus_order_is_restored(checkpoint: Checkpoint) -> None:
-    result = transcribe(checkpoint, CORPUS, SETTINGS)
+    result = transcribed(checkpoint, CORPUS, SETTINGS)
     assert [row.id for row in result.hypotheses] == [f"clip-{index}" for index in range(5)]
     assert [row.duration for row in result.hypotheses] == pytest.approx(list(PITCHES))
     assert [row.text for row in result.hypotheses] == [f"text {seconds}" for seconds in PITCHES]
@@ -56,15 +83,15 @@ def test_corpus_order_is_restored(checkpoint: Checkpoint) -> None:
 def test_each_text_belongs_to_its_clip(checkpoint: Checkpoint) -> None:
     """Batches of one, so that no padding matters: every clip alone gives the same text."""
     alone = DecodeSettings(batch_size=1, max_new_tokens=12)
-    together = transcribe(checkpoint, CORPUS, alone)
+    together = transcribed(checkpoint, CORPUS, alone)
     for index, (seconds, pitch) in enumerate(PITCHES.items()):
-        single = transcribe(checkpoint, ListCorpus([(tone(seconds, pitch), "")]), alone)
+        single = transcribed(checkpoint, ListCorpus([(tone(seconds, pitch), "")]), alone)
         assert texts(single) == [texts(together)[index]]
 
 
 def test_whisper_batches_change_nothing(whisper: Checkpoint) -> None:
     one, many = (
-        transcribe(whisper, CORPUS, DecodeSettings(batch_size=size, max_new_tokens=20))
+        transcribed(whisper, CORPUS, DecodeSettings(batch_size=size, max_new_tokens=20))
         for size in (1, 5)
     )
     assert texts(one) == texts(many)
@@ -73,11 +100,13 @@ def test_whisper_batches_change_nothing(whisper: Checkpoint) -> None:
 def test_batches_are_sorted_by_length(moonshine: Checkpoint) -> None:
     """Within a sort window, whose last batch may be short."""
     seen: list[tuple[int, int]] = []
-    transcribe(moonshine, CORPUS, SETTINGS, on_batch=lambda done, total: seen.append((done, total)))
+    transcribed(
+        moonshine, CORPUS, SETTINGS, on_batch=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(2, 5), (4, 5), (5, 5)]
     seen.clear()
     narrow = replace(SETTINGS, sort_window=3)
-    result = transcribe(
+    result = transcribed(
         moonshine, CORPUS, narrow, on_batch=lambda done, total: seen.append((done, total))
     )
     assert seen == [(2, 5), (3, 5), (5, 5)]
@@ -103,7 +132,7 @@ def test_greedy_is_the_argmax_of_the_model(checkpoint: Checkpoint) -> None:
 
 
 def test_every_clip_has_its_own_limit(moonshine: Checkpoint) -> None:
-    result = transcribe(moonshine, CORPUS, DecodeSettings(batch_size=5))
+    result = transcribed(moonshine, CORPUS, DecodeSettings(batch_size=5))
     for row in result.hypotheses:
         limit = int(row.samples * 6.5 / 16_000 + 2)
         assert row.generated_tokens <= limit
@@ -113,12 +142,12 @@ def test_every_clip_has_its_own_limit(moonshine: Checkpoint) -> None:
 
 def test_max_new_tokens_lowers_the_limit(checkpoint: Checkpoint) -> None:
     assert token_limit(checkpoint, 32_000) > 3 == token_limit(checkpoint, 32_000, 3)
-    result = transcribe(checkpoint, CORPUS, DecodeSettings(batch_size=5, max_new_tokens=3))
+    result = transcribed(checkpoint, CORPUS, DecodeSettings(batch_size=5, max_new_tokens=3))
     assert max(row.generated_tokens for row in result.hypotheses) == 3
 
 
 def test_whisper_runs_into_the_decoders_room(whisper: Checkpoint) -> None:
-    (row,) = transcribe(whisper, ListCorpus([(tone(1.0), "")]), DecodeSettings()).hypotheses
+    (row,) = transcribed(whisper, ListCorpus([(tone(1.0), "")]), DecodeSettings()).hypotheses
     room = whisper.architecture.decoder_room(whisper.model.config)
     assert row.generated_tokens <= room - len(whisper.architecture.prompt(whisper.model))
 
@@ -139,7 +168,7 @@ def test_the_end_token_is_counted_and_not_shown(checkpoint: Checkpoint) -> None:
 def test_long_clips_are_cut_and_flagged(whisper: Checkpoint) -> None:
     long = tone(WINDOW_S + 0.7)
     corpus = ListCorpus([(long, ""), (long[: WINDOW_S * 16_000], "")])
-    cut, whole = transcribe(whisper, corpus, SETTINGS).hypotheses
+    cut, whole = transcribed(whisper, corpus, SETTINGS).hypotheses
     assert (cut.truncated, whole.truncated) == (True, False)
     assert cut.samples == whole.samples == WINDOW_S * 16_000
     assert cut.duration == pytest.approx(WINDOW_S + 0.7)
@@ -148,23 +177,24 @@ def test_long_clips_are_cut_and_flagged(whisper: Checkpoint) -> None:
 
 def test_very_short_clips(checkpoint: Checkpoint) -> None:
     corpus = ListCorpus([(tone(0.05), ""), (np.full(1, 0.1, np.float32), "")])
-    for row in transcribe(checkpoint, corpus, SETTINGS).hypotheses:
+    for row in transcribed(checkpoint, corpus, SETTINGS).hypotheses:
         assert row.generated_tokens >= 1
 
 
 def test_damaged_clips_are_returned(whisper: Checkpoint) -> None:
     done: list[int] = []
     corpus = ListCorpus(["empty", (tone(0.5), "fox"), "no audio"])
-    result = transcribe(whisper, corpus, SETTINGS, on_batch=lambda count, _: done.append(count))
+    result = transcribed(whisper, corpus, SETTINGS, on_batch=lambda count, _: done.append(count))
     assert [clip.reason for clip in result.damaged] == ["empty", "no audio"]
     assert [row.id for row in result.hypotheses] == ["clip-1"]
     assert done == [3]
-    assert transcribe(whisper, ListCorpus(["empty"]), SETTINGS).hypotheses == ()
+    assert transcribed(whisper, ListCorpus(["empty"]), SETTINGS).hypotheses == ()
 
 
 def test_output_is_a_leaderboard_manifest(whisper: Checkpoint, tmp_path: Path) -> None:
     output = tmp_path / "run" / "hypotheses.jsonl"
-    result = transcribe(whisper, CORPUS, SETTINGS, output)
+    result = transcribed(whisper, CORPUS, SETTINGS)
+    write_hypotheses(output, result.hypotheses)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]]
     assert [row["audio_filepath"] for row in rows] == [f"{index}.wav" for index in range(5)]
     assert {"audio_filepath", "duration", "time", "text", "pred_text"} <= rows[0].keys()
@@ -176,104 +206,97 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt(checkpoint: Checkpoint, output: Path, key: str, after: int = 4) -> None:
+def interrupt(checkpoint: Checkpoint, journal: Path, after: int = 4) -> None:
     def stop(done: int, total: int) -> None:
         del total
         if done >= after:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        transcribe(checkpoint, CORPUS, SETTINGS, output, on_batch=stop, resume_key=key)
-    assert not output.exists()
+        transcribe(TorchRuntime(checkpoint), CORPUS, SETTINGS, journal, stop)
+
+
+def without_time(rows: Sequence[Heard]) -> list[Heard]:
+    return [replace(row, time=0.0) for row in rows]
 
 
 def test_an_interrupted_run_is_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    whole = transcribe(checkpoint, CORPUS, SETTINGS)
-    output = tmp_path / "h.jsonl"
-    interrupt(checkpoint, output, "key")
-    partial = tmp_path / "h.jsonl.partial"
-    assert partial.read_text(encoding="utf-8").count("\n") == 4
-    resumed = transcribe(checkpoint, CORPUS, SETTINGS, output, resume_key="key")
-    assert resumed.resumed == 4
-    assert texts(resumed) == texts(whole)
-    assert read_hypotheses(output) == resumed.hypotheses
-    assert not partial.exists()
+    whole = transcribe(TorchRuntime(checkpoint), CORPUS, SETTINGS)
+    journal = tmp_path / "heard.jsonl"
+    interrupt(checkpoint, journal)
+    kept = read_heard(journal)
+    assert len(kept) == 4
+    assert journal.read_text(encoding="utf-8").count("\n") == 4
+    runtime = Counting(checkpoint)
+    resumed = transcribe(runtime, CORPUS, SETTINGS, journal)
+    assert runtime.batches == [1]
+    assert without_time(resumed) == without_time(whole)
+    assert [row for row in resumed if row in kept] == sorted(kept, key=lambda row: row.index)
+    assert sorted(read_heard(journal), key=lambda row: row.index) == resumed
+    assert list(tmp_path.iterdir()) == [journal]
+    # Finished, and still not decoded again.
+    assert transcribe(runtime, CORPUS, SETTINGS, journal) == resumed
+    assert runtime.batches == [1]
 
 
 def test_a_torn_batch_is_decoded_again_as_a_whole(moonshine: Checkpoint, tmp_path: Path) -> None:
     """Else the clip left over would be padded differently and could get another text."""
-    whole = transcribe(moonshine, CORPUS, SETTINGS)
-    output = tmp_path / "h.jsonl"
-    interrupt(moonshine, output, "key")
-    partial = tmp_path / "h.jsonl.partial"
-    content = partial.read_bytes()
-    partial.write_bytes(content[:-20])
-    resumed = transcribe(moonshine, CORPUS, SETTINGS, output, resume_key="key")
-    assert resumed.resumed == 2
-    assert texts(resumed) == texts(whole)
-    assert len(read_hypotheses(output)) == 5
+    whole = transcribe(TorchRuntime(moonshine), CORPUS, SETTINGS)
+    journal = tmp_path / "heard.jsonl"
+    interrupt(moonshine, journal)
+    content = journal.read_bytes()
+    journal.write_bytes(content[:-20])
+    runtime = Counting(moonshine)
+    resumed = transcribe(runtime, CORPUS, SETTINGS, journal)
+    assert runtime.batches == [2, 1]
+    assert without_time(resumed) == without_time(whole)
+    # The torn line is gone, and every clip can be read back.
+    assert {row.index for row in read_heard(journal)} == set(range(5))
+    for line in journal.read_text(encoding="utf-8").split("\n")[:-1]:
+        json.loads(line)
 
 
-def test_another_run_does_not_resume(whisper: Checkpoint, tmp_path: Path) -> None:
-    output = tmp_path / "h.jsonl"
-    interrupt(whisper, output, "one")
-    result = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="two")
-    assert result.resumed == 0
-    assert len(read_hypotheses(output)) == 5
+def test_a_batch_that_lacks_a_clip_is_decoded_as_a_whole(
+    moonshine: Checkpoint, tmp_path: Path
+) -> None:
+    """As left by an interruption between two lines, or by a run with another batch size."""
+    whole = transcribe(TorchRuntime(moonshine), CORPUS, SETTINGS)
+    journal = tmp_path / "heard.jsonl"
+    for present in range(5):
+        journal.write_text(to_lines([replace(whole[present], pred_text="left")]), encoding="utf-8")
+        runtime = Counting(moonshine)
+        resumed = transcribe(runtime, CORPUS, SETTINGS, journal)
+        # The shortest clip is a batch of its own, the last, and complete.
+        alone = present == 1
+        assert runtime.batches == ([2, 2] if alone else [2, 2, 1])
+        assert [row.pred_text == "left" for row in resumed] == [
+            alone and row.index == present for row in resumed
+        ]
 
 
-def refuse(done: int, total: int) -> None:
-    """Stop a transcription at its first batch."""
-    del done, total
-    raise Interrupted
+def test_a_text_of_any_characters_reads_back(tmp_path: Path) -> None:
+    """A line separator inside a text, which JSON leaves as it is, ends no row."""
+    rows = [
+        Heard(index, pred_text=f"one{mark}two", duration=1.0, samples=16_000)
+        for index, mark in enumerate(("\u2028", "\u2029", "\x85", "\x1c", "\r", "\n", '"', "é"))
+    ]
+    journal = tmp_path / "heard.jsonl"
+    journal.write_text(to_lines(rows), encoding="utf-8")
+    assert read_heard(journal) == rows
+    entries = [ClipEntry(f"clip-{row.index}", "a.wav", row.pred_text) for row in rows]
+    hypotheses = joined(entries, rows).hypotheses
+    write_hypotheses(tmp_path / "h.jsonl", hypotheses)
+    assert read_hypotheses(tmp_path / "h.jsonl") == hypotheses
 
 
-def test_a_finished_file_is_reused_until_its_record(whisper: Checkpoint, tmp_path: Path) -> None:
-    """The run may be stopped after its last clip: in scoring, or in writing the record."""
-    output = tmp_path / "h.jsonl"
-    first = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
-    left = ["h.jsonl", "h.jsonl.key"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
-    # Even a second stop loses nothing.
-    with pytest.raises(Interrupted):
-        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="key")
-    again = transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
-    assert again == replace(first, resumed=5)
-    assert read_hypotheses(output) == first.hypotheses
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
-    # A recorded run is repeated in order to transcribe again.
-    (tmp_path / "record.json").touch()
-    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key").resumed == 0
-
-
-def test_a_finished_file_of_another_run_is_not_reused(whisper: Checkpoint, tmp_path: Path) -> None:
-    output = tmp_path / "h.jsonl"
-    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="one")
-    with pytest.raises(Interrupted):
-        transcribe(whisper, CORPUS, SETTINGS, output, on_batch=refuse, resume_key="two")
-    assert transcribe(whisper, CORPUS, SETTINGS, output, resume_key="two").resumed == 2
-    for _ in range(2):
-        assert transcribe(whisper, CORPUS, SETTINGS, output).resumed == 0
-
-
-def test_a_corrected_clip_is_transcribed_anew(whisper: Checkpoint, tmp_path: Path) -> None:
-    output = tmp_path / "h.jsonl"
-    transcribe(whisper, CORPUS, SETTINGS, output, resume_key="key")
-    corrected = ListCorpus([(tone(*clip), "corrected") for clip in PITCHES.items()])
-    result = transcribe(whisper, corrected, SETTINGS, output, resume_key="key")
-    assert result.resumed == 0
-    assert {row.text for row in result.hypotheses} == {"corrected"}
-
-
-def test_two_clips_of_one_id(whisper: Checkpoint) -> None:
-    class Twice(ListCorpus):
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            for item in super().__iter__():
-                yield item
-                yield item
-
-    with pytest.raises(UserError, match="two clips with the id 'clip-0'"):
-        transcribe(whisper, Twice([(tone(0.5), "fox")]), SETTINGS)
+def test_a_journal_of_another_kind_is_not_believed(whisper: Checkpoint, tmp_path: Path) -> None:
+    journal = tmp_path / "heard.jsonl"
+    journal.write_bytes(b'[]\n{"index": 0}\n\xff\xfe\n3\n\n')
+    assert read_heard(journal) == []
+    runtime = Counting(whisper)
+    transcribe(runtime, CORPUS, SETTINGS, journal)
+    assert runtime.batches == [2, 2, 1]
+    assert len(read_heard(journal)) == 5
 
 
 def test_unreadable_hypotheses(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +24,18 @@ from filelock import FileLock
 from options import composed
 from tiny import tiny_moonshine, tiny_whisper, tone
 
+from edge_asr.config import Settings
 from edge_asr.errors import UserError
-from edge_asr.evaluation.transcribe import read_hypotheses
-from edge_asr.experiments.ptq import run_experiment
+from edge_asr.evaluation.hypotheses import read_heard, read_hypotheses
+from edge_asr.experiments import steps
+from edge_asr.experiments.ptq import Outcome, run_experiment
 from edge_asr.experiments.sections import quantized_inventory
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import ChannelScale, install_layers
-from edge_asr.quant.result import LayerResult, Quantization
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
-from edge_asr.store.record import ActivationSection, find_records, read_record
+from edge_asr.store.record import find_records, read_record
 
 BUILDERS = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}
 
@@ -73,7 +75,7 @@ def options(model: Path, manifest: Path, results: Path, *more: str) -> list[str]
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
         "calibration=manifest", f"calibration.path={manifest}", f"results={results}",
-        "protocol.resamples=100", "batch_size=2", *more,
+        f"store={results / 'store'}", "protocol.resamples=100", "batch_size=2", *more,
     ]  # fmt: skip
 
 
@@ -121,30 +123,158 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert {path: path.read_bytes() for path in paths} == before
 
 
-def test_runs_that_make_the_same_record_wait_for_each_other(
-    model: Path, manifest: Path, tmp_path: Path
+def lock_of(store: Path, step: str, key: str) -> FileLock:
+    """The lock that whoever makes that artefact of `store` holds."""
+    path = store / "locks" / f"{step}-{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
+def stored_stages(outcome: Outcome) -> dict[str, bool]:
+    return {stage.name: stage.stored for stage in outcome.record.stages}
+
+
+@pytest.mark.parametrize("overrides", [("method=float",), ("method=rtn", "bits=3")])
+def test_runs_that_make_the_same_wait_for_each_other(
+    model: Path, manifest: Path, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     settings, elsewhere = (
-        composed(*options(model, manifest, tmp_path / name, "method=float"))
+        composed(*options(model, manifest, tmp_path / name, *overrides))
         for name in ("results", "other")
     )
     made = run_experiment(elsewhere)
-    folder = tmp_path / "results" / made.folder.relative_to(tmp_path / "other")
-    folder.mkdir(parents=True)
+    key = made.record.keys["transcribe"]
+    store, other = settings.store_folder, elsewhere.store_folder
     waits = threading.Event()
 
     def hear(stage: str, *_: int) -> None:
-        assert "wait" in stage
-        waits.set()
+        if "another process is making transcribe" in stage:
+            waits.set()
 
-    with ThreadPoolExecutor() as pool:
-        with FileLock(folder / ".lock"):
-            waiting = pool.submit(run_experiment, settings, hear)
-            assert waits.wait(timeout=60)
-            shutil.copy(made.folder / "record.json", folder)
+    with ThreadPoolExecutor() as pool, lock_of(store, "transcribe", key):
+        waiting = pool.submit(run_experiment, settings, hear)
+        assert waits.wait(timeout=60)
+        # Whoever holds the lock may publish before letting go.
+        place = store / "transcribe" / key
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(other / "transcribe" / key, place)
         outcome = waiting.result(timeout=60)
-    assert outcome.stored
-    assert outcome.record == made.record
+    assert stored_stages(outcome)["transcribe"]
+    assert outcome.record.results == made.record.results
+    assert outcome.record.cost == made.record.cost
+
+
+def made_alone(settings: Settings, float_key: str) -> Outcome:
+    """A quantized run while somebody else holds the float hypotheses."""
+    lock = lock_of(settings.store_folder, "transcribe", float_key)
+    with ThreadPoolExecutor() as pool, lock:
+        return pool.submit(run_experiment, settings).result(timeout=120)
+
+
+def test_a_quantized_run_does_not_wait_for_the_float_run(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    settings = composed(*options(model, manifest, tmp_path / "results", "method=rtn", "bits=3"))
+    plain = composed(*options(model, manifest, tmp_path / "other", "method=float"))
+    key = run_experiment(plain).record.keys["transcribe"]
+    lonely = made_alone(settings, key)
+    assert lonely.baseline is None
+    assert lonely.record.results[0].difference is None
+    assert lonely.record.results[0].float_wer is None
+    assert any("another process" in warning for warning in lonely.record.warnings)
+    assert len(find_records(tmp_path / "results")) == 1
+    assert run_experiment(plain).stored
+    made, place = (one.store_folder / "transcribe" / key for one in (plain, settings))
+    shutil.copytree(made, place)
+    whole = run_experiment(settings)
+    assert whole.record.results[0].difference is not None
+    assert stored_stages(whole)["transcribe"]
+    assert not any("another process" in warning for warning in whole.record.warnings)
+    assert whole.folder == lonely.folder
+    assert len(find_records(tmp_path / "results")) == 2
+    again = run_experiment(settings)
+    assert again.stored
+    assert again.baseline == whole.baseline
+
+
+def test_the_same_command_makes_a_float_run_that_another_gave_up(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    """As the record's warning promises."""
+    settings = composed(*options(model, manifest, tmp_path / "results", "method=rtn", "bits=3"))
+    plain = composed(*options(model, manifest, tmp_path / "other", "method=float"))
+    lonely = made_alone(settings, run_experiment(plain).record.keys["transcribe"])
+    assert any("the same command again adds it" in text for text in lonely.record.warnings)
+    assert run_experiment(settings).record.results[0].difference is not None
+
+
+def test_a_corrected_transcript_is_scored_anew_and_not_heard_again(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    corrected = manifest.with_name("corrected.jsonl")
+    corrected.write_text(manifest.read_text().replace("clip number 1", "mended words"))
+    before, after = (
+        run_experiment(
+            composed(
+                *options(model, clips, tmp_path, "method=gptq", "bits=3"),
+                f"calibration.path={manifest}",
+            )
+        )
+        for clips in (manifest, corrected)
+    )
+    assert not after.stored
+    assert after.record.run_id != before.record.run_id
+    assert after.record.keys == before.record.keys
+    assert stored_stages(after)["transcribe"]
+    texts = [row.text for row in read_hypotheses(after.folder / "hypotheses.jsonl")]
+    assert texts[1] == "mended words"
+    heard = [
+        [row.pred_text for row in read_hypotheses(outcome.folder / "hypotheses.jsonl")]
+        for outcome in (before, after)
+    ]
+    assert heard[0] == heard[1]
+    # Asked for explicitly, all is made again.
+    again = run_experiment(
+        composed(
+            *options(model, corrected, tmp_path, "method=gptq", "bits=3"),
+            f"calibration.path={manifest}",
+            "rerun=true",
+        )
+    )
+    assert not stored_stages(again)["transcribe"]
+    assert not stored_stages(again)["quantize"]
+    assert again.record.results == after.record.results
+
+
+def test_a_cap_on_tokens_holds_for_a_stored_model(manifest: Path, tmp_path: Path) -> None:
+    """Not the cap under which the model was quantized and put into the store."""
+    model = tiny_moonshine(tmp_path / "moonshine")
+    counts = {}
+    for name, earlier in (("fresh", ()), ("used", (4.0,))):
+        for cap in (*earlier, 12.0):
+            chosen = options(model, manifest, tmp_path / name, "method=rtn", "bits=3")
+            outcome = run_experiment(composed(*chosen, f"model.tokens_per_second={cap}"))
+            rows = read_hypotheses(outcome.folder / "hypotheses.jsonl")
+            counts[name, cap] = [row.generated_tokens for row in rows]
+    assert counts["used", 12.0] == counts["fresh", 12.0]
+    assert sum(counts["used", 4.0]) < sum(counts["used", 12.0])
+
+
+def test_stages_do_not_count_each_others_time(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = 4.0
+    quantize = steps.quantize_model
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(pause)
+        return quantize(*arguments, **options)
+
+    monkeypatch.setattr(steps, "quantize_model", slowly)
+    outcome = run_experiment(composed(*options(model, manifest, tmp_path, "method=gptq", "bits=3")))
+    seconds = {stage.name: stage.seconds for stage in outcome.record.stages}
+    assert seconds["quantize"] >= pause
+    assert all(seconds[name] < pause for name in ("load", "calibrate", "transcribe", "score"))
 
 
 def test_quantized_activations_are_in_the_record_and_cost_less(
@@ -157,15 +287,17 @@ def test_quantized_activations_are_in_the_record_and_cost_less(
         for name, more in {
             "W4": (),
             "W4A8": ("act_bits=8",),
-            "W4A8 static": ("activation=int8_static",),
+            "W4A8 static": ("scheme=a8_static",),
         }.items()
     }
     sections = [outcome.record.method.activation for outcome in runs.values()]
     assert sections == [
         None,
-        ActivationSection(8, False, "token"),
-        ActivationSection(8, False, "tensor", "extreme"),
+        dataclasses.asdict(ActivationGrid(8)),
+        dataclasses.asdict(ActivationGrid(8, False, "tensor", "extreme")),
     ]
+    schemes = [outcome.record.method.scheme for outcome in runs.values()]
+    assert schemes == ["W4", "W4 A8", "W4 A8 static"]
     for outcome in runs.values():
         assert read_record(outcome.folder / "record.json") == outcome.record
     plain, token, static = (outcome.record.cost for outcome in runs.values())
@@ -212,8 +344,9 @@ def test_the_inventory_counts_online_work_once_and_outliers_as_float(whisper: Ch
         Grid(4),
         FloatWeights(mask, torch.zeros(48, 48), marked),
     )
-    result = Quantization({name: LayerResult(weight, 0.0, 0.0) for name in site.layers})
-    inventory = quantized_inventory(checkpoint, result, 32)
+    for name in site.layers:
+        model.get_submodule(name).store(weight)
+    inventory = quantized_inventory(model, architecture, 32)
     layers = {layer.name: layer for layer in inventory.layers}
     online = sorted((layers[name].online_macs, layers[name].online_bits) for name in site.layers)
     assert online == [(0, 0), (0, 0), (48, 16 * 48)]
@@ -261,6 +394,7 @@ def test_a_corpus_of_damaged_clips_is_one_clear_error(
         ("group_sise=64", "group_sise"),
         ("model=whisper_tiny_en", "hf download"),
         ("results=/dev/null/results", "cannot write"),
+        ("store=/dev/null/store", "cannot write"),
         ("data.where.kind=nothing", "nothing"),
         ("experiment=demo", "add -m"),
         ("method.rounding.act_order=maybe", "act_order"),
@@ -269,7 +403,9 @@ def test_a_corpus_of_damaged_clips_is_one_clear_error(
 def test_a_users_mistake_is_a_short_message_without_traceback(
     tmp_path: Path, override: str, message: str
 ) -> None:
-    done = run("data.limit=2", f"results={tmp_path}", "method=gptq", override)
+    plain = ("data.limit=2", f"results={tmp_path}", f"store={tmp_path / 'store'}", "method=gptq")
+    name = override.partition("=")[0]
+    done = run(*(one for one in plain if one.partition("=")[0] != name), override)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -277,7 +413,7 @@ def test_a_users_mistake_is_a_short_message_without_traceback(
 
 
 def test_a_sweep_goes_on_after_a_mistake(model: Path, manifest: Path, tmp_path: Path) -> None:
-    done = run("-m", *options(model, manifest, tmp_path, "method=rtn", "bits=17,3"))
+    done = run("-m", *options(model, manifest, tmp_path, "method=rtn", "bits=17,3", "threads=1"))
     assert done.returncode == 2
     assert "bits=17" in done.stderr
     assert {read_record(path).method.bits for path in find_records(tmp_path)} == {32, 3}
@@ -296,6 +432,7 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = tmp_path / "results"
+    store = results / "store"
     arguments = options(model, manifest, results, "method=float", "batch_size=1", "threads=1")
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_asr.run", *arguments],
@@ -305,7 +442,7 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        partial = list(results.rglob("hypotheses.jsonl.partial"))
+        partial = list(store.glob("unfinished/*/heard.jsonl"))
         if partial and partial[0].read_text().count("\n") >= 3:
             break
         time.sleep(0.02)
@@ -315,7 +452,14 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     assert "interrupted" in error
     assert "Traceback" not in error
     assert not list(results.rglob("record.json"))
+    (journal,) = store.glob("unfinished/*/heard.jsonl")
+    kept = {row.index: row.time for row in read_heard(journal)}
+    assert 3 <= len(kept) < 60
     assert run(*arguments).returncode == 0
     (record,) = find_records(results)
     assert read_record(record).results[0].utterances == 60
-    assert not list(results.rglob("*.partial*"))
+    hypotheses = read_hypotheses(record.parent / "hypotheses.jsonl")
+    # As measured then: what had been heard was not heard again.
+    assert {index: hypotheses[index].time for index in kept} == kept
+    assert not list(store.glob("unfinished/*"))
+    assert not list(store.glob("temporary/*"))

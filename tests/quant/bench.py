@@ -6,10 +6,13 @@ import torch
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Site
-from edge_asr.quant.formats import Grid
+from edge_asr.models.tensors import Role, Slot
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
+from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
-from edge_asr.quant.stages import LayerFit, Range
+from edge_asr.quant.stages import LayerFit, Part, Range, SiteRounding
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import Fit, Layer, SiteWork
 
 
@@ -36,6 +39,27 @@ def site_work(
     site = Site("fc1", "encoder", ("layer",), None, "frame")
     fit = LayerFit(ranges or MinMax(), grid, statistics, Layer("layer", False))
     return SiteWork(site, {"layer": weight}, statistics, {"layer": grid}, {"layer": fit})
+
+
+def rounded(rounding: SiteRounding, work: SiteWork) -> QuantizedWeight:
+    """`layer` of the site as the sequential pass stores it, outliers put back."""
+    seen = work if rounding.updates_outliers else without_outliers(work)
+    return sealed(type(rounding).__name__, seen, "layer", rounding.round(seen)["layer"])
+
+
+def served_format(
+    part: Part, grid: Grid, activation: ActivationGrid | None = None, role: Role = "fc1"
+) -> TensorFormat:
+    """What `part` makes of the format that is asked for."""
+    slot = Slot("layer", "encoder", role, "linear")
+    return part.constrain(TensorFormat(grid, activation), slot)
+
+
+def served_grid(part: Part, grid: Grid, role: Role = "fc1") -> Grid:
+    """What `part` makes of the grid of weights that is asked for."""
+    served = served_format(part, grid, role=role).weights
+    assert served is not None
+    return served
 
 
 def minmax_fit(grid: Grid) -> Fit:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.walks import quantized_with, stages
+from quant.walks import Weights, formats_of, quantized_with, stages
 from tiny import ListCorpus, tone
 from torch import nn
 
@@ -25,7 +25,6 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.result import Quantization
 from edge_asr.quant.work import BlockWork
 
 
@@ -99,7 +98,7 @@ def test_a_static_range_is_that_of_valid_calibration_rows(variant: str, symmetri
     mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
     clips = torch.where(mask[..., None], clips, torch.full_like(clips, 1e4))
     grid = ActivationGrid(4, symmetric, "tensor", variant)  # type: ignore[arg-type]
-    quantizer = InputQuantizer(grid, statistics_of(clips, mask))
+    quantizer = InputQuantizer.fitted(grid, statistics_of(clips, mask))
     lows = [float(clip[:n].min()) for clip, n in zip(clips, lengths, strict=True) if n]
     highs = [float(clip[:n].max()) for clip, n in zip(clips, lengths, strict=True) if n]
     low, high = (
@@ -172,7 +171,7 @@ def test_the_gradient_passes_straight_through(bits: int, symmetric: bool) -> Non
 def test_what_the_range_cuts_off_has_no_gradient() -> None:
     calibration = torch.linspace(-1, 1, 40).reshape(4, 1, 10)
     grid = ActivationGrid(4, True, "tensor", "extreme")
-    quantizer = InputQuantizer(grid, statistics_of(calibration))
+    quantizer = InputQuantizer.fitted(grid, statistics_of(calibration))
     states = torch.tensor([[-3.0, -1.0, 0.0, 0.4, 1.0, 3.0]], requires_grad=True)
     quantizer(states).sum().backward()
     assert states.grad.tolist() == [[0, 1, 1, 1, 1, 0]]
@@ -188,12 +187,12 @@ def test_float_columns_stay_and_leave_the_range(granularity: str) -> None:
     static = "mean" if granularity == "tensor" else None
     grid = ActivationGrid(4, False, granularity, static)  # type: ignore[arg-type]
     statistics = statistics_of(calibration)
-    quantizer = InputQuantizer(grid, statistics)
+    quantizer = InputQuantizer.fitted(grid, statistics)
     before = quantizer(states)
     quantizer.keep_float(outliers, statistics)
     found = quantizer(states)
     assert torch.equal(found[:, outliers], states[:, outliers])
-    others = InputQuantizer(grid, statistics_of(calibration[..., ~outliers]))
+    others = InputQuantizer.fitted(grid, statistics_of(calibration[..., ~outliers]))
     assert torch.equal(found[:, ~outliers], others(states[:, ~outliers]))
     rest = states[:, ~outliers]
     assert (found[:, ~outliers] - rest).norm() < 0.5 * (before[:, ~outliers] - rest).norm()
@@ -205,7 +204,7 @@ def test_float_columns_stay_and_leave_the_range(granularity: str) -> None:
 def test_all_columns_may_be_float() -> None:
     states = inputs(8, 4, 40)
     quantizer = InputQuantizer(ActivationGrid(2))
-    quantizer.keep_float(torch.ones(40, dtype=torch.bool))
+    quantizer.keep_float(torch.ones(40, dtype=torch.bool), InputStatistics(40))
     assert torch.equal(quantizer(states), states)
 
 
@@ -229,7 +228,8 @@ def test_layers_of_a_site_read_the_quantized_input() -> None:
         layers, ActivationGrid(4, False, "tensor", "extreme"), statistics_of(calibration)
     )
     states = inputs(11, 3, 40)
-    seen = InputQuantizer(layers[0].quantize_input.settings, statistics_of(calibration))(states)
+    settings = layers[0].quantize_input.settings
+    seen = InputQuantizer.fitted(settings, statistics_of(calibration))(states)
     for layer in layers:
         expected = nn.functional.linear(seen, layer.weight, layer.bias)
         torch.testing.assert_close(layer(states), expected)
@@ -239,13 +239,13 @@ def test_layers_of_a_site_read_the_quantized_input() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"bits": 1}, "activation.bits=1: allowed are 2 to 8"),
-        ({"bits": 9}, "activation.bits=9"),
-        ({"bits": 8, "granularity": "tensor"}, "static_range=None.*give extreme or mean"),
-        ({"bits": 8, "static_range": "mean"}, "static_range=mean.*null with token"),
-        ({"bits": 8, "clip_ratio": 0.0}, "clip_ratio=0.0: must be above 0"),
-        ({"bits": 8, "clip_ratio": 1.1}, "clip_ratio=1.1"),
-        ({"bits": 8, "clip_ratio": math.nan}, "clip_ratio=nan"),
+        ({"bits": 1}, "act_bits=1: allowed are 2 to 8"),
+        ({"bits": 9}, "act_bits=9"),
+        ({"bits": 8, "granularity": "tensor"}, "act_range=None.*give extreme or mean"),
+        ({"bits": 8, "static_range": "mean"}, "act_range=mean.*null with token"),
+        ({"bits": 8, "clip_ratio": 0.0}, "act_clip_ratio=0.0: must be above 0"),
+        ({"bits": 8, "clip_ratio": 1.1}, "act_clip_ratio=1.1"),
+        ({"bits": 8, "clip_ratio": math.nan}, "act_clip_ratio=nan"),
     ],
 )
 def test_a_bad_setting_is_named(fields: dict[str, object], message: str) -> None:
@@ -256,9 +256,7 @@ def test_a_bad_setting_is_named(fields: dict[str, object], message: str) -> None
 def test_a_static_range_needs_rows() -> None:
     grid = ActivationGrid(8, False, "tensor", "extreme")
     with pytest.raises(UserError, match="no calibration rows"):
-        InputQuantizer(grid, InputStatistics(40))
-    with pytest.raises(ValueError, match="needs statistics"):
-        InputQuantizer(grid)
+        InputQuantizer.fitted(grid, InputStatistics(40))
 
 
 def batches_of(checkpoint: Checkpoint) -> list[CalibrationBatch]:
@@ -273,7 +271,7 @@ def walked(
     rounding: Mapping[str, Any] = MappingProxyType({"name": "nearest"}),
     bits: int = 8,
     **outliers: Any,
-) -> tuple[Any, Quantization]:
+) -> tuple[Any, Weights]:
     recipe = stages(rounding=dict(rounding), outliers=outliers or {"name": "none"})
     return quantized_with(checkpoint, recipe, Grid(bits), batches=batches, activation=activation)
 
@@ -338,7 +336,7 @@ def test_observing_again_bypasses_the_quantizers(whisper: Checkpoint) -> None:
     station = next(Passage(model, whisper.architecture, batches).stations())
     work = BlockWork(
         model, whisper.architecture, station.block, station.module,
-        station.calls, station.masks, Grid(4),
+        station.calls, station.masks, formats_of(whisper, Grid(4)),
     )  # fmt: skip
     with_quantizers = {site: work.statistics(site) for site in station.block.sites}
     for layer in map(work.layer, station.block.layers):

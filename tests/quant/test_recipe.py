@@ -1,6 +1,8 @@
-"""The recipes quik and spqr: their settings, and through the walker on tiny models."""
+"""The recipes quik and spqr: their settings, and through the pass on tiny models."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +11,14 @@ from quant.walks import quantized_by_options
 
 from edge_asr.models.families.base import layers_with_roles
 from edge_asr.models.loading import Checkpoint
+from edge_asr.models.tensors import Slot
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.outliers.columns import Columns
 from edge_asr.quant.outliers.unstructured import Unstructured
 from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.gptq import Gptq
+from edge_asr.quant.scheme import Scheme
 
 
 def test_the_recipes_are_the_papers() -> None:
@@ -28,12 +33,26 @@ def test_the_recipes_are_the_papers() -> None:
     assert quik.rounding == Gptq()
 
 
+def formats(*overrides: str) -> dict[Slot, list[TensorFormat]]:
+    """What the command line's `overrides` ask for, by stack and role."""
+    settings = composed(*overrides)
+    method, scheme = settings.method, settings.scheme
+    return Scheme.build(method.rules, scheme.rules, settings.shorthands).role_formats()
+
+
+def grids(*overrides: str) -> set[Grid | None]:
+    """All grids of weights among them."""
+    return {one.weights for each in formats(*overrides).values() for one in each}
+
+
 def test_the_recipes_group_size_is_a_default() -> None:
-    assert composed("method=spqr").grid.group_size == 16
-    assert composed("method=spqr", "group_size=32").grid.group_size == 32
-    assert composed("method=spqr", "group_size=null").grid.granularity == "channel"
-    assert composed("method=gptq").grid.granularity == "channel"
-    assert composed("method=spqr").identity() == composed("method=spqr", "group_size=16").identity()
+    grouped = Grid(4, granularity="group", group_size=16)
+    assert grids("method=spqr") == {grouped}
+    assert grids("method=spqr", "group_size=32") == {replace(grouped, group_size=32)}
+    assert grids("method=spqr", "group_size=null") == {Grid(4)}
+    assert grids("method=gptq") == {Grid(4)}
+    # What the key of quantizing is made of.
+    assert formats("method=spqr") == formats("method=spqr", "group_size=16")
 
 
 def test_a_stage_of_spqr_can_be_replaced() -> None:
@@ -41,7 +60,7 @@ def test_a_stage_of_spqr_can_be_replaced() -> None:
     assert type(changed.rounding).__name__ == "Nearest"
 
 
-def test_spqr_runs_through_the_walker(checkpoint: Checkpoint) -> None:
+def test_spqr_runs_through_the_pass(checkpoint: Checkpoint) -> None:
     bits = 3
     model, result = quantized_by_options(checkpoint, "method=spqr", f"bits={bits}")
     assert result.layers
@@ -57,7 +76,7 @@ def test_spqr_runs_through_the_walker(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
-def test_quik_runs_through_the_walker(checkpoint: Checkpoint, rounding: str) -> None:
+def test_quik_runs_through_the_pass(checkpoint: Checkpoint, rounding: str) -> None:
     model, result = quantized_by_options(
         checkpoint, "method=quik", "bits=3", f"method/rounding={rounding}"
     )

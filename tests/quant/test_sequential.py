@@ -1,27 +1,37 @@
-"""The walker on small random Whisper and Moonshine models."""
+"""The sequential pass on small random Whisper and Moonshine models."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from quant.walks import batches_of, quantized_with, stages
+from quant.walks import (
+    Weights,
+    batches_of,
+    formats_of,
+    outputs,
+    quantized_with,
+    stages,
+)
 
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.outlier_rule import mean_for
 from edge_asr.quant.range.awq_clip import AwqClip
-from edge_asr.quant.result import Quantization
+from edge_asr.quant.recipe import Recipe
+from edge_asr.quant.result import LayerResult
 from edge_asr.quant.work import Layer
 
 
 def quantized(
     checkpoint: Checkpoint, batches: list[CalibrationBatch], rounding: str, bits: int
-) -> tuple[torch.nn.Module, Quantization]:
+) -> tuple[torch.nn.Module, Weights]:
     options = stages(rounding={"name": rounding})
     return quantized_with(checkpoint, options, Grid(bits), batches=batches)
 
@@ -150,3 +160,124 @@ def test_eight_bits_hardly_change_the_logits(checkpoint: Checkpoint) -> None:
         inputs = {**batch.encoder_inputs, "decoder_input_ids": batch.decoder_input_ids}
         before, after = checkpoint.model(**inputs).logits, model(**inputs).logits
     assert 0 < float((after - before).norm() / before.norm()) < 0.05
+
+
+DATA_FREE: dict[str, dict[str, Any]] = {
+    "rtn": {},
+    "hqq": {"range": {"name": "hqq"}},
+    "mse": {"range": {"name": "mse"}},
+    "cle": {"transform": {"name": "cle"}},
+    "hadamard": {"transform": {"name": "hadamard"}},
+}
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_a_recipe_that_looks_at_no_clips_needs_none(checkpoint: Checkpoint, name: str) -> None:
+    recipe, grid, activation = stages(**DATA_FREE[name]), Grid(3), ActivationGrid(8)
+    formats = formats_of(checkpoint, grid, activation)
+    assert not Recipe.build(recipe).needs_calibration(formats.values())
+    model, result = quantized_with(checkpoint, recipe, grid, batches=[], activation=activation)
+    seen, other = quantized_with(checkpoint, recipe, grid, activation=activation)
+    assert set(result.layers) == set(formats)
+    for layer, found in result.layers.items():
+        weight, expected = found.weight, other.layers[layer].weight
+        assert torch.equal(weight.codes, expected.codes), layer
+        assert torch.equal(weight.parameters.scale, expected.parameters.scale), layer
+        assert torch.equal(weight.parameters.zero, expected.parameters.zero), layer
+        assert (found.output_error, found.nearest_error) == (None, None)
+        assert other.layers[layer].output_error is not None
+    assert result.result.output_error is None
+    assert_same_model(model, seen, checkpoint)
+
+
+def assert_same_model(
+    model: torch.nn.Module, other: torch.nn.Module, checkpoint: Checkpoint
+) -> None:
+    """Every parameter, buffer and logit, bit for bit."""
+    found, expected = model.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    batches = batches_of(checkpoint, seed=1)
+    for one, two in zip(outputs(model, batches), outputs(other, batches), strict=True):
+        assert torch.equal(one, two)
+
+
+class Stopped(Exception):
+    """Whatever ends a run between two blocks."""
+
+
+STATIC = ActivationGrid(8, False, "tensor", "mean")
+STOPPED: dict[str, tuple[dict[str, Any], ActivationGrid | None]] = {
+    "gptq": ({"rounding": {"name": "gptq"}}, None),
+    "signround": ({"rounding": {"name": "signround", "iterations": 5}}, None),
+    "let and lwc": (
+        {"transform": {"name": "let", "iterations": 5}, "range": {"name": "lwc", "iterations": 5}},
+        None,
+    ),
+    "spin": ({"transform": {"name": "spin", "steps": 3}, "rounding": {"name": "gptq"}}, None),
+    "spin, untied": (
+        {"transform": {"name": "spin", "steps": 3, "untie": True}, "rounding": {"name": "gptq"}},
+        ActivationGrid(8),
+    ),
+    "quarot": ({"transform": {"name": "hadamard"}, "rounding": {"name": "gptq"}}, STATIC),
+    "awq, quik": (
+        {
+            "transform": {"name": "awq", "n_grid": 4},
+            "outliers": {"name": "columns"},
+            "rounding": {"name": "gptq"},
+            "correction": {"name": "bias"},
+        },
+        STATIC,
+    ),
+    "cle, spqr": (
+        {
+            "transform": {"name": "cle"},
+            "outliers": {"name": "unstructured"},
+            "range": {"name": "minmax_second_level"},
+            "rounding": {"name": "nearest"},
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_pass_that_was_stopped_goes_on_where_it_was(
+    checkpoint: Checkpoint, name: str, tmp_path: Path
+) -> None:
+    """After two blocks; what comes out is that of a pass that never was stopped."""
+    changes, activation = STOPPED[name]
+    recipe, grid = stages(**changes), Grid(3, granularity="group", group_size=16)
+    never, expected = quantized_with(checkpoint, recipe, grid, activation=activation)
+
+    def stop(text: str, done: int, total: int) -> None:
+        del text
+        assert total == len(expected.blocks) > 2
+        if done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quantized_with(
+            checkpoint, recipe, grid, activation=activation, finished=tmp_path, progress=stop
+        )
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert kept
+    model, result = quantized_with(
+        checkpoint, recipe, grid, activation=activation, finished=tmp_path
+    )
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "they were made again"
+    assert_same_model(model, never, checkpoint)
+    assert list(result.blocks) == list(expected.blocks)
+    for block, done in result.blocks.items():
+        assert done.reconstructions == expected.blocks[block].reconstructions
+    assert result.reconstructions == expected.reconstructions
+    assert result.warnings == expected.warnings
+    for layer, found in result.layers.items():
+        other = expected.layers[layer]
+        assert torch.equal(found.weight.codes, other.weight.codes), layer
+        assert errors_of(found) == errors_of(other), layer
+
+
+def errors_of(layer: LayerResult) -> tuple[float | None, float | None]:
+    return layer.output_error, layer.nearest_error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from edge_asr.quant.layers import install_layers, quantized_layers
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import BlockResult, LayerResult, Quantization
 from edge_asr.quant.scheme import Scheme
-from edge_asr.quant.sequential import quantize_model
+from edge_asr.quant.sequential import Progress, quantize_model
 from edge_asr.quant.stages import Transform
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.quant.work import BlockWork, ModelWork, Reconstruction
@@ -85,12 +86,28 @@ class WeightResult(LayerResult):
     weight: QuantizedWeight = field(kw_only=True)
 
 
+def known(error: float | None) -> float:
+    """An error that was measured."""
+    assert error is not None
+    return error
+
+
 @dataclass
 class Weights:
     """What quantizing a model found, with every layer's quantized weight."""
 
     result: Quantization
     layers: dict[str, WeightResult]
+
+    @property
+    def output_error(self) -> float:
+        """Summed output error of all layers."""
+        return sum(known(layer.output_error) for layer in self.layers.values())
+
+    @property
+    def nearest_error(self) -> float:
+        """Summed output error that rounding to nearest would have had on the same inputs."""
+        return sum(known(layer.nearest_error) for layer in self.layers.values())
 
     @property
     def warnings(self) -> list[str]:
@@ -107,10 +124,12 @@ class Weights:
 
 def with_weights(model: nn.Module, result: Quantization) -> Weights:
     """`result` beside the weights that `model` holds by now."""
+    stored = {name: layer.quantized for name, layer in quantized_layers(model).items()}
+    assert stored.keys() == result.layers.keys()
     layers = {
-        name: WeightResult(layer.output_error, layer.nearest_error, weight=stored)
+        name: WeightResult(layer.output_error, layer.nearest_error, weight=weight)
         for name, layer in result.layers.items()
-        if (stored := quantized_layers(model)[name].quantized) is not None
+        if (weight := stored[name]) is not None
     }
     return Weights(result, layers)
 
@@ -144,6 +163,9 @@ def walk(
             model, architecture, station.block, station.module,
             station.calls, station.masks, formats,
         )  # fmt: skip
+        # As in a run that measures errors: statistics are there before anything is rewritten.
+        for site in station.block.sites:
+            work.statistics(site)
         transform.rewrite_block(work)
         warnings += work.warnings
     return model, Quantization(warnings=warnings)
@@ -258,12 +280,21 @@ def quantized_with(
     *,
     batches: Sequence[CalibrationBatch] | None = None,
     activation: ActivationGrid | None = None,
+    finished: Path | None = None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[PreTrainedModel, Weights]:
     """A quantized copy of the checkpoint's model."""
     model = copy.deepcopy(checkpoint.model)
-    batches = batches or batches_of(checkpoint)
-    formats = formats_of(checkpoint, grid, activation)
-    result = quantize_model(model, checkpoint.architecture, batches, Recipe.build(options), formats)
+    batches = batches_of(checkpoint) if batches is None else batches
+    result = quantize_model(
+        model,
+        checkpoint.architecture,
+        batches,
+        Recipe.build(options),
+        formats_of(checkpoint, grid, activation),
+        finished=finished,
+        progress=progress,
+    )
     return model, with_weights(model, result)
 
 

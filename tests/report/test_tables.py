@@ -14,12 +14,19 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from edge_asr.errors import UserError
+from edge_asr.quant.formats import ActivationGrid
 from edge_asr.report.cells import caption, cells, headings, significant, with_interval
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import escape, to_markdown
-from edge_asr.report.tables import newest_versions, table, table_path, tables, write_csv
+from edge_asr.report.tables import (
+    newest_versions,
+    scheme_of,
+    table,
+    table_path,
+    tables,
+    write_csv,
+)
 from edge_asr.store.record import (
-    ActivationSection,
     Average,
     Interval,
     MethodSection,
@@ -101,15 +108,16 @@ def test_rows_tell_their_clips_and_grid_apart(make_record: RecordMaker) -> None:
     assert columns[columns.index("group_size") + 1] == "symmetric"
     assert frame["symmetric"].tolist() == [None, True, True, False]
     shown = [dict(zip(headings(frame), row, strict=True)) for row in cells(frame)]
-    assert [row["Bits"] for row in shown] == ["32", "4 sym", "4 g64 sym", "4 g64"]
+    assert [row["Scheme"] for row in shown] == ["32", "W4 sym", "W4 g64 sym", "W4 g64"]
+    assert frame["scheme"].tolist() == [row["Scheme"] for row in shown]
     assert [row["Clips"] for row in shown] == ["100", "100", "100", "7"]
 
 
 def test_rows_tell_quantized_activations_apart(make_record: RecordMaker) -> None:
     grids = [
         None,
-        ActivationSection(8, False, "token"),
-        ActivationSection(8, True, "tensor", "mean"),
+        dataclasses.asdict(ActivationGrid(8)),
+        dataclasses.asdict(ActivationGrid(8, True, "tensor", "mean")),
     ]
     records = [
         dataclasses.replace(
@@ -123,12 +131,44 @@ def test_rows_tell_quantized_activations_apart(make_record: RecordMaker) -> None
     assert frame["activation_bits"].tolist()[2:] == [8, 8]
     assert [row[2] for row in cells(frame)] == [
         "32",
-        "4 g64",
-        "4 g64 A8",
-        "4 g64 A8 static mean sym",
+        "W4 g64",
+        "W4 g64 A8",
+        "W4 g64 A8 static mean sym",
     ]
-    assert "A8 among Bits" in caption("open_asr_2024", frame)
-    assert "A8 among Bits" not in caption("open_asr_2024", table(records[:1]))
+    assert "A8 in a scheme" in caption("open_asr_2024", frame)
+    assert "A8 in a scheme" not in caption("open_asr_2024", table(records[:1]))
+
+
+def test_a_scheme_in_words_is_shown_as_it_is(make_record: RecordMaker) -> None:
+    record = make_record()
+    method = dataclasses.replace(
+        record.method, bits=5.25, group_size=None, symmetric=None, scheme="W4 g64 sym, encoder W8"
+    )
+    row = table([dataclasses.replace(record, method=method)]).iloc[0]
+    assert row["scheme"] == scheme_of(method) == "W4 g64 sym, encoder W8"
+    assert row["bits"] == 5.25
+    # A record of schema 1 has none, and a float run only a width.
+    assert scheme_of(record.method) == "W4 g64"
+    assert scheme_of(make_record("float", 32).method) == "32"
+
+
+@pytest.mark.parametrize(
+    ("grid", "label"),
+    [
+        (ActivationGrid(8), "A8"),
+        (ActivationGrid(4, True, clip_ratio=0.9), "A4 sym clip 0.9"),
+        (ActivationGrid(8, False, "tensor", "extreme"), "A8 static"),
+        (ActivationGrid(8, True, "tensor", "mean"), "A8 static mean sym"),
+    ],
+)
+def test_activation_labels_tell_settings_apart(
+    make_record: RecordMaker, grid: ActivationGrid, label: str
+) -> None:
+    record = make_record()
+    method = dataclasses.replace(record.method, activation=dataclasses.asdict(grid))
+    frame = table([dataclasses.replace(record, method=method)])
+    assert frame["activation"].tolist() == [label]
+    assert scheme_of(method) == f"W4 g64 {label}"
 
 
 def test_of_runs_made_again_by_a_later_version_the_later_is_shown(
@@ -230,7 +270,7 @@ def test_console_table_fits_120_columns(make_record: RecordMaker) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
-    for shown in ("26.8 [25.1, 28.6]", "+84.6 [83.1, 86.1]", "4 g64", "2/3"):
+    for shown in ("26.8 [25.1, 28.6]", "+84.6 [83.1, 86.1]", "W4 g64", "2/3"):
         assert shown in text
     assert "…" not in text
 
@@ -244,7 +284,7 @@ def test_the_widest_ordinary_table_fits_120_columns(make_record: RecordMaker) ->
         record.method,
         symmetric=True,
         group_size=128,
-        activation=ActivationSection(8, True, "tensor", "mean", 0.95),
+        activation=dataclasses.asdict(ActivationGrid(8, True, "tensor", "mean", 0.95)),
     )
     record = dataclasses.replace(record, results=(whole, *parts), method=method)
     console = Console(width=120, file=io.StringIO(), record=True)
@@ -254,7 +294,7 @@ def test_the_widest_ordinary_table_fits_120_columns(make_record: RecordMaker) ->
     for shown in (
         "whisper-micro",
         "smoothquant",
-        "4 g128",
+        "W4 g128",
         "sym",
         "A8",
         "static",

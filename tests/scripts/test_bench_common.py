@@ -63,6 +63,6 @@ def test_mistakes_and_interruptions_end_in_one_line(capsys: pytest.CaptureFixtur
 def test_clips_that_cannot_be_had_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     missing = argparse.Namespace(manifest=tmp_path / "none.jsonl", threads=1, where=["speaker"])
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
-        subject_of(missing, checkpoint)
+        subject_of(missing, checkpoint.files)
     with pytest.raises(UserError, match="--where speaker: give FIELD=VALUE"):
         draw(missing, checkpoint)

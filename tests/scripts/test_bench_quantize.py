@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections import Counter
@@ -13,18 +14,21 @@ from typing import Any
 import pytest
 import torch
 from bench_common import Subject
-from bench_quantize import PRODUCTS, Bench, Measurement, products
-from quant.walks import batches_of, stages
+from bench_quantize import PRODUCTS, Bench, Measurement, measure, products
+from quant.walks import batches_of, formats_of, stages
 from torch import nn
 
 from edge_asr.errors import UserError
+from edge_asr.models.files import embedded_folder
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.sequential import quantize_model
+from edge_asr.store.plain_json import parse
 from edge_asr.store.record import Environment
 
+RESULTS = Path(__file__).parents[2] / "results"
 GPTQ = Measurement(64, None, 1.0, 30.0, 10**9, 0.5)
 ENVIRONMENT = Environment("0.1.0", "abc", False, "3.11", {}, "Linux x86_64", "cpu", 2)
 SUBJECT = Subject(ENVIRONMENT, "small", "1f", "2e", ("set=x",), 8)
@@ -75,6 +79,24 @@ def test_a_changed_checkout_joins_nothing(kept: Path) -> None:
         BENCH.joined(kept)
 
 
+@pytest.mark.parametrize("name", ["epyc", "epyc_avx512", "learned"])
+def test_committed_measurements_are_read(name: str) -> None:
+    path = RESULTS / f"quantization_time_{name}.json"
+    made = parse(Bench, json.loads(path.read_text()), path)
+    assert replace(made, measurements={}).joined(path) == made
+
+
+def test_a_method_that_looks_at_no_clips_is_given_none(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(
+        model=embedded_folder("whisper-micro"), manifest=tmp_path / "none.jsonl", where=[],
+        clips=4, batch_size=2, threads=1, bits=4, group_size="32", steps=None,
+    )  # fmt: skip
+    made = measure(arguments, "rtn")
+    assert (made.clips, made.calibrate_s, made.output_error) == (0, 0, None)
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        measure(arguments, "gptq")
+
+
 def test_the_ratio_is_of_the_same_clips() -> None:
     alone = replace(GPTQ, quantize_s=20.0)
     both = {"gptq": GPTQ, PRODUCTS: alone}
@@ -87,9 +109,10 @@ def test_the_ratio_is_of_the_same_clips() -> None:
 def test_products_run_every_layer_as_often_as_gptq_does(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     recipe = Recipe.build(stages(rounding={"name": "gptq"}))
+    formats = formats_of(checkpoint, Grid(4))
 
     def gptq(model: Any) -> None:
-        quantize_model(model, checkpoint.architecture, batches, recipe, Grid(4))
+        quantize_model(model, checkpoint.architecture, batches, recipe, formats)
 
     def alone(model: Any) -> None:
         products(replace(checkpoint, model=model), batches)

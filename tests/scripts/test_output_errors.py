@@ -21,7 +21,7 @@ from output_errors import (
     quantized,
     relative_change,
 )
-from quant.walks import batches_of, stages
+from quant.walks import batches_of, formats_of, stages
 from torch import Tensor, nn
 
 from edge_asr.calibration.batches import CalibrationBatch
@@ -97,7 +97,11 @@ def test_errors_are_those_of_the_float_models_valid_rows(checkpoint: Checkpoint)
     exact, noisy = layer_weights(checkpoint), noisy_weights(checkpoint)
     rows = rows_of_layers(checkpoint, batches)
     found, _ = errors_on_float_inputs(
-        checkpoint, batches, {"exact": exact, "noisy": noisy}, Recipe.build(stages()), grid
+        checkpoint,
+        batches,
+        {"exact": exact, "noisy": noisy},
+        Recipe.build(stages()),
+        formats_of(checkpoint, grid),
     )
     assert found == {
         "exact": 0,
@@ -152,8 +156,9 @@ def test_both_sides_quantize_the_same_layers(checkpoint: Checkpoint) -> None:
 def test_padding_counts_where_every_frame_does(checkpoint: Checkpoint) -> None:
     batches, recipe = batches_of(checkpoint), Recipe.build(stages(rounding={"name": "gptq"}))
     before = copy.deepcopy(layer_weights(checkpoint))
-    valid = quantized(checkpoint, batches, recipe, Grid(3))
-    every = quantized(checkpoint, every_frame(batches), recipe, Grid(3))
+    formats = formats_of(checkpoint, Grid(3))
+    valid = quantized(checkpoint, batches, recipe, formats)
+    every = quantized(checkpoint, every_frame(batches), recipe, formats)
     assert any(not one.frame_mask.all() for one in batches)
     assert all(not torch.equal(valid[key], before[key]) for key in before)
     assert any(not torch.equal(valid[key], every[key]) for key in before)

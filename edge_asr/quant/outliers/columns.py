@@ -62,7 +62,7 @@ class Columns(Outliers):
         if self.fc2_bits is not None and self.fc2_bits not in BITS:
             raise UserError(
                 f"method.outliers.fc2_bits={self.fc2_bits}: "
-                f"allowed are {BITS.start} to {BITS.stop - 1}, or null for `bits`"
+                f"allowed are {BITS.start} to {BITS.stop - 1}, or null for the general widths"
             )
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:

@@ -112,10 +112,10 @@ class StreamEntry(RuntimeOp):
 
     def attach(self, model: nn.Module, path: str) -> None:
         """Make it part of the block above it, whose input has `width` channels."""
-        super().attach(model, path)
-        # A bound method, not a closure: copying the block copies its owner along.
         block = model.get_submodule(path.rpartition(".")[0])
-        block.register_forward_pre_hook(self.enter, with_kwargs=True)
+        if ENTRY not in block._modules:
+            block.register_forward_pre_hook(_enter_stream, with_kwargs=True)
+        super().attach(model, path)
 
     def rotate(self, rotation: RuntimeOp) -> None:
         """Set the rotation that follows the centring. Raises ValueError the second time."""
@@ -127,14 +127,15 @@ class StreamEntry(RuntimeOp):
         rotated: Tensor = self.rotation(states - states.mean(-1, keepdim=True))
         return rotated
 
-    def enter(
-        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Forward pre-hook: the hidden states of the call enter the stream."""
-        del block
-        if args:
-            return (self(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"])}
+
+def _enter_stream(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a block that has an entry: the call's hidden states enter the stream."""
+    entry = block.get_submodule(ENTRY)
+    if args:
+        return (entry(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": entry(kwargs["hidden_states"])}
 
 
 @modules.register("stream_exit")
@@ -150,8 +151,9 @@ class StreamExit(StoredModule):
         self.norm: nn.Module = nn.Identity()
 
     def attach(self, model: nn.Module, path: str) -> None:
-        """Take the place of the norm at `path`."""
-        self.norm = model.get_submodule(path)
+        """Take the place of the norm at `path`, or of another exit in front of it."""
+        found = model.get_submodule(path)
+        self.norm = found.norm if isinstance(found, StreamExit) else found
         super().attach(model, path)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quant.bench import correlated_inputs, site_work
+from quant.bench import correlated_inputs, rounded, served_format, site_work
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
-from edge_asr.quant.formats import ActivationGrid, Grid
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.outliers.columns import Columns, largest_columns
 from edge_asr.quant.rounding.gptq import Gptq
@@ -74,8 +73,8 @@ def test_kept_columns_are_float_and_lower_the_error(rounding: Gptq | Nearest) ->
     weight, columns = kept.weights["layer"], kept.outliers.columns
     assert columns is not None
     assert int(columns.sum()) == 3
-    without = rounding.round(plain)["layer"]
-    quantized = rounding.round(kept)["layer"]
+    without = rounded(rounding, plain)
+    quantized = rounded(rounding, kept)
     assert quantized.float_columns is not None
     assert torch.equal(quantized.float_columns, columns)
     float_part = quantized.dequantize()[:, columns]
@@ -92,7 +91,7 @@ def test_kept_columns_have_no_say_in_the_range() -> None:
     huge[:, columns] *= 1000
     work.weights = {"layer": huge}
     for rounding in (Gptq(), Nearest()):
-        scale = rounding.round(work)["layer"].parameters.scale
+        scale = rounded(rounding, work).parameters.scale
         low = huge[:, ~columns].amin(1).clamp(max=0)
         high = huge[:, ~columns].amax(1).clamp(min=0)
         torch.testing.assert_close(scale[:, 0], (high - low) / 7, rtol=1e-3, atol=0)
@@ -133,13 +132,13 @@ def test_every_order_of_groups_keeps_the_columns(
 def test_all_columns_kept_is_the_weight_in_half_precision() -> None:
     work = quik_site(1.0)
     for rounding in (Gptq(), Nearest()):
-        quantized = rounding.round(work)["layer"]
+        quantized = rounded(rounding, work)
         assert torch.equal(quantized.dequantize(), work.weights["layer"].half().float())
         assert quantized.operand_bits == 16
 
 
 def test_stored_bits_by_hand() -> None:
-    quantized = Gptq().round(quik_site(1 / 16))["layer"]
+    quantized = rounded(Gptq(), quik_site(1 / 16))
     # 16 x 40 weights, of which 3 columns are float: 37 columns of codes, a scale and a zero a
     # row, 3 columns of 16 values and an index each.
     assert quantized.stored_bits == 16 * 37 * 3 + 16 * (16 + 3) + 3 * 16 * 16 + 3 * 16
@@ -147,17 +146,13 @@ def test_stored_bits_by_hand() -> None:
 
 
 def test_the_second_layer_of_the_mlp_has_its_own_width() -> None:
-    grid = Grid(4)
-    fc1, fc2 = (Site(role, "encoder", ("layer",), None, "frame") for role in ("fc1", "fc2"))
-    assert Columns().grid(grid, fc1) == grid
-    assert Columns().grid(grid, fc2).bits == 8
-    assert Columns(fc2_bits=3).grid(grid, fc2).bits == 4
-    assert Columns(fc2_bits=None).grid(grid, fc2) == grid
-    inputs = ActivationGrid(4)
-    assert Columns().activation(inputs, fc1) == inputs
-    assert Columns().activation(inputs, fc2) == ActivationGrid(8)
-    assert Columns(fc2_bits=3).activation(inputs, fc2) == inputs
-    assert Columns(fc2_bits=None).activation(inputs, fc2) == inputs
+    grid, inputs = Grid(4), ActivationGrid(4)
+    asked, wide = TensorFormat(grid, inputs), TensorFormat(Grid(8), ActivationGrid(8))
+    assert served_format(Columns(), grid, inputs, "fc1") == asked
+    assert served_format(Columns(), grid, inputs, "fc2") == wide
+    assert served_format(Columns(), grid, None, "fc2") == TensorFormat(Grid(8))
+    assert served_format(Columns(fc2_bits=3), grid, inputs, "fc2") == asked
+    assert served_format(Columns(fc2_bits=None), grid, inputs, "fc2") == asked
 
 
 @pytest.mark.parametrize(

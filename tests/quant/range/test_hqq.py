@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from quant.bench import site_work
+from options import composed
+from quant.bench import served_grid, site_work
+from quant.walks import quantized_with, stages
 from tiny import ListCorpus, tone
 
 from edge_asr.calibration.batches import calibration_batches
-from edge_asr.config import CONF, settings_from
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.models.loading import Checkpoint
@@ -27,10 +26,8 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.hqq import Hqq, hqq_parameters, shrink, starting_point
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.gptq import Gptq
 from edge_asr.quant.rounding.nearest import Nearest
-from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
 
@@ -51,7 +48,7 @@ def float_grid(bits: int, group_size: int | None, **options: Any) -> Grid:
         group_size=group_size,
         **{"half_scales": False, **options},
     )
-    return Hqq().grid(asked)
+    return served_grid(Hqq(), asked)
 
 
 def slow_hqq(
@@ -139,7 +136,9 @@ def test_codes_and_zero_points_are_those_of_the_authors_package(bits: int, size:
     np.testing.assert_allclose(fitted.scale, meta["scale"].reshape(shape), rtol=1e-6)
     # Both work in float32, one with scales and one with their inverses.
     np.testing.assert_allclose(fitted.zero, meta["zero"].reshape(shape), rtol=1e-6, atol=1e-5)
-    assert torch.equal(round_nearest(weight, fitted, grid).codes, codes.reshape(48, 192).short())
+    assert torch.equal(
+        round_nearest(weight, fitted, grid).codes, codes.reshape(48, 192).to(torch.uint8)
+    )
 
 
 @pytest.mark.parametrize("lp_norm", [0.5, 0.7, 1.0])
@@ -162,7 +161,7 @@ def test_beta_grows_as_in_the_authors_other_optimizer(
     ours = {"lp_norm": lp_norm, "beta": 10.0, "kappa": kappa, "iterations": 8}
     fitted = hqq_parameters(weight, grid, **ours, round_zero=False)
     np.testing.assert_allclose(fitted.zero, zero, rtol=1e-6, atol=1e-5)
-    assert torch.equal(round_nearest(weight, fitted, grid).codes, codes.short())
+    assert torch.equal(round_nearest(weight, fitted, grid).codes, codes.to(torch.uint8))
 
 
 def test_beta_grows_every_iteration() -> None:
@@ -227,7 +226,7 @@ def test_without_a_threshold_the_squared_error_never_rises(
 
 def test_it_makes_a_grid_with_float_zero_points_that_need_not_hold_zero() -> None:
     asked = Grid(3, granularity="group", group_size=16)
-    made = Hqq().grid(asked)
+    made = served_grid(Hqq(), asked)
     assert (made.zero_point, made.include_zero, made.bits) == ("float", False, 3)
     assert made.minimum_scale == 1 / 2e4
     weight = heavy_tailed(3, 5, 40)
@@ -282,16 +281,13 @@ def test_gptq_rounds_on_hqqs_grid() -> None:
     assert error(weight - gptq) < 0.7 * error(weight - nearest)
 
 
-def test_the_walker_puts_every_layer_on_hqqs_grid(moonshine: Checkpoint) -> None:
-    model = copy.deepcopy(moonshine.model)
+def test_the_pass_puts_every_layer_on_hqqs_grid(moonshine: Checkpoint) -> None:
     batches = calibration_batches(moonshine, ListCorpus([(tone(1.0), "one two")]), 1, 1, seed=0)
-    stages = {stage: {"name": "none"} for stage in ("transform", "outliers", "correction")}
-    recipe = Recipe.build({**stages, "range": {"name": "hqq"}, "rounding": {"name": "nearest"}})
     asked = Grid(3, granularity="group", group_size=32)
-    for name, layer in quantize_model(
-        model, moonshine.architecture, batches, recipe, asked
-    ).layers.items():
-        assert layer.weight.grid == Hqq().grid(asked)
+    model, result = quantized_with(moonshine, stages(range={"name": "hqq"}), asked, batches=batches)
+    assert result.layers
+    for name, layer in result.layers.items():
+        assert layer.weight.grid == served_grid(Hqq(), asked)
         groups = layer.weight.parameters.scale.numel()
         assert layer.weight.stored_bits == 3 * layer.weight.codes.numel() + 32 * groups
         assert torch.equal(model.get_submodule(name).weight, layer.weight.dequantize())
@@ -299,14 +295,13 @@ def test_the_walker_puts_every_layer_on_hqqs_grid(moonshine: Checkpoint) -> None
 
 def test_a_symmetric_grid_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"symmetric=true with method/range=hqq.*zero point"):
-        Hqq().grid(Grid(4, symmetric=True))
-    options = ["method=hqq", "symmetric=true", f"results={tmp_path}", "model.path=nowhere"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(compose("config", options), resolve=True)
-    plain.pop("experiment", None)
+        served_grid(Hqq(), Grid(4, symmetric=True))
+    results = f"results={tmp_path / 'runs'}"
+    asked = composed("method=hqq", "symmetric=true", results, "model.path=nowhere")
     with pytest.raises(UserError, match=r"symmetric=true"):
-        run_experiment(settings_from(plain))
-    assert not list(tmp_path.iterdir())
+        run_experiment(asked)
+    assert not (tmp_path / "runs").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_configuration_holds_the_authors_settings() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quant.bench import served_grid
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
@@ -45,7 +46,8 @@ def test_requantized_values_are_those_of_a_loop(
     seed: int, rows: int, groups: int, bits: int
 ) -> None:
     values = torch.rand(rows, groups, generator=torch.Generator().manual_seed(seed)) + 0.1
-    found, stored = requantize(values, bits, 16)
+    quantized = requantize(values, bits, 16)
+    found = quantized.values()
     runs = 0
     for group in range(groups):
         column = values[:, group].tolist()
@@ -61,7 +63,9 @@ def test_requantized_values_are_those_of_a_loop(
             for row, value in enumerate(part, first):
                 code = min(max(np.round(value / step + zero), 0), 2**bits - 1)
                 assert float(found[row, group]) == pytest.approx(step * (code - zero), abs=1e-5)
-    assert stored == rows * groups * bits + runs * 32
+    assert quantized.codes.shape == values.shape
+    assert int(quantized.codes.max()) < 2**bits
+    assert quantized.stored_bits == rows * groups * bits + runs * 32
 
 
 def test_stored_bits_by_hand() -> None:
@@ -89,13 +93,9 @@ def test_integer_zero_points_stay_as_they_are() -> None:
 def test_the_order_of_columns_is_charged() -> None:
     quantized = parameters_of(torch.randn(16, 40))
     parameters = quantized.parameters
-    ordered = type(parameters)(
-        parameters.scale,
-        parameters.zero,
-        parameters.group_size,
-        torch.randperm(40),
-        parameters.stored_bits,
-    )
+    assert parameters.double_scale is not None
+    assert parameters.double_zero is not None
+    ordered = replace(parameters, order=torch.randperm(40))
     assert ordered.bits_on(FREE) == parameters.bits_on(FREE) + 40 * 16
 
 
@@ -172,13 +172,13 @@ def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
     grid = replace(FREE, bits=2)
     layer, statistics = Layer("layer", makes_logits=False), InputStatistics(48)
     part = MseSecondLevel(steps=20, norm=2.0)
-    assert part.grid(Grid(2, granularity="group", group_size=16)) == grid
+    assert served_grid(part, Grid(2, granularity="group", group_size=16)) == grid
     found = part.fit(weight, grid, statistics, layer)
     first = mse_parameters(
         weight, replace(grid, half_scales=False), steps=20, max_shrink=0.8, norm=2.0
     )
-    assert torch.equal(found.scale, requantize(first.scale, 3, 16)[0])
-    assert torch.equal(found.zero, requantize(first.zero, 3, 16)[0])
+    assert torch.equal(found.scale, requantize(first.scale, 3, 16).values())
+    assert torch.equal(found.zero, requantize(first.zero, 3, 16).values())
     plain = MinMaxSecondLevel().fit(weight, grid, statistics, layer)
     errors = [
         float((round_nearest(weight, one, grid).dequantize() - weight).norm())

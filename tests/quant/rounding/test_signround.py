@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from quant.bench import served_grid
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.quant.formats import Grid
@@ -27,7 +28,7 @@ def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
 
 
 def test_training_starts_at_zero_points_that_hqq_moved() -> None:
-    grid = Hqq().grid(Grid(3))
+    grid = served_grid(Hqq(), Grid(3))
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) ** 3
     statistics = InputStatistics(64)
     fitted = Hqq().fit(weight, grid, statistics, Layer("layer", makes_logits=False))

@@ -27,7 +27,7 @@ from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Site
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.awq import (
     Awq,
@@ -157,7 +157,7 @@ def test_the_chosen_scale_is_that_of_a_brute_force(
     checkpoint: Checkpoint, stack: str, role: str, duo: bool
 ) -> None:
     work, site = site_of(checkpoint, stack, role, uneven(checkpoint.model))
-    work.grid = GRID
+    work.formats = dict.fromkeys(work.formats, TensorFormat(GRID))
     scales = reference_scales(site_rows(work, site), site_weights(work, site), duo)
     losses = brute_force(work, site, scales, attention=(stack, role) in SITES).sum(1)
     best = int(losses.argmin())
@@ -248,12 +248,12 @@ def test_activations_are_scaled_online_only_where_asked_and_needed(checkpoint: C
             name
             for block in blocks
             for name in block.layers
-            if rewritten.get_submodule(name).runtime_ops
+            if len(rewritten.get_submodule(name).online)
         }
         assert online <= expected
         assert bool(online) == bool(expected)
         for name in online:
-            (work,) = rewritten.get_submodule(name).runtime_ops
+            (work,) = rewritten.get_submodule(name).online
             assert work.macs_per_row == rewritten.get_submodule(name).in_features
         for name in unfolded - online:
             old = model.get_submodule(name).weight
@@ -327,7 +327,7 @@ def test_candidates_without_any_input_are_all_ones() -> None:
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_relative_weights_follow_the_grid(granularity: Any) -> None:
     weights = [torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])]
-    found = relative_weight(weights, Grid(4, granularity=granularity))
+    found = relative_weight(weights, 2 * [Grid(4, granularity=granularity)])
     assert found.tolist() == [(0.5 + 1 + 0) / 3, 1 / 3, 0]
     assert torch.isfinite(torch.stack(candidate_scales(torch.ones(3).double(), 5, found))).all()
 
@@ -354,7 +354,7 @@ def test_the_recipe_and_its_defaults() -> None:
     assert recipe["name"] == "awq"
     chosen = {"transform": "awq", "range": "awq_clip", "rounding": "nearest"}
     for stage, name in chosen.items():
-        assert {stage: name} in recipe["defaults"]
+        assert {f"override {stage}": name} in recipe["defaults"]
     template = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
     for option in ("alpha", "n_grid", "duo_scaling", "scale_activation"):
         assert f"method.transform.{option} " in template

@@ -112,11 +112,14 @@ def test_a_norm_without_weight_does_not_fold(whisper: Checkpoint) -> None:
 
 def test_online_work_is_visible_and_keeps_later_scales_from_folding(whisper: Checkpoint) -> None:
     work, site = site_of(whisper, "encoder", "fc1")
-    scale = random_scale(48, 2)
+    scale, layer = random_scale(48, 2), work.layer(site.layers[0])
+    before = layer.weight.detach().clone()
     scale_site(work, site, scale, online=True)
-    (online,) = work.layer(site.layers[0]).runtime_ops
+    (online,) = layer.online
     assert isinstance(online, ChannelScale)
-    torch.testing.assert_close(online.factor, 1 / scale)
+    # Stored in float16, and the weight undoes what is stored.
+    assert torch.equal(online.factor, (1 / scale).half().float())
+    torch.testing.assert_close(layer.weight * online.factor, before)
     assert online.macs_per_row == 48
     assert not can_fold(work, site)
 

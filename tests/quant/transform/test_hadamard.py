@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from quant.walks import batches_of, largest_change, walk
+from quant.walks import batches_of, largest_change, quantized_with, stages, walk
 from tiny import tone
 from torch import nn
 from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
@@ -18,10 +19,8 @@ from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.layers import install_layers, runtime_ops
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.hadamard import Hadamard
 from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_matrix
@@ -41,23 +40,15 @@ def rewritten(
 ) -> tuple[PreTrainedModel, list[str]]:
     """A rewritten copy and its warnings."""
     model = copy.deepcopy(model)
-    blocks = architecture.blocks(model.config)
-    install_layers(model, (name for block in blocks for name in block.layers))
-    work = ModelWork(model, architecture, [], Grid(8))
+    names = [name for block in architecture.blocks(model.config) for name in block.layers]
+    install_layers(model, names)
+    work = ModelWork(model, architecture, [], dict.fromkeys(names, TensorFormat(Grid(8))))
     part.rewrite_model(work)
     return model, work.warnings
 
 
-def recipe(rounding: str) -> Recipe:
-    return Recipe.build(
-        {
-            "transform": {"name": "hadamard"},
-            "outliers": {"name": "none"},
-            "range": {"name": "minmax"},
-            "rounding": {"name": rounding},
-            "correction": {"name": "none"},
-        }
-    )
+def recipe(rounding: str) -> dict[str, dict[str, Any]]:
+    return stages(transform={"name": "hadamard"}, rounding={"name": rounding})
 
 
 @pytest.mark.parametrize("part", SETTINGS, ids=str)
@@ -93,13 +84,12 @@ def test_cached_greedy_decoding_writes_the_same_tokens(
 
 
 def test_the_walk_enters_the_stream_once(checkpoint: Checkpoint) -> None:
-    """What the walker catches before the first block passes centring and rotation once."""
+    """What the pass catches before the first block passes centring and rotation once."""
     seen: dict[str, torch.Tensor] = {}
     model, _ = walk(checkpoint, Hadamard())
     assert largest_change(checkpoint, checkpoint.model, model) < 1e-4
-    quantized = copy.deepcopy(checkpoint.model)
     batches = batches_of(checkpoint)
-    result = quantize_model(quantized, checkpoint.architecture, batches, recipe("nearest"), Grid(8))
+    quantized, result = quantized_with(checkpoint, recipe("nearest"), Grid(8), batches=batches)
     for stack in ("encoder", "decoder"):
         first = getattr(checkpoint.architecture, f"{stack}_block")(0)
         name = first.sites[0].layers[0]
@@ -121,9 +111,8 @@ def test_the_walk_enters_the_stream_once(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_the_rewritten_model_is_quantized(checkpoint: Checkpoint, rounding: str) -> None:
-    model = copy.deepcopy(checkpoint.model)
     batches = batches_of(checkpoint)
-    result = quantize_model(model, checkpoint.architecture, batches, recipe(rounding), Grid(8))
+    model, result = quantized_with(checkpoint, recipe(rounding), Grid(8), batches=batches)
     memory = checkpoint.architecture.memory_block(model.config).layers
     assert set(memory) <= set(result.layers)
     for name, layer in result.layers.items():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from options import composed
 from quant.walks import quantized_with, stages, works_with_targets
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import ActivationGrid, Grid
+from edge_asr.models.tensors import Slot
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import BlockLoss
+from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
 
@@ -36,8 +39,12 @@ def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoin
 def test_a_learned_transform_refuses_static_activations() -> None:
     recipe = Recipe.build(stages(transform={"name": "let"}))
     static = ActivationGrid(8, granularity="tensor", static_range="extreme")
+    slot = Slot("layer", "encoder", "fc1", "linear")
     with pytest.raises(UserError, match="granularity=token"):
-        recipe.check_grids(Grid(4), static)
+        recipe.constrain(TensorFormat(Grid(4), static), slot)
+    scheme = Scheme.build([], composed("scheme=a8_static").scheme.rules, {})
+    with pytest.raises(UserError, match="granularity=token"):
+        recipe.check(scheme)
 
 
 def test_let_is_trained_for_the_quantized_inputs_too(whisper: Checkpoint) -> None:

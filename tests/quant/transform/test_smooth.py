@@ -12,6 +12,7 @@ import yaml
 from quant.walks import (
     EncoderOnly,
     Inspect,
+    formats_of,
     largest_change,
     largest_encoder_change,
     rows_of,
@@ -64,7 +65,8 @@ def test_smoothing_leaves_the_logits_as_they_are(checkpoint: Checkpoint, alpha: 
 def test_smoothing_for_float_activations_is_warned_of(
     moonshine: Checkpoint, activation: ActivationGrid | None
 ) -> None:
-    work = ModelWork(moonshine.model, moonshine.architecture, (), Grid(4), activation)
+    formats = formats_of(moonshine, Grid(4), activation)
+    work = ModelWork(moonshine.model, moonshine.architecture, (), formats)
     Smooth().rewrite_model(work)
     assert len(work.warnings) == (activation is None)
 
@@ -186,7 +188,10 @@ def test_the_recipe_and_its_defaults() -> None:
     assert transforms.build(options) == Smooth()
     recipe = yaml.safe_load((CONF / "method/smoothquant.yaml").read_text())
     stages = {
-        key: value for part in recipe["defaults"] if part != "_self_" for key, value in part.items()
+        key.removeprefix("override "): value
+        for part in recipe["defaults"]
+        if isinstance(part, dict)
+        for key, value in part.items()
     }
     parts = {
         stage: yaml.safe_load((CONF / f"method/{stage}/{name}.yaml").read_text())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from quant.walks import batches_of, largest_change
+from quant.walks import batches_of, formats_of, largest_change
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
@@ -19,19 +19,19 @@ from edge_asr.quant.transform.spin import Spin, Spins, _add_gradients, _next_tok
 from edge_asr.quant.work import ModelWork
 
 
-def bench(checkpoint: Checkpoint, **options: Any) -> ModelWork:
+def bench(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelWork:
     """A copy of the model, ready for a rewrite."""
     model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
-    blocks = architecture.blocks(model.config)
-    install_layers(model, (name for block in blocks for name in block.layers))
-    return ModelWork(model, architecture, batches_of(checkpoint), Grid(3), **options)
+    formats = formats_of(checkpoint, Grid(3), activation)
+    install_layers(model, formats)
+    return ModelWork(model, architecture, batches_of(checkpoint), formats)
 
 
 @pytest.mark.parametrize("activation", [None, ActivationGrid(3)], ids=["weights", "activations"])
 def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
     checkpoint: Checkpoint, activation: ActivationGrid | None
 ) -> None:
-    work = bench(checkpoint, activation=activation)
+    work = bench(checkpoint, activation)
     Spin(steps=8).rewrite_model(work)
     (learned,) = work.reconstructions
     assert learned.loss_after < learned.loss_before
@@ -71,7 +71,7 @@ def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint)
 def test_gradients_are_the_same_however_many_clips_pass_at_once(
     checkpoint: Checkpoint, activation: ActivationGrid | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = bench(checkpoint, activation=activation)
+    work = bench(checkpoint, activation)
     rotate_model(work, seed=0, untie=False, across_heads=False, dense=True)
     fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
     gradients = []
