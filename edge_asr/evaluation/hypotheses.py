@@ -137,7 +137,7 @@ def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
         UserError: when it is missing or holds anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"hypotheses {str(path)!r} cannot be read: {error}") from error
     rows = [_parsed(Hypothesis, line) for line in lines]
@@ -154,8 +154,13 @@ def read_heard(path: Path) -> list[Heard]:
     """The complete rows of a file, if it exists; an interruption can leave a torn last line."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = _lines(path.read_text(encoding="utf-8", errors="replace"))
     return [row for row in (_parsed(Heard, line) for line in lines) if row is not None]
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a file; texts themselves may hold other separators, such as U+2028."""
+    return [line for line in text.split("\n") if line]
 
 
 def _parsed(kind: type[Any], line: str) -> Any:

@@ -88,6 +88,11 @@ class Plan:
         return self.calibrate is not None if wanted is None else wanted
 
     @property
+    def tokens_per_second(self) -> float | None:
+        """Cap on generated tokens a second of audio, or None."""
+        return _tokens_per_second(self.settings, self.architecture)
+
+    @property
     def model_name(self) -> str:
         return self.settings.model.name or Path(self.settings.model.path).name
 

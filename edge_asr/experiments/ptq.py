@@ -21,7 +21,7 @@ from edge_asr.experiments.sections import (
     model_section,
     quantized_inventory,
 )
-from edge_asr.experiments.steps import Progress, Steps, heard_rows
+from edge_asr.experiments.steps import QUANTIZE, Progress, Steps, heard_rows, quantize_result
 from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
@@ -38,7 +38,6 @@ from edge_asr.store.record import (
 )
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
-QUANTIZE = "quantize"
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     plan = make_plan(settings, store)
     plain = float_plan(plan)
     done, baseline = _stored(plan), _stored(plain)
-    # A record made while another process was at the float run is completed once that is there.
-    lacking = plan.quantize is not None and done is not None and not _has_difference(done)
-    if done is not None and not settings.rerun and not (lacking and store.find(plain.transcribe)):
+    if done is not None and not settings.rerun and (plan.quantize is None or _compared(done)):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
     _make_writable(plan)
     store.check_writable()
@@ -82,6 +79,8 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     if plan.quantize is not None:
         # First, while the model that is loaded is the float one.
         floats = steps.transcribe_float_if_free()
+        if floats is None and done is not None and not settings.rerun:
+            return Outcome(done, plan.folder, True)
     heard = steps.transcribe()
     if plan.quantize is not None and floats is None:
         floats = steps.transcribe_float_if_free()
@@ -119,8 +118,7 @@ def _record(
     quantization = Quantization()
     layers: tuple[LayerSection, ...] = ()
     if plan.quantize is not None:
-        artefact = steps.quantize()
-        said = steps.quantize_result(artefact)
+        said = quantize_result(heard)
         quantization, layers, quantized = said.quantization, said.layers, said.inventory
         if width != plan.files.float_bits:
             model = steps.quantized_checkpoint().model
@@ -146,7 +144,7 @@ def _record(
         cost=cost,
         stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
-        warnings=_warnings(plan, steps.warnings or heard.warnings, transcription, floats),
+        warnings=_warnings(plan, heard.warnings, transcription, floats),
         hypotheses_file=HYPOTHESES_NAME,
         keys=keys,
         data=(DataSection(plan.corpus.name, len(plan.corpus), plan.audio_digest),),
@@ -185,7 +183,9 @@ def _stored(plan: Plan) -> Record | None:
         return None
 
 
-def _has_difference(record: Record) -> bool:
+def _compared(record: Record) -> bool:
+    """Whether it has its difference to the float model, whose hypotheses another process may have
+    been making."""
     return any(result.difference is not None for result in record.results)
 
 

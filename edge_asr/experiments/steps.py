@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from edge_asr.runtimes.base import Runtime, runtimes
 from edge_asr.store.artefacts import Artefact, Step, Store
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite, parse
-from edge_asr.store.record import LayerSection, Stage
+from edge_asr.store.record import FLOAT_METHOD, LayerSection, Stage
 
 log = logging.getLogger(__name__)
 
 TOKENS = "tokens.json"
 RESULT = "result.json"
 HEARD = "heard.jsonl"
+QUANTIZE = "quantize"
 
 # Called with (stage, done, total) as a run goes on.
 Progress = Callable[[str, int, int], None]
@@ -64,16 +66,15 @@ class Steps:
     Attributes:
         plan, store, progress: See there.
         stages: Seconds of what has been made or taken.
-        warnings: Sentences of what has been made or taken.
     """
 
     plan: Plan
     store: Store
     progress: Progress = lambda *_: None
     stages: list[Stage] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     _float: Checkpoint | None = None
     _quantized: Checkpoint | None = None
+    _quantized_anew: bool = False
 
     def float_checkpoint(self) -> Checkpoint:
         """The float model as it is in its files."""
@@ -97,36 +98,54 @@ class Steps:
         if self._quantized is None:
             self.progress("load the quantized model", 0, 0)
             loaded = load_model(artefact.folder, self.plan.settings.device)
-            self._quantized = dataclasses.replace(loaded, name=self.plan.model_name)
+            # Names and caps are of this run, not of the one that quantized.
+            self._quantized = dataclasses.replace(
+                loaded,
+                name=self.plan.model_name,
+                tokens_per_second=self.plan.tokens_per_second,
+            )
         return self._quantized
 
     def quantize(self) -> Artefact:
         """The quantize step. Raises UserError for what the user can mend."""
         step = self.plan.quantize
         assert step is not None, "a float run quantizes nothing"
-        if self._quantized is not None and (found := self.store.find(step)):
-            return found
-        return self._make(step, self._build_quantized, again=self.plan.settings.rerun)
+        again = self.plan.settings.rerun and not self._quantized_anew
+        if not again and (found := self.store.find(step)):
+            return self._taken(found)
+        # Before the step itself, whose seconds and memory are its own.
+        said: list[str] = []
+        batches = self._calibration(said)
+        checkpoint = self.float_checkpoint()
+        self._float = None  # what follows changes it
+        self._quantized_anew = True
 
-    def quantize_result(self, artefact: Artefact) -> QuantizeResult:
-        """What the step says, read from its artefact."""
-        path = artefact.folder / RESULT
-        return parse(QuantizeResult, json.loads(path.read_text(encoding="utf-8")), path)
+        def build(folder: Path, working: Path) -> Mapping[str, Any]:
+            return self._build_quantized(checkpoint, batches, said, folder, working)
+
+        return self._make(step, build, again=again)
 
     def transcribe(self) -> Artefact:
         """The transcribe step of this plan's model."""
-        quantized = self.plan.quantize is not None
-        return self._make(
-            self.plan.transcribe,
-            self._transcriber(quantized=quantized),
-            again=self.plan.settings.rerun,
-        )
+        step, again = self.plan.transcribe, self.plan.settings.rerun
+        if not again and (found := self.store.find(step)):
+            # It tells of the steps before it, whose artefacts need not be there any more.
+            self.stages += [Stage(**{**one, "stored": True}) for one in found.notes["stages"]]
+            return self._taken(found)
+        if self.plan.quantize is None:
+            return self._make(step, self._transcriber(self.float_checkpoint()), again=again)
+        checkpoint = self.quantized_checkpoint()
+        build = self._transcriber(checkpoint, self.quantize())
+        return self._make(step, build, again=again)
 
     def transcribe_float_if_free(self) -> Artefact | None:
         """The float model's hypotheses; None while another process is making them, for no
         quantized run waits for a float run."""
         step = self.plan.transcribe_float
-        artefact = self.store.make_if_free(step, self._transcriber(quantized=False))
+        if found := self.store.find(step):
+            return found
+        build = self._transcriber(self.float_checkpoint())
+        artefact = self.store.make_if_free(step, build)
         if artefact is None:
             log.info("another process is making the float hypotheses; going on without")
         return artefact
@@ -149,9 +168,15 @@ class Steps:
             step, noting, again=again, on_wait=lambda text: self.progress(text, 0, 0)
         )
         self._note(step.name, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
-        self.warnings += artefact.warnings
         what = f"{artefact.seconds:.1f} s" if made else "taken from the store"
         log.info("%s %s: %s", step.name, self.plan.label, what)
+        return artefact
+
+    def _taken(self, artefact: Artefact) -> Artefact:
+        """Note a step that the store had."""
+        if artefact.step not in {stage.name for stage in self.stages}:
+            self._note(artefact.step, artefact.seconds, artefact.peak_memory_bytes, stored=True)
+            log.info("%s %s: taken from the store", artefact.step, self.plan.label)
         return artefact
 
     def _note(self, name: str, seconds: float, peak: int | None, *, stored: bool = False) -> None:
@@ -183,12 +208,15 @@ class Steps:
         write_text_atomically(folder / TOKENS, content + "\n")
         return {"warnings": warnings, "label": f"{len(order)} clips"}
 
-    def _build_quantized(self, folder: Path, working: Path) -> Mapping[str, Any]:
+    def _build_quantized(
+        self,
+        checkpoint: Checkpoint,
+        batches: Sequence[CalibrationBatch],
+        said: Sequence[str],
+        folder: Path,
+        working: Path,
+    ) -> Mapping[str, Any]:
         plan = self.plan
-        said: list[str] = []
-        batches = self._calibration(said)
-        checkpoint = self.float_checkpoint()
-        self._float = None  # what follows changes it
         result = quantize_model(
             checkpoint.model,
             checkpoint.architecture,
@@ -205,16 +233,19 @@ class Steps:
         whole = QuantizeResult(
             layer_sections(checkpoint, plan.served, result), result.to_plain(), inventory
         )
-        content = json.dumps(finite(dataclasses.asdict(whole)))
+        content = json.dumps(finite(asdict(whole)))
         write_text_atomically(folder / RESULT, content + "\n")
         self._quantized = checkpoint
-        return {"label": f"{plan.model_name} {plan.label}", "warnings": said}
+        return {"label": f"{plan.model_name} {plan.label}", "warnings": list(said)}
 
-    def _transcriber(self, *, quantized: bool) -> Callable[[Path, Path], Mapping[str, Any]]:
+    def _transcriber(
+        self, checkpoint: Checkpoint, quantized: Artefact | None = None
+    ) -> Callable[[Path, Path], Mapping[str, Any]]:
+        """What transcribes with a model, that of the artefact `quantized` if it is no float one."""
+
         def build(folder: Path, working: Path) -> Mapping[str, Any]:
             plan, settings = self.plan, self.plan.settings
-            checkpoint = self.quantized_checkpoint() if quantized else self.float_checkpoint()
-            which = "quantized" if quantized else "float"
+            which = "float" if quantized is None else "quantized"
             rows = transcribe(
                 self._runtime(checkpoint),
                 plan.corpus,
@@ -225,10 +256,16 @@ class Steps:
                 ),
             )
             write_text_atomically(folder / HEARD, to_lines(rows))
+            warnings, stages, label = list(checkpoint.warnings), [], FLOAT_METHOD
+            if quantized is not None:
+                shutil.copyfile(quantized.folder / RESULT, folder / RESULT)
+                warnings = [*quantized.warnings, *warnings]
+                stages = [asdict(one) for one in self.stages if one.name in ("calibrate", QUANTIZE)]
+                label = plan.label
             return {
-                "warnings": list(checkpoint.warnings),
-                "label": f"{plan.model_name} {plan.label if quantized else 'float'}, "
-                f"{plan.corpus.name}",
+                "warnings": warnings,
+                "stages": stages,
+                "label": f"{plan.model_name} {label}, {plan.corpus.name}",
                 "prompt_tokens": len(plan.architecture.prompt(checkpoint.model)),
             }
 
@@ -237,6 +274,12 @@ class Steps:
     def _runtime(self, checkpoint: Checkpoint) -> Runtime:
         runtime: Any = runtimes[self.plan.settings.runtime]
         return runtime(checkpoint)
+
+
+def quantize_result(heard: Artefact) -> QuantizeResult:
+    """What the quantize step says, as the transcribe step of its model keeps it."""
+    path = heard.folder / RESULT
+    return parse(QuantizeResult, json.loads(path.read_text(encoding="utf-8")), path)
 
 
 def heard_rows(artefact: Artefact) -> list[Heard]:

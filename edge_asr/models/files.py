@@ -68,17 +68,23 @@ class CheckpointFiles:
     @cached_property
     def weights(self) -> tuple[Path, ...]:
         """The safetensors files. Raises UserError where an index names anything else."""
-        index = self.folder / INDEX
-        if not index.is_file():
-            path = self.folder / WEIGHTS
-            if not path.is_file():
-                raise UserError(
-                    f"model.path={self.reference!r} is a folder without a complete checkpoint: no "
-                    f"{WEIGHTS}; other formats can run code and are never read"
-                )
-            return (path,)
+        shards = self._indexed()
+        whole = self.folder / WEIGHTS
+        if whole.is_file():  # which is what the library loads, whatever an index says
+            return (whole,)
+        if not shards:
+            raise UserError(
+                f"model.path={self.reference!r} is a folder without a complete checkpoint: no "
+                f"{WEIGHTS}; other formats can run code and are never read"
+            )
+        return shards
+
+    def _indexed(self) -> tuple[Path, ...]:
+        """The files that an index names, if there is one; raises as `weights`."""
+        if not (self.folder / INDEX).is_file():
+            return ()
         names = self.json(INDEX).get("weight_map")
-        if not isinstance(names, dict):
+        if not isinstance(names, dict) or not names:
             raise UserError(f"model.path={self.reference!r}: {INDEX} has no weight_map; restore it")
         for name in dict.fromkeys(map(str, names.values())):
             plain = Path(name).name == name and not name.startswith(".")
@@ -306,11 +312,14 @@ def explained(reference: str, source: Source) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No per-tensor progress bars while loading; the run shows its own."""
+    """No bars and no reports of the library's while loading; the run shows its own."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if was_enabled:
             transformers_logging.enable_progress_bar()

@@ -31,6 +31,8 @@ from edge_asr.models.files import CheckpointFiles, explained, find_files, first_
 SAMPLE_TEXT = "the quick brown fox jumps over the lazy dog"
 NAMES_SHOWN = 3
 LARGEST_WEIGHT = 65504.0  # the largest float16
+TIMESTAMPS = 1501  # tokens, which older tokenizers of Whisper leave to the library
+ROUND_ROWS, MOST_FILLED = 8, 128
 # Said explicitly, for a configuration may name code on a hub.
 ATTENTION = "sdpa"
 
@@ -85,11 +87,19 @@ def load_checkpoint(
     check_device(device)
     files = find_files(source) if isinstance(source, str) else source
     reference = files.reference
-    _ = files.dtypes  # refuses weights that are no floats, before the library casts them
+    # Refuse weights that are no floats, before the library casts them, and files that are no JSON,
+    # before it goes on without them.
+    _ = files.dtypes, files.processing_fingerprint
     with explained(reference, files.source), quiet():
         with _explained_configuration(reference):
             config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
         architecture = architecture_of(config.model_type)
+        with _explained_configuration(reference):
+            problem = architecture.config_problem(config)
+        if problem:
+            raise UserError(
+                f"model.path={reference!r}: config.json: {problem}; restore the published file"
+            )
         with _explained_configuration(reference):
             # Wrong shapes are let through here to be named below with the other differences.
             model, differences = AutoModelForSpeechSeq2Seq.from_pretrained(
@@ -242,13 +252,18 @@ def _check_tokenizer(
     """
     specials = {*architecture.prompt(model), *end_tokens(model)}
     rows = int(model.config.vocab_size)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    ids = set(tokenizer.get_vocab().values())
+    largest = max(ids, default=-1)
     problem = None
     if len(tokenizer) <= max(specials):
         problem = f"has {len(tokenizer)} tokens, but the model's prompt and end use {max(specials)}"
     elif largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         problem = f"has token {largest} ({token!r}), but the model's embedding only {rows} rows"
+    elif len(ids) <= largest:
+        problem = f"gives no token to {largest + 1 - len(ids)} of its {largest + 1} numbers"
+    elif not _fits_vocabulary(largest + 1, rows):
+        problem = f"has {largest + 1} tokens, but the model's embedding {rows} rows"
     elif found := architecture.foreign_token(model, tokenizer):
         problem = f"is another model's: token {found[0]} is {found[1]!r}, not {found[2]!r}"
     else:
@@ -261,6 +276,13 @@ def _check_tokenizer(
             f"model.path={reference!r}: the tokenizer {problem}; restore the tokenizer.json "
             "published with the checkpoint"
         )
+
+
+def _fits_vocabulary(tokens: int, rows: int) -> bool:
+    """Whether a tokenizer of so many tokens can be that of an embedding with so many rows: as many,
+    all but Whisper's timestamps, or rows that were filled up to a round number."""
+    missing = rows - tokens
+    return missing in (0, TIMESTAMPS) or (rows % ROUND_ROWS == 0 and missing < MOST_FILLED)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -32,6 +32,8 @@ KEPT = (
     "is_multilingual",
     "lang_to_id",
     "task_to_id",
+    "language",
+    "task",
     "prev_sot_token_id",
     "max_initial_timestamp_index",
     "alignment_heads",

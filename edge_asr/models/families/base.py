@@ -108,7 +108,6 @@ families: Registry[Architecture] = Registry("family")
 NEUTRAL: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
-    "num_return_sequences": 1,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -120,15 +119,9 @@ NEUTRAL: dict[str, Any] = {
     "sequence_bias": None,
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
-    "return_dict_in_generate": False,
     "guidance_scale": None,
     "penalty_alpha": None,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
 }
-# Of those, what changes nothing of a text while nothing is sampled and one text is asked for.
-HARMLESS = ("temperature", "top_k", "top_p", "return_dict_in_generate", "num_return_sequences")
 
 
 class Architecture(ABC):
@@ -202,8 +195,7 @@ class Architecture(ABC):
         return None
 
     def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
-        """Make the model's generation config complete, and neutral but for what greedy decoding
-        with the published prompt and suppression needs.
+        """Make the model's generation config complete: start token, language, task.
 
         Returns a sentence for every setting that is not done. Raises UserError where the decoder's
         prompt cannot be known.
@@ -219,17 +211,32 @@ class Architecture(ABC):
                 "generation_config.json has no decoder_start_token_id, and config.json neither; "
                 "restore the published files"
             )
+        ends = generation.eos_token_id
+        for name, token in (
+            ("decoder_start_token_id", generation.decoder_start_token_id),
+            *(("eos_token_id", one) for one in (ends if isinstance(ends, list) else [ends])),
+        ):
+            if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
+                raise UserError(
+                    f"generation_config.json: {name} {token!r} is no token of the model, which has "
+                    f"{model.config.vocab_size}; restore the published file"
+                )
         warnings = []
         for name, neutral in NEUTRAL.items():
             value = getattr(generation, name, None)
             if value is None or value == neutral:
                 continue
-            if name not in HARMLESS:
-                warnings.append(
-                    f"generation_config.json asks for {name}={value}; decoding is greedy without it"
-                )
-            setattr(generation, name, neutral)
+            warnings.append(
+                f"generation_config.json asks for {name}={value}; decoding is greedy without it"
+            )
         return warnings
+
+    def config_problem(self, config: Any) -> str | None:
+        """Why no model can be made of `config`, if none can: half a sentence naming the field."""
+        for stack, heads in zip(("encoder", "decoder"), self.heads(config), strict=True):
+            if heads < 1 or self.width(config) % heads:
+                return f"{heads} {stack} attention heads for a width of {self.width(config)}"
+        return None
 
     def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
         """Why `feature_extractor` cannot feed the model, if it cannot: half a sentence."""
@@ -243,15 +250,17 @@ class Architecture(ABC):
             return f"the feature extractor adds noise (dither {feature_extractor.dither})"
         return None
 
-    # Token texts that the ids of prompt and end must have, so that a foreign tokenizer is noticed.
+    # Texts of token 0, of the prompt's first and of the end's, so that a foreign tokenizer is noticed.
+    first_token: str
     start_token: str
     end_token: str
 
     def foreign_token(self, model: PreTrainedModel, tokenizer: Any) -> tuple[int, str, str] | None:
-        """An id of the prompt or end that `tokenizer` gives to another token than the family's:
+        """An id that `tokenizer` gives to another token than the family's do:
         the id, its token there, and the one it should be."""
         generation: Any = model.generation_config
         for token, text in (
+            (0, self.first_token),
             (int(generation.decoder_start_token_id), self.start_token),
             (min(end_tokens(model)), self.end_token),
         ):

@@ -40,7 +40,7 @@ class Moonshine(Architecture):
     """The map of every Moonshine size."""
 
     family = "moonshine"
-    start_token, end_token = "<s>", "</s>"
+    first_token, start_token, end_token = "<unk>", "<s>", "</s>"
     default_tokens_per_second = 6.5
     tied_logit_channels = 2
     decoder_norm = "model.decoder.norm"

@@ -77,7 +77,7 @@ class Whisper(Architecture):
     """The map of every Whisper size, English-only or multilingual."""
 
     family = "whisper"
-    start_token, end_token = "<|startoftranscript|>", "<|endoftext|>"
+    first_token, start_token, end_token = "!", "<|startoftranscript|>", "<|endoftext|>"
 
     def depth(self, config: Any) -> tuple[int, int]:
         return config.encoder_layers, config.decoder_layers
@@ -182,6 +182,8 @@ class Whisper(Architecture):
     def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
         """Mel bins, window, hop and transform of the published models, one of which a foreign or
         edited file changes."""
+        if problem := super().feature_problem(config, feature_extractor):
+            return problem
         frames = 2 * int(config.max_source_positions)
         wanted = {
             "feature_size": int(config.num_mel_bins),
@@ -194,7 +196,7 @@ class Whisper(Architecture):
             found = getattr(feature_extractor, name, None)
             if found != value:
                 return f"the feature extractor has {name} {found}, the model needs {value}"
-        return super().feature_problem(config, feature_extractor)
+        return None
 
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
