@@ -159,15 +159,25 @@ def test_every_part_makes_a_sound_model(
     check_rows(checkpoint, model)
 
 
-@pytest.mark.parametrize(("stage", "name"), PARTS)
+@pytest.mark.parametrize(("stage", "name"), [part for part in PARTS if part[1] != "let"])
 def test_every_part_makes_the_same_model_again_on_other_threads(
     wide_headed: Checkpoint, stage: str, name: str
 ) -> None:
-    recipe = recipe_with((stage, name))
+    check_same_on_other_threads(wide_headed, recipe_with((stage, name)))
+
+
+def test_omniquant_makes_the_same_model_again_on_other_threads() -> None:
+    """On a model of real shapes: on tiny ones the gradients of PyTorch's attention, on which `let`
+    turns at once, are not the same to the last bit for another number of threads."""
+    recipe = recipe_with(("transform", "let"), ("range", "lwc"))
+    check_same_on_other_threads(load_checkpoint("whisper-micro"), recipe)
+
+
+def check_same_on_other_threads(checkpoint: Checkpoint, recipe: Recipe) -> None:
     models = []
     for count in (1, 2):
         with threads(count):
-            models.append(quantized(wide_headed, recipe)[0])
+            models.append(quantized(checkpoint, recipe)[0])
     check_same_codes(*models)
 
 

@@ -7,6 +7,7 @@ the straight-through estimator below, optimizer steps are written out.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -23,35 +24,30 @@ from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.range.lwc import LearnedWeightClipping
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.reconstruction import Learnable, reconstruct
+from edge_asr.quant.reconstruction import Learnable, Scheduled, reconstruct
 from edge_asr.quant.rounding.adaround import AdaRound
-from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.signround import SignRound
 from edge_asr.quant.rounding.tesseraq import TesseraQ
-from edge_asr.quant.soft import LayerStart, RewrittenBlock, RoundedBlock, SoftRounding
+from edge_asr.quant.soft import LayerStart, RewrittenBlock, RoundedBlock
 from edge_asr.quant.transform.cayley import CayleySGD
-from edge_asr.quant.transform.let import EquivalentTransformation, LearnedEquivalentTransformation
-from edge_asr.quant.weight import round_nearest
+from edge_asr.quant.transform.let import LearnedEquivalentTransformation
+from edge_asr.quant.weight import QuantizedWeight, round_nearest
 from edge_asr.quant.work import BlockWork, Reconstruction
 
 HIGHEST, GROUP = 7, 8
 GRID = Grid(3, granularity="group", group_size=GROUP, half_scales=False)
 Path = list[dict[str, Tensor]]
+Encoded = tuple[Tensor, Tensor, Tensor]  # codes, scale h, zero point z
+Factor = Tensor | float
 
 
 def variable(value: Tensor) -> Tensor:
     return value.detach().clone().requires_grad_()
 
 
-def through(values: Tensor, rounding: Callable[[Tensor], Tensor] = torch.round) -> Tensor:
+def through(values: Tensor) -> Tensor:
     """Rounded values with the gradient of the identity."""
-    return values + (rounding(values) - values).detach()
-
-
-def ends(weight: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight [rows, groups] of every group; zero lies between."""
-    groups = weight.reshape(1, 1, -1) if whole else weight.unflatten(1, (-1, GROUP))
-    return groups.amin(2), groups.amax(2)
+    return values + (values.round() - values).detach()
 
 
 def spread(groups: Tensor) -> Tensor:
@@ -59,11 +55,18 @@ def spread(groups: Tensor) -> Tensor:
     return groups if groups.numel() == 1 else groups.repeat_interleave(GROUP, 1)
 
 
-def minmax(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale h = (max - min) / (2^N - 1) and zero point z = round(-min / h) of every group."""
-    low, high = ends(weight)
+def encoded(
+    weight: Tensor, beta: Factor = 1.0, alpha: Factor = 1.0, offset: Factor = 0.0,
+    *, whole: bool = False, zero: Callable[[Tensor], Tensor] = torch.round,
+) -> Encoded:  # fmt: skip
+    """Codes clamp(round(W / h + V) + z, 0, 2^N - 1), h = (alpha max W - beta min W) / (2^N - 1)
+    and z = round(-beta min W / h), of every group or of the whole weight."""
+    groups = weight.reshape(1, 1, -1) if whole else weight.unflatten(1, (-1, GROUP))
+    low, high = beta * groups.amin(2), alpha * groups.amax(2)
     scale = (high - low) / HIGHEST
-    return scale, (-low / scale).round()
+    point = zero(-low / scale)
+    codes = through(weight / spread(scale) + offset) + spread(point)
+    return codes.clamp(0, HIGHEST), scale, point
 
 
 def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def rectified(logits: Tensor) -> Tensor:
 
 def softened(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Min-max scale and zero point, lower codes and logits of the way up to `weight` itself."""
-    scale, zero = minmax(weight)
+    _, scale, zero = encoded(weight)
     exact = weight / spread(scale)
     up = (exact - exact.floor() + 0.1) / 1.2
     return scale, zero, exact.floor() + spread(zero), variable((up / (1 - up)).log())
@@ -116,10 +119,7 @@ def descend(loss: Callable[[int], Tensor], steps: int, *adams: Adam) -> list[lis
 
 @dataclass(frozen=True)
 class Problem:
-    """A Linear 16 -> 12 that reads noisy rows and is to answer as on the clean ones.
-
-    The loss is the squared distance, summed over channels, mean over valid rows.
-    """
+    """A Linear 16 -> 12 that reads noisy rows and is to answer as on the clean ones."""
 
     weight: Tensor
     bias: Tensor
@@ -128,13 +128,14 @@ class Problem:
     mask: Tensor
 
     def loss(self, weight: Tensor) -> Tensor:
-        distance = (self.inputs @ weight.T + self.bias - self.targets)[self.mask]
-        return distance.square().sum(1).mean()
+        return self.distance(self.inputs @ weight.T + self.bias)
+
+    def distance(self, outputs: Tensor) -> Tensor:
+        return (outputs - self.targets)[self.mask].square().sum(1).mean()
 
     @property
     def work(self) -> BlockWork:
-        block = nn.Sequential()
-        block.add_module("fc", nn.Linear(16, 12, dtype=torch.float64))
+        block = nn.Sequential(OrderedDict(fc=nn.Linear(16, 12, dtype=torch.float64)))
         block.load_state_dict({"fc.weight": self.weight, "fc.bias": self.bias})
         return bench(block, Site("fc1", "encoder", ("fc",), None, "frame"), self)
 
@@ -162,7 +163,9 @@ def problem() -> Problem:
     return Problem(weight, bias, clean + 0.1 * noise, clean @ weight.T + bias, mask)
 
 
-def trained(work: BlockWork, block: Learnable, schedule: Any) -> tuple[Reconstruction, Path]:
+def trained(
+    work: BlockWork, block: Learnable, part: Scheduled, evaluations: int = 1
+) -> tuple[Reconstruction, Path]:
     """Train `block`; also its parameters right behind every optimizer step."""
     path: Path = []
     after_step = block.after_step
@@ -172,29 +175,27 @@ def trained(work: BlockWork, block: Learnable, schedule: Any) -> tuple[Reconstru
         after_step(step, iterations)
 
     block.after_step = record  # type: ignore[method-assign]
-    return reconstruct(work, block, schedule), path
+    return reconstruct(work, block, replace(part.schedule, evaluations=evaluations)), path
 
 
-def rounded(
-    problem: Problem, part: LearnedRounding, evaluations: int = 1
-) -> tuple[SoftRounding, Reconstruction, Path]:
+def rounded(problem: Problem, part: Any, evaluations: int = 1) -> tuple[Any, Reconstruction, Path]:
     """Train the rounding of the problem's weight, behind min-max ranges."""
     start = LayerStart(problem.weight, minmax_parameters(problem.weight, GRID), GRID)
     soft = part.soft_rounding({"fc": start})
-    schedule = replace(part.schedule, evaluations=evaluations)
-    return soft, *trained(problem.work, RoundedBlock(soft, {"fc": None}), schedule)
+    block = RoundedBlock(soft, {"fc": None})
+    return soft, *trained(problem.work, block, part, evaluations)
 
 
-def close(path: Path, name: str, own: Sequence[Tensor]) -> None:
-    """Whether parameter `name` went the oracle's way, and went somewhere."""
-    theirs = torch.stack([values[name] for values in path])
-    torch.testing.assert_close(theirs, torch.stack(list(own)), rtol=1e-8, atol=1e-9)
-    assert float((theirs[-1] - theirs[0]).abs().max()) > 1e-2, name
+def close(path: Path, names: Sequence[str], own: Sequence[Sequence[Tensor]]) -> None:
+    """Whether the parameters `names` went the oracle's way, and went somewhere."""
+    for name, trail in zip(names, own, strict=True):
+        for theirs, ours in zip(path, trail, strict=True):
+            torch.testing.assert_close(theirs[name], ours, rtol=1e-8, atol=1e-9)
+        assert float((trail[-1] - trail[0]).abs().max()) > 1e-2, name
 
 
-def stored(soft: SoftRounding, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
-    """Whether `soft` would be stored as the oracle is."""
-    weight = soft.quantized("fc")
+def stored(weight: QuantizedWeight, codes: Tensor, scale: Tensor, zero: Tensor) -> None:
+    """Whether `weight` is the oracle's."""
     assert torch.equal(weight.codes.double(), codes.detach().round())
     torch.testing.assert_close((weight.parameters.scale, weight.parameters.zero), (scale, zero))
 
@@ -217,12 +218,12 @@ def test_adaround(problem: Problem) -> None:
         beta = 20 - 18 * (step - 0.2 * steps) / (0.8 * steps)
         return total + regularization * (1 - (2 * up - 1).abs() ** beta).sum()
 
-    (own,) = descend(loss, steps, Adam([logits], rate))
+    own = descend(loss, steps, Adam([logits], rate))
     part = AdaRound(iterations=steps, clips=None, learning_rate=rate, regularization=regularization)
     soft, result, path = rounded(problem, part)
-    close(path, "rounding.logits.0", own)
+    close(path, ["rounding.logits.0"], own)
     codes = (down + (rectified(logits) >= 0.5)).clamp(0, HIGHEST)
-    stored(soft, codes, scale, zero)
+    stored(soft.quantized("fc"), codes, scale, zero)
     lowered(result, problem.loss(values_of(codes, scale, zero)))
 
 
@@ -233,7 +234,7 @@ def test_tesseraq(problem: Problem) -> None:
     shares, length, rate, scale_rate, decay = (0.5, 0.25), 20, 0.02, 0.01, 0.1
     scale, zero, down, logits = softened(problem.weight)
     factor = variable(torch.zeros_like(scale))
-    own: list[list[Tensor]] = [[], []]
+    trails: list[Any] = []
 
     def loss(codes: Tensor) -> Tensor:
         return problem.loss(values_of(codes.clamp(0, HIGHEST), scale * 2 * rectified(factor), zero))
@@ -246,17 +247,16 @@ def test_tesseraq(problem: Problem) -> None:
             logits[up < 0.5 - border] = -torch.inf
             assert int(logits.isfinite().sum()) == share * logits.numel()
         adams = Adam([logits], rate), Adam([factor], scale_rate, decay)
-        trails = descend(lambda _: loss(down + rectified(logits)), length, *adams)
-        own = [before + after for before, after in zip(own, trails, strict=True)]
+        trails += zip(*descend(lambda _: loss(down + rectified(logits)), length, *adams))
     part = TesseraQ(
         iterations=length * len(shares), clips=None, soft_shares=shares, learning_rate=rate,
         scale_learning_rate=scale_rate, scale_weight_decay=decay,
     )  # fmt: skip
     soft, result, path = rounded(problem, part)
-    close(path, "rounding.logits.0", [one.clamp(-1e4, 1e4) for one in own[0]])
-    close(path, "rounding.scale_logits.0", own[1])
-    codes = down + (logits >= 0)
-    stored(soft, codes.clamp(0, HIGHEST), (scale * 2 * rectified(factor)).detach(), zero)
+    own = [one.clamp(-1e4, 1e4) for one, _ in trails], [one for _, one in trails]
+    close(path, ["rounding.logits.0", "rounding.scale_logits.0"], own)
+    codes = (down + (logits >= 0)).clamp(0, HIGHEST)
+    stored(soft.quantized("fc"), codes, (scale * 2 * rectified(factor)).detach(), zero)
     lowered(result, loss(codes))
 
 
@@ -264,16 +264,12 @@ def test_tesseraq(problem: Problem) -> None:
 def test_signround(problem: Problem, rate: float | None) -> None:
     """Eq. 3 to 6 and algorithm 1 of arXiv:2309.05516; the best of all iterates is kept."""
     steps, weight = 30, problem.weight
-    low, high = ends(weight)
     offset = variable(torch.zeros_like(weight))
-    alpha, beta = variable(torch.ones_like(high)), variable(torch.ones_like(low))
+    alpha, beta = (variable(torch.ones(12, 2, dtype=torch.float64)) for _ in range(2))
     values = [offset, alpha, beta]
 
-    def quantized() -> tuple[Tensor, Tensor, Tensor]:
-        scale = (high * alpha - low * beta) / HIGHEST
-        zero = through(-low * beta / scale)
-        codes = (through(weight / spread(scale) + offset) + spread(zero)).clamp(0, HIGHEST)
-        return codes, scale, zero
+    def quantized() -> Encoded:
+        return encoded(weight, beta, alpha, offset, zero=through)
 
     def loss() -> Tensor:
         return problem.loss(values_of(*quantized()))
@@ -293,43 +289,34 @@ def test_signround(problem: Problem, rate: float | None) -> None:
             best, kept = loss().item(), copy.deepcopy(values)
     part = SignRound(iterations=steps, clips=None, learning_rate=rate)
     soft, result, path = rounded(problem, part, evaluations=steps)
-    for name, trail in zip(("offset", "high", "low"), zip(*own, strict=True), strict=True):
-        close(path, f"rounding.{name}.0", trail)
+    names = [f"rounding.{one}.0" for one in ("offset", "high", "low")]
+    close(path, names, list(zip(*own, strict=True)))
     offset, alpha, beta = kept
-    stored(soft, *quantized())
+    stored(soft.quantized("fc"), *quantized())
     assert (result.loss_before, result.loss_after) == pytest.approx((first, best))
     assert best < 0.9 * first
 
 
-def clipped(weight: Tensor, low_logit: Tensor, high_logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, h and z of OmniQuant's eq. 2; its code gives the rounding of z no gradient."""
-    low, high = ends(weight, whole=low_logit.numel() == 1)
-    scale = (high_logit.sigmoid() * high - low_logit.sigmoid() * low) / HIGHEST
-    zero = -(low_logit.sigmoid() * low / scale).detach().round()
-    return (through(weight / spread(scale)) + spread(zero)).clamp(0, HIGHEST), scale, zero
-
-
 def test_lwc(problem: Problem) -> None:
-    """Eq. 2 of arXiv:2308.13137: h = (gamma max W - beta min W) / (2^N - 1), z = -round(beta min
-    W / h), both factors behind a sigmoid; AdamW without decay is Adam."""
+    """Eq. 2 of arXiv:2308.13137: both factors behind a sigmoid, no gradient through the rounding
+    of z (the authors' code); AdamW without decay is Adam."""
     steps, rate = 30, 0.05
     low, high = (variable(torch.full((12, 2), 4.0, dtype=torch.float64)) for _ in range(2))
-    own = descend(
-        lambda _: problem.loss(values_of(*clipped(problem.weight, low, high))),
-        steps,
-        Adam([low, high], rate),
-    )
+
+    def clipped() -> Encoded:
+        return encoded(problem.weight, low.sigmoid(), high.sigmoid())
+
+    def loss() -> Tensor:
+        return problem.loss(values_of(*clipped()))
+
+    own = descend(lambda _: loss(), steps, Adam([low, high], rate))
     work, part = problem.work, LearnedWeightClipping(steps, clips=None, learning_rate=rate)
-    block = RewrittenBlock(work, None, part.soft_range(work))
-    result, path = trained(work, block, replace(part.schedule, evaluations=1))
-    for name, trail in zip(("low", "high"), own, strict=True):
-        close(path, f"ranges.{name}.0", trail)
-    codes, scale, zero = clipped(problem.weight, low, high)
-    parameters = block.ranges.parameters_of("fc", problem.weight)
-    nearest = round_nearest(problem.weight, parameters, GRID)
-    assert torch.equal(nearest.codes.double(), codes.detach().round())
-    torch.testing.assert_close((parameters.scale, parameters.zero), (scale, zero))
-    lowered(result, problem.loss(values_of(codes, scale, zero)))
+    ranges = part.soft_range(work)
+    result, path = trained(work, RewrittenBlock(work, None, ranges), part)
+    close(path, ["ranges.low.0", "ranges.high.0"], own)
+    parameters = ranges.parameters_of("fc", problem.weight)
+    stored(round_nearest(problem.weight, parameters, GRID), *clipped())
+    lowered(result, loss())
 
 
 class Attention(nn.Module):
@@ -367,12 +354,9 @@ def test_let(problem: Problem) -> None:
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
     work = bench(module, site, problem, grid)
     part = LearnedEquivalentTransformation(steps, clips=None, learning_rate=rate)
-    transform = part.soft_transform(work).double()  # calibration statistics are in float32
-    assert isinstance(transform, EquivalentTransformation)
-    scale, shift, logit = (
-        variable(dict(one.items())["0"])
-        for one in (transform.scale, transform.shift, transform.logit_scale)
-    )
+    transform = cast(Any, part.soft_transform(work).double())  # statistics are in float32
+    starts = transform.scale["0"], transform.shift["0"], transform.logit_scale["0"]
+    scale, shift, logit = map(variable, starts)
     valid, stacked = rows[problem.mask], torch.cat([weights[f"{one}.weight"] for one in "qkv"])
     middle = (valid.amax(0) + valid.amin(0)) / 2
     smooth = ((valid - middle).abs().amax(0) / stacked.abs().amax(0)) ** 0.5
@@ -380,35 +364,34 @@ def test_let(problem: Problem) -> None:
         torch.testing.assert_close(value.detach(), start, rtol=1e-6, atol=1e-6)
     logits = [variable(torch.full((1, 1), 4.0, dtype=torch.float64)) for _ in range(6)]
 
-    def moved(name: str) -> tuple[Tensor, Tensor]:
-        ratio = {"q": 1 / logit, "k": logit, "v": torch.ones_like(logit)}[name]
-        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    def moved(index: int) -> tuple[Tensor, Tensor]:
+        ratio = (1 / logit, logit, torch.ones_like(logit))[index]
+        weight, bias = (weights[f"{'qkv'[index]}.{one}"] for one in ("weight", "bias"))
         return ratio[:, None] * weight * scale, ratio * (bias + weight @ shift)
 
+    def clipped(index: int) -> Encoded:
+        factors = logits[index].sigmoid(), logits[3 + index].sigmoid()
+        return encoded(moved(index)[0], *factors, whole=True)
+
     def loss() -> Tensor:
-        answers = []
-        for index, name in enumerate("qkv"):
-            weight, bias = moved(name)
-            weight = values_of(*clipped(weight, logits[index], logits[3 + index]))
-            answers.append((rows - shift) / scale @ weight.T + bias)
-        query, key, value = answers
-        distance = torch.softmax(query @ key.mT, -1) @ value - targets
-        return distance[problem.mask].square().sum(1).mean()
+        query, key, value = (
+            (rows - shift) / scale @ values_of(*clipped(index)).T + moved(index)[1]
+            for index in range(3)
+        )
+        return problem.distance(torch.softmax(query @ key.mT, -1) @ value)
 
     adams = Adam([scale, shift, logit], rate), Adam(logits, range_rate)
     own = descend(lambda _: loss(), steps, *adams)
     ranges = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate).soft_range(work)
     block = RewrittenBlock(work, transform, ranges)
-    result, path = trained(work, block, replace(part.schedule, evaluations=1))
+    result, path = trained(work, block, part)
     names = [f"transform.{one}.0" for one in ("scale", "shift", "logit_scale")]
     names += [f"ranges.{end}.{index}" for end in ("low", "high") for index in range(3)]
-    for name, trail in zip(names, own, strict=True):
-        close(path, name, trail)
+    close(path, names, own)
     for index, name in enumerate("qkv"):
         weight = block.rewritten()[f"{name}.weight"]
-        codes = round_nearest(weight, ranges.parameters_of(name, weight), grid).codes
-        expected = clipped(moved(name)[0], logits[index], logits[3 + index])[0]
-        assert torch.equal(codes.double(), expected.detach().round())
+        nearest = round_nearest(weight, ranges.parameters_of(name, weight), grid)
+        stored(nearest, *clipped(index))
     lowered(result, loss())
 
 
@@ -421,22 +404,20 @@ def test_spinquant(problem: Problem, rate: float, steps: int) -> None:
     """
     matrix = nn.Parameter(torch.linalg.qr(problem.inputs[0, :16])[0])
     optimizer = CayleySGD([matrix], lr=rate)
-    one, own, losses, caps = torch.eye(16, dtype=torch.float64), matrix.detach().clone(), [], []
+    one, own, caps = torch.eye(16, dtype=torch.float64), matrix.detach().clone(), set()
 
     def loss(rotation: Tensor) -> Tensor:
-        turned = problem.weight @ rotation
-        scale, zero = minmax(turned)
-        codes = (through(turned / spread(scale)) + spread(zero)).clamp(0, HIGHEST)
-        return problem.loss(values_of(codes, scale, zero) @ rotation.T)
+        return problem.loss(values_of(*encoded(problem.weight @ rotation)) @ rotation.T)
 
     def solved(start: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         hat = gradient @ start.T - start @ (start.T @ gradient @ start.T) / 2
         skew = hat - hat.T
         length = min(rate, 2 * 0.5 / (float(skew.abs().sum(0).max()) + 1e-8))
-        caps.append(length < rate)
+        caps.add(length < rate)
         half = length / 2 * skew
         return torch.linalg.solve(one + half, (one - half) @ start), half
 
+    first = loss(matrix).item()
     for _ in range(steps):
         if rate > 1:  # where the five iterations leave the orthogonal matrices
             left, _, right = torch.linalg.svd(matrix.detach())
@@ -449,8 +430,7 @@ def test_spinquant(problem: Problem, rate: float, steps: int) -> None:
         assert float(torch.linalg.norm(matrix.detach() - exact)) < 1.01 * float(allowed) + 1e-10
         free = variable(own)
         own = solved(own, torch.autograd.grad(loss(free), free)[0])[0]
-        losses.append(loss(matrix).item())
-    assert set(caps) == {rate > 1}
+    assert caps == {rate > 1}
     if rate < 1:
         torch.testing.assert_close(matrix.detach(), own, rtol=0, atol=1e-7)
-        assert losses[-1] < losses[0]
+        assert loss(matrix).item() < first
