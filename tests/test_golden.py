@@ -1,0 +1,56 @@
+"""Golden rows: a number that changes without a raised version is a mistake.
+
+`scripts/make_golden.py` made them and says how to make them again.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_golden import CLOSED_FORM, GOLDEN, METHODS, MODELS, environment, golden_row
+
+CODES_EQUAL = 0.999
+LOSS_BAND = 0.05
+AGAIN = "raise the version of the part whose numbers changed and run scripts/make_golden.py"
+
+
+@cache
+def golden(model: str) -> dict[str, Any]:
+    rows: dict[str, Any] = json.loads((GOLDEN / f"{model}.json").read_text())
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs share what they have in common."""
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_short_run_is_what_it_was(model: str, method: str, folder: Path) -> None:
+    expected, row = golden(model)[method], golden_row(model, method, folder)
+    assert row["versions"] == expected["versions"], "run scripts/make_golden.py for the new version"
+    assert row["label"] == expected["label"]
+    assert row["effective_bits"] == expected["effective_bits"], AGAIN
+    if method in CLOSED_FORM:
+        pairs = list(zip(row["codes"], expected["codes"], strict=True))
+        equal = sum(one == other for one, other in pairs) / len(pairs)
+        assert equal >= CODES_EQUAL, AGAIN
+    assert len(row["losses"]) == len(expected["losses"])
+    for losses, known in zip(row["losses"], expected["losses"], strict=True):
+        assert losses == pytest.approx(known, rel=LOSS_BAND), AGAIN
+    assert row["output_error"] == pytest.approx(expected["output_error"], rel=LOSS_BAND), AGAIN
+    if environment() == expected["where"]:
+        assert row["heard_sha256"] == expected["heard_sha256"], AGAIN
+
+
+def test_every_method_has_a_golden_row() -> None:
+    for model in MODELS:
+        assert list(golden(model)) == list(METHODS)
+        learned = {method for method, row in golden(model).items() if row["losses"]}
+        assert learned == set(METHODS) - set(CLOSED_FORM)
