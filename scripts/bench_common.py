@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import Passage, Station
-from edge_asr.config import CONF, Settings, settings_from
+from edge_asr.cli.compose import compose_settings
+from edge_asr.config import Settings
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
@@ -149,11 +148,7 @@ def settings_of(
         f"bits={arguments.bits}",
         f"group_size={arguments.group_size}",
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("experiment", None)
-    return settings_from({str(key): value for key, value in plain.items()})
+    return compose_settings(*overrides)
 
 
 def method_of(settings: Settings, checkpoint: Checkpoint) -> tuple[Recipe, dict[str, TensorFormat]]:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from bench_quantize import STEPS
 
-from edge_asr.config import CONF, Settings, settings_from
+from edge_asr.cli.compose import compose_settings
+from edge_asr.config import Settings
 from edge_asr.evaluation.hypotheses import read_hypotheses
 from edge_asr.experiments import plan
 from edge_asr.experiments.ptq import run_experiment
@@ -31,15 +30,8 @@ from edge_asr.store.files import write_text_atomically
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 MODELS = ("whisper_micro", "moonshine_micro")
 CLOSED_FORM = ("rtn", "hqq", "gptq", "awq", "smoothquant", "spqr", "quik", "quarot")
-# Methods that learn, with the options that cut them short.
-LEARNED = {
-    "omniquant": ("method.transform.iterations=4", "method.range.iterations=4"),
-    "autoround": ("method.rounding.iterations=4",),
-    "adaround": ("method.rounding.iterations=4",),
-    "tesseraq": ("method.rounding.iterations=10",),
-    "spinquant": ("method.transform.steps=2",),
-}
-METHODS = (*CLOSED_FORM, *LEARNED)
+METHODS = (*CLOSED_FORM, *STEPS)
+FEW_STEPS, FEWEST_OF_TESSERAQ = 4, 10
 OPTIONS = (
     "bits=3", "scheme.rules=[{act_bits: 8}]", "calibration.clips=8", "calibration.batch_size=4",
     "data.limit=8", "batch_size=4", "threads=1", "protocol.resamples=100",
@@ -49,13 +41,10 @@ CODES_KEPT = 1024
 
 def settings_of(model: str, method: str, folder: Path) -> Settings:
     """The settings of a golden run, whose results and store are in `folder`."""
-    cut: Sequence[str] = LEARNED.get(method, ())
+    steps = FEWEST_OF_TESSERAQ if method == "tesseraq" else FEW_STEPS
+    cut = [f"{option}={steps}" for option in STEPS.get(method, ())]
     overrides = [f"model={model}", f"method={method}", *OPTIONS, *cut, f"results={folder / 'runs'}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("experiment", None)
-    return settings_from({str(key): value for key, value in plain.items()})
+    return compose_settings(*overrides)
 
 
 def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:

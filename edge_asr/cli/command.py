@@ -13,7 +13,8 @@ from omegaconf.errors import MissingMandatoryValue
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edge_asr.config import CONF, Settings, check_choices, settings_from
+from edge_asr.cli.compose import settings_of
+from edge_asr.config import CONF, Settings, check_choices
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import Outcome, run_experiment
 from edge_asr.report.console import print_table
@@ -71,10 +72,7 @@ def _check_sweep(arguments: Sequence[str]) -> None:
 
 
 def _run(composed: DictConfig) -> None:
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    plain.pop("experiment", None)
-    settings = settings_from({str(key): value for key, value in plain.items()})
+    settings = settings_of(composed)
     # Once: of a sweep, at its first run.
     job = HydraConfig.get().job
     if OmegaConf.is_missing(job, "num") or job.num == 0:

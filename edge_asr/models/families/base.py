@@ -250,7 +250,7 @@ class Architecture(ABC):
             return f"the feature extractor adds noise (dither {feature_extractor.dither})"
         return None
 
-    # Texts of token 0, of the prompt's first and of the end's, so that a foreign tokenizer is noticed.
+    # Texts of token 0, of the prompt's first and of the end's: a foreign tokenizer has others.
     first_token: str
     start_token: str
     end_token: str
