@@ -164,6 +164,9 @@ def _warnings(
         warnings.append(
             f"{truncated} clips are longer than the model's window; only its length was heard"
         )
+    empty = sum(not hypothesis.pred_text for hypothesis in transcription.hypotheses)
+    if 2 * empty > len(transcription.hypotheses):
+        warnings.append(f"{empty} of {len(transcription.hypotheses)} outputs are empty")
     if plan.quantize is not None and floats is None:
         warnings.append(
             "no difference to the float model: another process was still making its hypotheses; "

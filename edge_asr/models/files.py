@@ -177,11 +177,6 @@ class CheckpointFiles:
             )
         return plain
 
-    def processing_files(self) -> list[Path]:
-        """The files besides the weights that are there."""
-        paths = [self.folder / name for name in (*ARCHITECTURE_FILES, *PROCESSING_FILES)]
-        return [path for path in paths if path.is_file()]
-
 
 def _tensors_of(path: Path) -> dict[str, list[Any]]:
     """Dtype, shape and SHA-256 of every tensor of a safetensors file."""

@@ -366,7 +366,7 @@ def test_spinquant(problem: Problem, rate: float, steps: int) -> None:
 
     Five fixed-point iterations from X - a A X leave at most |a A / 2|^6 of a step's way.
     """
-    start, _ = torch.linalg.qr(problem.inputs[0, :16])
+    start = -torch.linalg.qr(problem.inputs[0, :16])[0]  # so that a renewal would turn signs
     matrix, own, one = nn.Parameter(start.clone()), start, torch.eye(16, dtype=start.dtype)
     optimizer, caps = CayleySGD([matrix], lr=rate), set()
 

@@ -117,6 +117,7 @@ def test_the_first_to_publish_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     inner = Counting()
 
     def outer(folder: Path, working: Path) -> Mapping[str, Any]:
+        del working
         store.make(STEP, inner)
         (folder / "model.bin").write_bytes(b"second")
         return {}
