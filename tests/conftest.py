@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch starts its threads: waiting ones sleep, for tests run side by side on two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from tiny import tiny_checkpoint

@@ -44,7 +44,10 @@ def test_a_short_run_is_what_it_was(model: str, method: str, folder: Path) -> No
     assert len(row["losses"]) == len(expected["losses"])
     for losses, known in zip(row["losses"], expected["losses"], strict=True):
         assert losses == pytest.approx(known, rel=LOSS_BAND), AGAIN
-    assert row["output_error"] == pytest.approx(expected["output_error"], rel=LOSS_BAND), AGAIN
+    if expected["output_error"] is None:
+        assert row["output_error"] is None, "nothing was asked for that costs a pass"
+    else:
+        assert row["output_error"] == pytest.approx(expected["output_error"], rel=LOSS_BAND), AGAIN
     if environment() == expected["where"]:
         assert row["heard_sha256"] == expected["heard_sha256"], AGAIN
 

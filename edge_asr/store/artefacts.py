@@ -130,6 +130,8 @@ class Store:
             return None
         with suppress(OSError):
             os.utime(folder / MANIFEST)  # when it was last used, for `prune`
+        # Left by a kill between publishing and tidying up.
+        shutil.rmtree(self._working(step), ignore_errors=True)
         return artefact
 
     def make(
@@ -212,7 +214,7 @@ class Store:
         return freed
 
     def _build(self, step: Step, build: Build, *, replace: bool) -> Artefact:
-        working = self.folder / "unfinished" / f"{step.name}-{step.key}"
+        working = self._working(step)
         if replace:
             shutil.rmtree(working, ignore_errors=True)
         temporary = self.folder / "temporary" / uuid.uuid4().hex
@@ -243,8 +245,6 @@ class Store:
             if replace:
                 _remove(self._place(step))
             self._publish(temporary, self._place(step))
-            # After publishing: a kill in between leaves both, which is a little space.
-            shutil.rmtree(working, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         found = self.find(step)
@@ -265,6 +265,9 @@ class Store:
 
     def _place(self, step: Step) -> Path:
         return self.folder / step.name / step.key
+
+    def _working(self, step: Step) -> Path:
+        return self.folder / "unfinished" / f"{step.name}-{step.key}"
 
     def _lock_path(self, step: Step) -> Path:
         path = self.folder / "locks" / f"{step.name}-{step.key}.lock"
