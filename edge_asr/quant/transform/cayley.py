@@ -1,7 +1,9 @@
 """Gradient steps on orthogonal matrices by the Cayley transform.
 
 Li, Li and Todorovic 2020 (arXiv:2002.01113), algorithm 1 without momentum, with the constants
-of SpinQuant (Liu et al. 2024, arXiv:2405.16406, section 3.2 and its optimizer).
+of SpinQuant (Liu et al. 2024, arXiv:2405.16406, section 3.2 and its optimizer). The authors' code
+also scales every row to unit length before a step and bounds the step by the norm of a skew matrix
+that is rotated; for an orthogonal matrix only the bound differs.
 """
 
 from __future__ import annotations
