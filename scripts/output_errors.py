@@ -34,7 +34,7 @@ from rich.table import Table
 from torch import Tensor
 
 from edge_asr.calibration.batches import CalibrationBatch
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.models.families.base import Architecture, Block, leading_rows
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.families.sites import Block, leading_rows
 
 
 class Batch(Protocol):

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+# Importing the parts registers every module that a stored model may hold.
+import edge_asr.quant.recipe  # noqa: F401
 from edge_asr.errors import UserError
 from edge_asr.models.files import ARCHITECTURE_FILES, PROCESSING_FILES, CheckpointFiles
 from edge_asr.models.loading import Checkpoint, architecture_of, empty_model, load_processor

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from edge_asr.calibration.capture import Batch, KeptOutputs, Outputs, Passage, Station
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.memory import release_freed_memory
-from edge_asr.models.families.base import Architecture, Block, Site
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.families.sites import Block, Site
 from edge_asr.models.tensors import Slot
 from edge_asr.quant import artefact
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from edge_asr.calibration.capture import Batch, Call, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.models.families.base import Architecture, Block, Site
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.families.sites import Block, Site
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear

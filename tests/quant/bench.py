@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Role, Slot
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters

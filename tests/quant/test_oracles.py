@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.calibration.capture import Call, KeptOutputs
-from edge_asr.models.families.base import Block, Site
+from edge_asr.models.families.sites import Block, Site
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.range.lwc import LearnedWeightClipping

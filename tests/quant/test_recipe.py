@@ -9,7 +9,7 @@ import torch
 from options import composed
 from quant.walks import quantized_by_options
 
-from edge_asr.models.families.base import layers_with_roles
+from edge_asr.models.families.sites import layers_with_roles
 from edge_asr.models.loading import Checkpoint
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import Grid, TensorFormat

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import Passage
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.layers import install_layers, quantized_layers

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,89 +18,9 @@ from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
-from edge_asr.models.tensors import AttentionShape, Role, Slot, Stack
+from edge_asr.models.families.sites import Block, ResidualStream, Site, StemAxis
+from edge_asr.models.tensors import AttentionShape, Slot, Stack
 from edge_asr.registry import Registry
-
-Axis = Literal["frame", "token"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """The layers that read the same activation.
-
-    Attributes:
-        role: Place in the block.
-        stack: The stack whose forward pass computes them.
-        layers: Module paths.
-        source: The norm or layer whose output channels can absorb a per-channel scale exactly,
-            or None where something non-linear lies between.
-        axis: Whether the activation has one row per encoder frame or per decoder token.
-        source_rows: Which output channels of `source` feed this site linearly.
-        logit_layers: Those of `layers` that make queries or keys.
-        reader: The attention that reads this site's outputs, where one does: a rewrite of
-            queries, keys and values is judged by what comes out of it.
-        shift_invariant_layers: Those of `layers` whose outputs may all move by one constant vector
-            without any change behind the softmax: keys without rotary positions.
-    """
-
-    role: Role
-    stack: Stack
-    layers: tuple[str, ...]
-    source: str | None
-    axis: Axis
-    source_rows: Literal["all", "first_half"] = "all"
-    logit_layers: tuple[str, ...] = ()
-    reader: str | None = None
-    shift_invariant_layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual block, or the cross-attention memory that all decoder blocks share.
-
-    `module` is the path of the module that is run; `axis` that of its hidden states.
-    """
-
-    module: str
-    stack: Stack
-    sites: tuple[Site, ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(name for site in self.sites for name in site.layers)
-
-
-@dataclass(frozen=True)
-class ResidualStream:
-    """What a rotation of one stack's residual stream must touch.
-
-    Attributes:
-        stack: Which of the two independent streams.
-        writers: Layers and tables whose output is added to the stream. The encoder's stem ends
-            in a GELU and is not among them: a rotation must follow it explicitly.
-        readers: Layers that read the stream through a norm.
-        norms: The norms between them, whose scale (and bias) must first move into the readers.
-    """
-
-    stack: Stack
-    writers: tuple[str, ...]
-    readers: tuple[str, ...]
-    norms: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class StemAxis:
-    """A convolution of the encoder stem and the name of the axis it is applied along."""
-
-    layer: str
-    axis: str
-
-
-def leading_rows(valid: torch.Tensor) -> int:
-    """Rows up to the last valid one of bool `valid` [batch, positions], at least one."""
-    rows = valid.any(0).nonzero()
-    return int(rows.max()) + 1 if len(rows) else 1
-
 
 families: Registry[Architecture] = Registry("family")
 # What a generation_config.json may ask for and is not done: decoding is greedy, one text a clip.
@@ -436,49 +355,3 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     if end is None:
         raise UserError("generation_config.json has no eos_token_id; restore the published file")
     return frozenset([end] if isinstance(end, int) else end)
-
-
-def layers_with_roles(blocks: Sequence[Block], roles: Sequence[Role]) -> tuple[str, ...]:
-    """The layers of `blocks` whose site has one of `roles`, in forward order."""
-    return tuple(
-        name
-        for block in blocks
-        for site in block.sites
-        if site.role in roles
-        for name in site.layers
-    )
-
-
-def norms_of(blocks: Sequence[Block]) -> tuple[str, ...]:
-    """The norms that feed the sites of `blocks`, in forward order."""
-    return tuple(
-        site.source
-        for block in blocks
-        for site in block.sites
-        if site.role in ("qkv", "cross_q", "fc1") and site.source
-    )
-
-
-def self_attention_site(
-    attention: str, norm: str, stack: Stack, axis: Axis, *, rotary: bool = False
-) -> Site:
-    """The projections of the self-attention module `attention`, which read one activation."""
-    query, key, value = (f"{attention}.{part}_proj" for part in "qkv")
-    return Site(
-        "qkv",
-        stack,
-        (query, key, value),
-        norm,
-        axis,
-        logit_layers=(query, key),
-        reader=attention,
-        shift_invariant_layers=() if rotary else (key,),
-    )
-
-
-def cross_query_site(attention: str, norm: str) -> Site:
-    """The query projection of the cross-attention module `attention`."""
-    query = f"{attention}.q_proj"
-    return Site(
-        "cross_q", "decoder", (query,), norm, "token", logit_layers=(query,), reader=attention
-    )

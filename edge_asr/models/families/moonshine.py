@@ -16,14 +16,13 @@ import torch
 from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.models.families.base import (
-    Architecture,
+from edge_asr.models.families.base import Architecture, families
+from edge_asr.models.families.sites import (
     Block,
     ResidualStream,
     Site,
     StemAxis,
     cross_query_site,
-    families,
     layers_with_roles,
     norms_of,
     self_attention_site,

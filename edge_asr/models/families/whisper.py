@@ -17,14 +17,13 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import (
-    Architecture,
+from edge_asr.models.families.base import Architecture, families
+from edge_asr.models.families.sites import (
     Block,
     ResidualStream,
     Site,
     StemAxis,
     cross_query_site,
-    families,
     layers_with_roles,
     leading_rows,
     norms_of,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import decode, encode
 from edge_asr.quant.outlier_rule import OutlierRule

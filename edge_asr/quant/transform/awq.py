@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters

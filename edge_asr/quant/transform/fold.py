@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.quant.layers import ChannelScale
 from edge_asr.quant.work import BlockWork
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.hadamard_matrices import (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import straight_through

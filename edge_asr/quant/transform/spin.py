@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from edge_asr.calibration.capture import Batch
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site, end_tokens
+from edge_asr.models.families.base import end_tokens
+from edge_asr.models.families.sites import Site
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import decode, encode, straight_through_round

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from edge_asr.config import CONF
 from edge_asr.errors import UserError
-from edge_asr.models.families.base import Site
+from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.stages import transforms

@@ -24,7 +24,7 @@ from edge_asr.quant.layers import install_layers, runtime_ops
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.hadamard import Hadamard
 from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_matrix
-from edge_asr.quant.transform.rotation import StreamEntry
+from edge_asr.quant.transform.stream_modules import StreamEntry
 from edge_asr.quant.work import ModelWork
 from edge_asr.runtimes.torch_greedy import greedy
 

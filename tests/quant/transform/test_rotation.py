@@ -13,12 +13,12 @@ from tiny import tone
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from edge_asr.models.families.base import Architecture, Site
+from edge_asr.models.families.base import Architecture
+from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import install_layers, runtime_ops
 from edge_asr.quant.transform.rotation import (
     Rotation,
-    StreamExit,
     double_precision,
     fold_norms,
     rotate_heads,
@@ -26,6 +26,7 @@ from edge_asr.quant.transform.rotation import (
     rotate_outputs,
     rotate_stream,
 )
+from edge_asr.quant.transform.stream_modules import StreamExit
 
 SEEDS = {"encoder": 1, "decoder": 2}
 
