@@ -12,7 +12,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -234,7 +234,9 @@ def check_choices(overrides: list[str], conf: Path) -> None:
         UserError: for an unknown option or choice, with the nearest known one.
     """
     groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
-    options = groups | {str(key) for key in OmegaConf.load(conf / "config.yaml")}
+    top = OmegaConf.load(conf / "config.yaml")
+    assert isinstance(top, DictConfig)
+    options = groups | {str(key) for key in top}
     for override in overrides:
         name, separator, value = override.lstrip("+~").partition("=")
         # What begins with a dash is a flag; Hydra looks after its own.
@@ -247,6 +249,7 @@ def check_choices(overrides: list[str], conf: Path) -> None:
                 hint = _nearest(option, options)
                 raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
             _check_inner_option(override, conf / option, inner)
+            _check_inner_default(override, top.get(option), inner)
         # A sweep in Hydra's own words, as choice(rtn,gptq), is Hydra's to check.
         if name not in groups or "(" in value:
             continue
@@ -270,6 +273,16 @@ def _check_inner_option(override: str, group: Path, keys: Sequence[str]) -> None
         hint = _nearest(keys[0], known)
         raise UserError(
             f"{override}: no option {keys[0]}; {hint}known are {', '.join(sorted(known))}"
+        )
+
+
+def _check_inner_default(override: str, default: Any, keys: Sequence[str]) -> None:
+    """Of an option that config.yaml itself spells out, such as encoder.bits."""
+    if keys and isinstance(default, DictConfig) and keys[0] not in default:
+        known = sorted(map(str, default))
+        raise UserError(
+            f"{override}: no option {keys[0]}; {_nearest(keys[0], known)}"
+            f"known are {', '.join(known)}"
         )
 
 

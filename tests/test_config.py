@@ -251,6 +251,7 @@ def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
         ("method.rouding.act_order=true", "no option rouding; did you mean rounding"),
         ("method.defaults=1", "no option defaults"),
         ("data.limt=3", "no option limt; did you mean limit"),
+        ("encoder.bitz=3", "encoder.bitz=3: no option bitz; did you mean bits"),
     ],
 )
 def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None:
