@@ -23,7 +23,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print(
             "interrupted: finished records stay, the run under way has none; the same command "
-            "goes on from the hypotheses already there",
+            "goes on from the steps, blocks and hypotheses already there",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)

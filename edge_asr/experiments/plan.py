@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from edge_asr.calibration.batches import DrawnClip, draw_clips
 from edge_asr.config import DataSettings, Settings
 from edge_asr.data.corpus import Corpus
@@ -18,7 +16,7 @@ from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.experiments.labels import folder_name, method_label
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
-from edge_asr.models.loading import architecture_of
+from edge_asr.models.loading import read_config
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
@@ -130,8 +128,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         recipe.check(scheme)
     _ = runtimes[settings.runtime]
     files = find_files(settings.model.path, store.digests)
-    architecture = architecture_of(str(files.json("config.json").get("model_type")))
-    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+    config, architecture = read_config(files)
     corpus = open_corpus(settings.data)
     audio = fingerprint(corpus.audio_digests(store.digests))
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}

@@ -91,15 +91,7 @@ def load_checkpoint(
     # before it goes on without them.
     _ = files.dtypes, files.processing_fingerprint
     with explained(reference, files.source), quiet():
-        with _explained_configuration(reference):
-            config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
-        architecture = architecture_of(config.model_type)
-        with _explained_configuration(reference):
-            problem = architecture.config_problem(config)
-        if problem:
-            raise UserError(
-                f"model.path={reference!r}: config.json: {problem}; restore the published file"
-            )
+        config, architecture = read_config(files)
         with _explained_configuration(reference):
             # Wrong shapes are let through here to be named below with the other differences.
             model, differences = AutoModelForSpeechSeq2Seq.from_pretrained(
@@ -138,6 +130,27 @@ def load_checkpoint(
         tokens_per_second=tokens_per_second,
         warnings=tuple(warnings),
     )
+
+
+def read_config(files: CheckpointFiles) -> tuple[Any, Architecture]:
+    """The configuration of a checkpoint and the map of its family.
+
+    Raises UserError, naming the field, for a configuration that no model can be made of, or a
+    family that is not supported.
+    """
+    with explained(files.reference, files.source), quiet():
+        with _explained_configuration(files.reference):
+            config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+        architecture = architecture_of(config.model_type)
+        with _explained_configuration(files.reference):
+            problem = architecture.config_problem(config)
+            if not problem:
+                architecture.slots(config)  # all that a plan is made of
+    if problem:
+        raise UserError(
+            f"model.path={files.reference!r}: config.json: {problem}; restore the published file"
+        )
+    return config, architecture
 
 
 def empty_model(folder: Path) -> PreTrainedModel:

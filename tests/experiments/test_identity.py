@@ -13,6 +13,7 @@ import soundfile
 from options import composed
 from tiny import tiny_whisper, tone
 
+from edge_asr.errors import UserError
 from edge_asr.experiments import steps
 from edge_asr.experiments.plan import Plan, make_plan
 from edge_asr.experiments.ptq import Outcome, run_experiment
@@ -149,6 +150,31 @@ def test_different_settings_never_share_a_label(plan: Callable[..., Plan]) -> No
     assert len(set(labels)) == len(different), labels
     assert labels[1] == "gptq+rounding.damping=0.5 W4"
     assert labels[5] == "gptq+range=mse+range.steps=50 W4"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("encoder_attention_heads", 0),
+        ("decoder_attention_heads", 5),
+        ("d_model", "48"),
+        ("encoder_layers", "two"),
+        ("model_type", "evil"),
+        ("model_type", None),
+        ("max_source_positions", None),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_refused_before_there_is_a_plan(
+    plan: Callable[..., Plan], model: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model, damaged)
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, field: value}))
+    for method in ("float", "gptq"):
+        with pytest.raises(UserError) as caught:
+            run_experiment(plan(f"method={method}", model=damaged).settings)
+        assert "\n" not in str(caught.value)
 
 
 def test_where_results_and_threads_go_changes_nothing(
