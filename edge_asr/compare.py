@@ -115,7 +115,9 @@ def compare(run: Run, against: Run, *, resamples: int = RESAMPLES, seed: int = 0
             f"{other.protocol}; make one of them again with the other's protocol="
         )
     rows = paired(run.hypotheses, against.hypotheses, f"{run.label} and {against.label}")
-    own, plain = (score_hypotheses(one.protocol, heard) for heard in (run.hypotheses, rows))
+    own, plain = (
+        score_hypotheses(one.protocol, transcribed) for transcribed in (run.hypotheses, rows)
+    )
     difference = paired_difference(own, plain, resamples=resamples, level=LEVEL, seed=seed)
     return Comparison(
         run=run.label,

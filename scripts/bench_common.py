@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
-from edge_asr.calibration.capture import Passage, Station
+from edge_asr.calibration.capture import CalibrationPass, CapturedBlock
 from edge_asr.cli.compose import compose_settings
 from edge_asr.config import Settings
 from edge_asr.data.manifest import ManifestCorpus
@@ -27,13 +27,13 @@ from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import Quantization
 from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.sequential import quantize_model
-from edge_asr.quant.work import BlockWork
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite
 from edge_asr.store.record import Environment, current_environment
@@ -100,24 +100,24 @@ def run(parser: argparse.ArgumentParser, action: Callable[[], None]) -> None:
         parser.exit(128 + signal.SIGINT, "interrupted; what --out holds stays\n")
 
 
-def block_works(
+def block_contexts(
     model: PreTrainedModel,
     architecture: Architecture,
     batches: Sequence[CalibrationBatch],
     formats: Mapping[str, TensorFormat],
-) -> Iterator[tuple[Station, BlockWork]]:
+) -> Iterator[tuple[CapturedBlock, BlockContext]]:
     """Every block of `model`, whose Linears are replaced, on its way from the first to the last.
 
     Nothing is quantized; `formats` are for parts that ask what would be.
     """
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
-    for station in Passage(model, architecture, batches).stations():
-        work = BlockWork(
-            model, architecture, station.block, station.module,
-            station.calls, station.masks, formats,
+    for captured in CalibrationPass(model, architecture, batches).captured_blocks():
+        work = BlockContext(
+            model, architecture, captured.block, captured.module,
+            captured.calls, captured.masks, formats,
         )  # fmt: skip
-        yield station, work
+        yield captured, work
 
 
 def draw(

@@ -31,7 +31,7 @@ from bench_common import (
     Subject,
     add_clip_arguments,
     add_grid_arguments,
-    block_works,
+    block_contexts,
     draw,
     measured_alone,
     method_of,
@@ -52,7 +52,7 @@ from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.files import find_files
 from edge_asr.models.loading import Checkpoint, load_checkpoint
-from edge_asr.quant.work import BlockWork
+from edge_asr.quant.context import BlockContext
 from edge_asr.store.plain_json import parse
 
 METHODS = (
@@ -193,11 +193,11 @@ class _LastInput(Exception):
     """Ends a forward pass where the last of some modules is about to run."""
 
 
-def run_to_last_input(work: BlockWork) -> None:
+def run_to_last_input(context: BlockContext) -> None:
     """Run a block on all batches, each until every site's layers have been given their input, for
     the rows that GPTQ asks for."""
-    modules = [work.layer(site.layers[0]) for site in work.block.sites]
-    block, calls = work.on_valid_rows
+    modules = [context.layer(site.layers[0]) for site in context.block.sites]
+    block, calls = context.on_valid_rows
     waiting: set[nn.Module] = set()
 
     def watch(module: nn.Module) -> Callable[..., None]:
@@ -223,14 +223,14 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
     alone where the others can be left out, and then as a whole; XᵀX of every site's valid rows;
     the Cholesky factor of each Hessian and its inverse; and the update of the columns to the right
     of every 128 of every layer."""
-    for station, work in block_works(checkpoint.model, checkpoint.architecture, batches, {}):
-        run_to_last_input(work)
-        for site in station.block.sites:
-            layers = list(work.layers(site).values())
+    for captured, context in block_contexts(checkpoint.model, checkpoint.architecture, batches, {}):
+        run_to_last_input(context)
+        for site in captured.block.sites:
+            layers = list(context.layers(site).values())
             columns = layers[0].in_features
             unit = torch.eye(columns, dtype=torch.float64)
             hessian = unit.clone()
-            for mask in station.masks:
+            for mask in captured.masks:
                 rows = torch.ones(int(mask.sum()), columns)
                 add_column_products(hessian, rows)
             root = torch.linalg.cholesky(hessian.flip(0, 1))
@@ -240,7 +240,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
                 for start in range(0, columns, UPDATE_BLOCK):
                     stop = min(start + UPDATE_BLOCK, columns)
                     weight[:, stop:] -= weight[:, start:stop] @ upper[start:stop, stop:]
-        station.outputs()
+        captured.outputs()
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.cli.compose import compose_settings
 from edge_asr.cost.model import model_size
 from edge_asr.data.manifest import ManifestCorpus
-from edge_asr.experiments.sections import quantized_inventory
+from edge_asr.experiments.sections import quantized_summary
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model, save_model, tensor_bytes
 
@@ -49,16 +49,16 @@ def check(model: str, method: str, corpus: ManifestCorpus, clips: int) -> tuple[
     checkpoint = load_checkpoint(model)
     recipe, formats = method_of(settings, checkpoint)
     batches = calibration_batches(checkpoint, corpus, clips, clips, seed=0)
-    heard = calibration_batches(checkpoint, corpus, 2, 2, seed=1)[0]
+    transcribed = calibration_batches(checkpoint, corpus, 2, 2, seed=1)[0]
     wanted = batches if recipe.needs_calibration(formats.values()) else []
     quantize(checkpoint, wanted, recipe, formats)
     width = checkpoint.files.float_bits
-    inventory = quantized_inventory(checkpoint.model, checkpoint.architecture, width)
+    summary = quantized_summary(checkpoint.model, checkpoint.architecture, width)
     with TemporaryDirectory() as folder:
         save_model(Path(folder), checkpoint)
         loaded, size = load_model(Path(folder)), tensor_bytes(Path(folder))
-    difference = (logits(checkpoint, heard) - logits(loaded, heard)).abs().max()
-    return float(difference), size / model_size(inventory).bytes - 1
+    difference = (logits(checkpoint, transcribed) - logits(loaded, transcribed)).abs().max()
+    return float(difference), size / model_size(summary).bytes - 1
 
 
 def main() -> None:

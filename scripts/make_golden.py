@@ -56,7 +56,7 @@ def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:
     weights = [layer.quantized for layer in quantized_layers(quantized.model).values()]
     codes = torch.cat([weight.codes.flatten().long() for weight in weights if weight is not None])
     hypotheses = read_hypotheses(outcome.folder / "hypotheses.jsonl")
-    heard = "\n".join(hypothesis.pred_text for hypothesis in hypotheses)
+    transcribed = "\n".join(hypothesis.pred_text for hypothesis in hypotheses)
     return {
         "versions": {
             **{
@@ -74,7 +74,7 @@ def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:
             if block.loss_before is not None
         ],
         "output_error": record.method.output_error,
-        "heard_sha256": hashlib.sha256(heard.encode()).hexdigest(),
+        "texts_sha256": hashlib.sha256(transcribed.encode()).hexdigest(),
         "where": environment(),
     }
 

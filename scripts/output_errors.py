@@ -20,7 +20,7 @@ from bench_common import (
     Subject,
     add_clip_arguments,
     add_grid_arguments,
-    block_works,
+    block_contexts,
     draw,
     method_of,
     quantize,
@@ -36,10 +36,10 @@ from torch import Tensor
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.quant.context import BlockContext, Layer, SiteContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import LayerFit
-from edge_asr.quant.work import BlockWork, Layer, SiteWork
 
 Weights = Mapping[str, Tensor]
 Formats = Mapping[str, TensorFormat]
@@ -100,28 +100,28 @@ def walk(
     checkpoint: Checkpoint,
     batches: Sequence[CalibrationBatch],
     formats: Formats,
-    visit: Callable[[BlockWork], None],
+    visit: Callable[[BlockContext], None],
 ) -> Tensor:
     """Show `visit` every block of a copy of the model, whose weights it may change before the
     batches go on; the last one's outputs [valid tokens, width]."""
     model = copy.deepcopy(checkpoint.model)
-    for station, work in block_works(model, checkpoint.architecture, batches, formats):
-        visit(work)
-        last = station
+    for captured, context in block_contexts(model, checkpoint.architecture, batches, formats):
+        visit(context)
+        last = captured
     pairs = zip(last.outputs(), last.masks, strict=True)
     return torch.cat([states[mask] for states, mask in pairs])
 
 
-def rounded_here(recipe: Recipe, work: BlockWork, site: Site) -> dict[str, Tensor]:
-    """Weights of the site's layers rounded by `recipe`, fitted to the inputs that `work` shows."""
-    statistics, grids = work.statistics(site), work.grids(site.layers)
+def rounded_here(recipe: Recipe, context: BlockContext, site: Site) -> dict[str, Tensor]:
+    """Weights of the site's layers rounded by `recipe`, fitted to the inputs of `context`."""
+    statistics, grids = context.statistics(site), context.grids(site.layers)
     fits = {
         name: LayerFit(recipe.range, grid, statistics, Layer(name, name in site.logit_layers))
         for name, grid in grids.items()
     }
-    weights = {name: layer.weight.detach() for name, layer in work.layers(site).items()}
-    bench = SiteWork(site, weights, statistics, grids, fits)
-    rounded = recipe.rounding.round_block(work, [bench])
+    weights = {name: layer.weight.detach() for name, layer in context.layers(site).items()}
+    bench = SiteContext(site, weights, statistics, grids, fits)
+    rounded = recipe.rounding.round_block(context, [bench])
     return {f"{name}.weight": weight.dequantize() for name, weight in rounded.items()}
 
 
@@ -137,10 +137,10 @@ def errors_on_float_inputs(
     check_same_layers(weights, list(sides.values()))
     totals: dict[str, float] = defaultdict(float)
 
-    def add(work: BlockWork) -> None:
-        for site in work.block.sites:
-            statistics = work.statistics(site)
-            fitted = {REFITTED: rounded_here(recipe, work, site)}
+    def add(context: BlockContext) -> None:
+        for site in context.block.sites:
+            statistics = context.statistics(site)
+            fitted = {REFITTED: rounded_here(recipe, context, site)}
             for key in (f"{name}.weight" for name in site.layers):
                 for side, tensors in {**sides, **fitted}.items():
                     rounded = tensors[key].float()
@@ -158,12 +158,12 @@ def error_on_own_inputs(
     check_same_layers(weights, [side])
     total = 0.0
 
-    def add(work: BlockWork) -> None:
+    def add(context: BlockContext) -> None:
         nonlocal total
-        for name in work.block.layers:
-            work.layer(name).weight.copy_(side[f"{name}.weight"])
-        for site in work.block.sites:
-            statistics = work.statistics(site)
+        for name in context.block.layers:
+            context.layer(name).weight.copy_(side[f"{name}.weight"])
+        for site in context.block.sites:
+            statistics = context.statistics(site)
             for key in (f"{name}.weight" for name in site.layers):
                 total += statistics.relative_output_error(weights[key], side[key].float())
 

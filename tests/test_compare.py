@@ -28,7 +28,7 @@ POOR = ("red green", "house", "cold", SPOKEN[3])
 def stored(
     folder: Path,
     method: str,
-    heard: Sequence[str],
+    transcribed: Sequence[str],
     order: Sequence[int] = range(4),
     **changes: object,
 ) -> Path:
@@ -37,7 +37,7 @@ def stored(
     rows = [
         Hypothesis(
             id=str(index), audio_filepath=f"{index}.wav", duration=1.0, time=0.1,
-            text=SPOKEN[index], pred_text=heard[index], samples=16_000, generated_tokens=3,
+            text=SPOKEN[index], pred_text=transcribed[index], samples=16_000, generated_tokens=3,
             hit_limit=False, truncated=False,
         )
         for index in order

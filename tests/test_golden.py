@@ -49,7 +49,7 @@ def test_a_short_run_is_what_it_was(model: str, method: str, folder: Path) -> No
     else:
         assert row["output_error"] == pytest.approx(expected["output_error"], rel=LOSS_BAND), AGAIN
     if environment() == expected["where"]:
-        assert row["heard_sha256"] == expected["heard_sha256"], AGAIN
+        assert row["texts_sha256"] == expected["texts_sha256"], AGAIN
 
 
 def test_every_method_has_a_golden_row() -> None:

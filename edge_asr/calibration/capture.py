@@ -1,6 +1,6 @@
 """Calibration batches on their way through a model, stopping at every block.
 
-Whoever receives a `Station` may change the block's weights before asking for the next one:
+Whoever receives a `CapturedBlock` may change the block's weights before asking for the next one:
 the batches then go on through the changed block.
 """
 
@@ -127,7 +127,7 @@ class SharedMemory(nn.Module):
 
 
 @dataclass
-class Station:
+class CapturedBlock:
     """One block with its inputs of every batch.
 
     Attributes:
@@ -159,11 +159,11 @@ class Station:
         return self._outputs
 
 
-class _Captured(Exception):
+class _FirstBlockReached(Exception):
     """Stops a forward pass once the first block's inputs are known."""
 
 
-class Passage:
+class CalibrationPass:
     """One pass of calibration batches through one model."""
 
     def __init__(
@@ -171,22 +171,22 @@ class Passage:
     ) -> None:
         self.model, self.architecture, self.batches = model, architecture, batches
 
-    def stations(self) -> Iterator[Station]:
+    def captured_blocks(self) -> Iterator[CapturedBlock]:
         """Every block in forward order, the shared cross-attention memory between the stacks."""
         encoder = self.architecture.encoder_blocks(self.model.config)
         decoder = self.architecture.decoder_blocks(self.model.config)
         frames = [batch.frame_mask.to(self.model.device) for batch in self.batches]
         calls = self._enter_encoder(encoder[0])
         for block in encoder:
-            station = self._station(block, calls, frames)
-            yield station
-            calls = _following(station)
+            captured = self._captured(block, calls, frames)
+            yield captured
+            calls = _following(captured)
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
         # Rows on their own, so that none is needed behind a batch's last valid one.
         ends = [leading_rows(mask) for mask in frames]
-        yield Station(
+        yield CapturedBlock(
             block,
             SharedMemory(norm, layers),
             [Call((call.hidden[:, :end],), {}) for call, end in zip(calls, ends, strict=True)],
@@ -198,12 +198,14 @@ class Passage:
         tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
         calls = self._enter_decoder(decoder[0], memory)
         for block in decoder:
-            station = self._station(block, calls, tokens)
-            yield station
-            calls = _following(station)
+            captured = self._captured(block, calls, tokens)
+            yield captured
+            calls = _following(captured)
 
-    def _station(self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]) -> Station:
-        return Station(block, self.model.get_submodule(block.module), calls, masks)
+    def _captured(
+        self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]
+    ) -> CapturedBlock:
+        return CapturedBlock(block, self.model.get_submodule(block.module), calls, masks)
 
     def _enter_encoder(self, first: Block) -> list[Call]:
         stack = self.model.get_submodule(self.architecture.encoder_module)
@@ -239,20 +241,20 @@ class Passage:
             if not args:
                 args = (kwargs.pop("hidden_states"),)
             caught.append(Call(args, dict(kwargs)))
-            raise _Captured
+            raise _FirstBlockReached
 
         module = self.model.get_submodule(first.module)
         # Before the block's own hooks: a call caught behind them would pass them twice.
         with module.register_forward_pre_hook(catch, with_kwargs=True, prepend=True):
             try:
                 stack(**inputs)
-            except _Captured:
+            except _FirstBlockReached:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
 
 
-def _following(station: Station) -> list[Call]:
+def _following(captured: CapturedBlock) -> list[Call]:
     """The calls of the next block."""
     return [
-        call.follow(output) for call, output in zip(station.calls, station.outputs(), strict=True)
+        call.follow(output) for call, output in zip(captured.calls, captured.outputs(), strict=True)
     ]

@@ -65,8 +65,8 @@ class LayerRecord:
         bias_bits: Bits stored for the bias, 0 without one.
         input_bits, output_bits: Width of one activation value read and written.
         tied_to: Name of the layer that stores the weight, when this one only refers to it.
-        online_macs: Extra MACs per position (a Hadamard, an un-fused divide), on float operands.
-        online_bits: Bits stored for that extra work and for a static activation range.
+        runtime_op_macs: MACs per position of runtime ops (a Hadamard, a divide), on float operands.
+        runtime_op_bits: Bits stored for them and for a static activation range.
         stride: Input positions consumed per output position (a strided convolution), else 1.
         float_columns: Input channels that are read in floating point, whatever `input_bits` is.
         float_column_bits: Width of their weights in the multiplier; `bits_per_weight` is that of
@@ -87,9 +87,9 @@ class LayerRecord:
     input_bits: int = 32
     output_bits: int = 32
     tied_to: str | None = None
-    online_macs: int = 0
+    runtime_op_macs: int = 0
     stride: int = 1
-    online_bits: float = 0.0
+    runtime_op_bits: float = 0.0
     float_columns: int = 0
     float_column_bits: float = 0.0
 
@@ -97,9 +97,14 @@ class LayerRecord:
         if len(self.weight_shape) < 2 or min(self.weight_shape) < 1:
             raise ValueError(f"{self.name}: weight_shape {self.weight_shape} is no weight matrix")
         widths = (self.weight_bits, self.bits_per_weight, self.bias_bits, self.input_bits)
-        extra = (self.output_bits, self.online_macs, self.online_bits, self.float_column_bits)
+        extra = (
+            self.output_bits,
+            self.runtime_op_macs,
+            self.runtime_op_bits,
+            self.float_column_bits,
+        )
         if min(*widths, *extra) < 0 or self.stride < 1:
-            raise ValueError(f"{self.name}: a width or online work is negative, or stride < 1")
+            raise ValueError(f"{self.name}: a width or runtime op is negative, or stride < 1")
         if not 0 <= self.float_columns <= self.weight_shape[1]:
             raise ValueError(
                 f"{self.name}: float_columns {self.float_columns} of {self.weight_shape[1]} columns"
@@ -169,7 +174,7 @@ class AttentionRecord(AttentionShape):
 
 
 @dataclass(frozen=True)
-class OnlineRecord:
+class RuntimeOpRecord:
     """Extra work on activations between layers, such as a rotation before the head.
 
     Attributes:
@@ -196,7 +201,7 @@ class OnlineRecord:
 
 
 @dataclass(frozen=True)
-class Inventory:
+class ModelSummary:
     """All layers and attentions of a model, and the parameters that belong to neither.
 
     Attributes:
@@ -205,7 +210,7 @@ class Inventory:
         other_parameters: Number of norm, position-table and similar parameters, never quantized.
         other_parameter_bits: Bits stored for them.
         float_bits: Width of an unquantized value.
-        online: Extra work that belongs to no layer.
+        runtime_ops: Extra work that belongs to no layer.
 
     Raises:
         ValueError: Two layers share a name, or `tied_to` names no layer that stores a weight.
@@ -216,7 +221,7 @@ class Inventory:
     other_parameters: int
     other_parameter_bits: int
     float_bits: int = 32
-    online: tuple[OnlineRecord, ...] = ()
+    runtime_ops: tuple[RuntimeOpRecord, ...] = ()
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]

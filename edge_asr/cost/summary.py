@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from edge_asr.cost.records import AttentionRecord, Inventory, LayerRecord, OnlineRecord
+from edge_asr.cost.records import AttentionRecord, LayerRecord, ModelSummary, RuntimeOpRecord
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.tensors import Stack
 
@@ -24,7 +24,7 @@ class StoredWeight:
         input_bits: Width of an activation value the layer reads, or None where it is float.
         float_columns, float_column_bits: Input channels that are read in floating point all the
             same, and the width of their weights.
-        online_macs, online_bits: Extra MACs per position and bits stored with the layer.
+        runtime_op_macs, runtime_op_bits: Extra MACs per position and bits stored with the layer.
     """
 
     bits_per_weight: float
@@ -32,21 +32,21 @@ class StoredWeight:
     input_bits: int | None = None
     float_columns: int = 0
     float_column_bits: float = 0.0
-    online_macs: int = 0
-    online_bits: float = 0.0
+    runtime_op_macs: int = 0
+    runtime_op_bits: float = 0.0
 
 
-def take_inventory(
+def summarize_model(
     model: PreTrainedModel,
     architecture: Architecture,
     *,
     float_bits: int = 32,
     stored: Mapping[str, StoredWeight] | None = None,
-    online: Sequence[OnlineRecord] = (),
-) -> Inventory:
+    runtime_ops: Sequence[RuntimeOpRecord] = (),
+) -> ModelSummary:
     """The inventory of `model`, with `float_bits` for whatever is not in `stored`.
 
-    `online` is the extra work that belongs to no layer in `stored`. Attention products have
+    `runtime_ops` is the extra work that belongs to no layer in `stored`. Attention products have
     float operands.
 
     Raises:
@@ -89,8 +89,8 @@ def take_inventory(
                 output_bits=float_bits,
                 stride=layer.stride[0] if isinstance(layer, nn.Conv1d) else 1,
                 tied_to=architecture.embedding if tied else None,
-                online_macs=kept.online_macs,
-                online_bits=kept.online_bits,
+                runtime_op_macs=kept.runtime_op_macs,
+                runtime_op_bits=kept.runtime_op_bits,
                 float_columns=kept.float_columns,
                 float_column_bits=kept.float_column_bits,
             )
@@ -99,7 +99,7 @@ def take_inventory(
     if stored:
         raise KeyError(f"not in the architecture map: {', '.join(sorted(stored))}")
     others = _other_parameters(model, counted)
-    return Inventory(
+    return ModelSummary(
         layers=tuple(layers),
         attentions=tuple(
             AttentionRecord(**vars(attention), query_bits=float_bits, key_value_bits=float_bits)
@@ -108,18 +108,18 @@ def take_inventory(
         other_parameters=others,
         other_parameter_bits=others * float_bits,
         float_bits=float_bits,
-        online=tuple(online),
+        runtime_ops=tuple(runtime_ops),
     )
 
 
-def online_record(
+def runtime_op_record(
     architecture: Architecture, name: str, *, macs_per_row: int, stored_bits: float
-) -> OnlineRecord:
+) -> RuntimeOpRecord:
     """The record of extra work in module `name`, which belongs to no layer: once a frame in the
     encoder, once a token elsewhere."""
     if name.startswith(f"{architecture.encoder_module}."):
-        return OnlineRecord(name, "encoder", "frame", macs_per_row, stored_bits)
-    return OnlineRecord(name, "decoder", "token", macs_per_row, stored_bits)
+        return RuntimeOpRecord(name, "encoder", "frame", macs_per_row, stored_bits)
+    return RuntimeOpRecord(name, "decoder", "token", macs_per_row, stored_bits)
 
 
 def _other_parameters(model: nn.Module, counted: set[int]) -> int:

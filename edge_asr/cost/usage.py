@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edge_asr.cost.records import AttentionRecord, Inventory, LayerRecord, OnlineRecord, Workload
+from edge_asr.cost.records import (
+    AttentionRecord,
+    LayerRecord,
+    ModelSummary,
+    RuntimeOpRecord,
+    Workload,
+)
 
 Phase = Literal["encoder", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("encoder", "prefill", "decode")
@@ -18,7 +24,7 @@ TOKEN = "token"
 
 
 @dataclass(frozen=True)
-class Work:
+class MeanCounts:
     """Every count the formulas need, averaged over utterances.
 
     All costs are linear in these products of counts, so the cost of the means is the mean cost.
@@ -34,7 +40,7 @@ class Work:
     frames_frames: float
 
     @classmethod
-    def of(cls, workloads: Sequence[Workload]) -> Work:
+    def of(cls, workloads: Sequence[Workload]) -> MeanCounts:
         """The means over `workloads`.
 
         Raises:
@@ -96,52 +102,58 @@ class AttentionUse:
     keys_written: float
 
 
-def _uses_of_layer(layer: LayerRecord | OnlineRecord, work: Work) -> tuple[LayerUse, ...]:
+def _uses_of_layer(
+    layer: LayerRecord | RuntimeOpRecord, counts: MeanCounts
+) -> tuple[LayerUse, ...]:
     if layer.axis == TOKEN:
         return (
-            LayerUse("prefill", work.prompt, 1),
-            LayerUse("decode", work.steps, work.steps),
+            LayerUse("prefill", counts.prompt, 1),
+            LayerUse("decode", counts.steps, counts.steps),
         )
-    if layer.axis not in work.axes:
+    if layer.axis not in counts.axes:
         raise ValueError(f"{layer.name}: axis {layer.axis!r} is not in every workload's positions")
     # A decoder layer on encoder frames makes the cross-attention keys and values.
     phase: Phase = "encoder" if layer.stack == "encoder" else "prefill"
-    return (LayerUse(phase, work.axes[layer.axis], 1),)
+    return (LayerUse(phase, counts.axes[layer.axis], 1),)
 
 
-def _uses_of_attention(attention: AttentionRecord, work: Work) -> tuple[AttentionUse, ...]:
-    frames = work.axes[FRAME]
+def _uses_of_attention(attention: AttentionRecord, counts: MeanCounts) -> tuple[AttentionUse, ...]:
+    frames = counts.axes[FRAME]
     if attention.stack == "encoder":
-        return (AttentionUse("encoder", frames, work.frames_frames, frames, 0),)
+        return (AttentionUse("encoder", frames, counts.frames_frames, frames, 0),)
     if attention.kind == "self":
         return (
-            AttentionUse("prefill", work.prompt, work.prompt_prompt, work.prompt, work.prompt),
-            AttentionUse("decode", work.steps, work.step_keys, work.step_keys, work.steps),
+            AttentionUse(
+                "prefill", counts.prompt, counts.prompt_prompt, counts.prompt, counts.prompt
+            ),
+            AttentionUse("decode", counts.steps, counts.step_keys, counts.step_keys, counts.steps),
         )
     return (
-        AttentionUse("prefill", work.prompt, work.prompt_frames, frames, frames),
-        AttentionUse("decode", work.steps, work.step_frames, work.step_frames, 0),
+        AttentionUse("prefill", counts.prompt, counts.prompt_frames, frames, frames),
+        AttentionUse("decode", counts.steps, counts.step_frames, counts.step_frames, 0),
     )
 
 
-def layer_uses(inventory: Inventory, work: Work) -> Iterator[tuple[LayerRecord, LayerUse]]:
+def layer_uses(summary: ModelSummary, counts: MeanCounts) -> Iterator[tuple[LayerRecord, LayerUse]]:
     """Every layer in every phase that runs it."""
-    for layer in inventory.layers:
-        for use in _uses_of_layer(layer, work):
+    for layer in summary.layers:
+        for use in _uses_of_layer(layer, counts):
             yield layer, use
 
 
-def online_uses(inventory: Inventory, work: Work) -> Iterator[tuple[OnlineRecord, LayerUse]]:
+def runtime_op_uses(
+    summary: ModelSummary, counts: MeanCounts
+) -> Iterator[tuple[RuntimeOpRecord, LayerUse]]:
     """All work between layers in every phase that runs it."""
-    for online in inventory.online:
-        for use in _uses_of_layer(online, work):
-            yield online, use
+    for extra in summary.runtime_ops:
+        for use in _uses_of_layer(extra, counts):
+            yield extra, use
 
 
 def attention_uses(
-    inventory: Inventory, work: Work
+    summary: ModelSummary, counts: MeanCounts
 ) -> Iterator[tuple[AttentionRecord, AttentionUse]]:
     """Every attention in every phase that runs it."""
-    for attention in inventory.attentions:
-        for use in _uses_of_attention(attention, work):
+    for attention in summary.attentions:
+        for use in _uses_of_attention(attention, counts):
             yield attention, replace(use, products=use.products * attention.padding)

@@ -14,7 +14,7 @@ from edge_asr.store.files import write_text_atomically
 
 
 @dataclass(frozen=True)
-class Heard:
+class ClipOutput:
     """What a model made of the audio of one clip, or why that could not be heard.
 
     Attributes:
@@ -49,7 +49,8 @@ class Hypothesis:
         audio_filepath: The clip's source.
         text: Reference.
         metadata: The utterance's.
-        duration, time, pred_text, samples, generated_tokens, hit_limit, truncated: See `Heard`.
+        duration, time, pred_text, samples, generated_tokens, hit_limit, truncated: See
+            `ClipOutput`.
     """
 
     id: str
@@ -94,10 +95,10 @@ class Transcription:
         return sum(hypothesis.time for hypothesis in self.hypotheses)
 
 
-def joined(entries: Sequence[ClipEntry], heard: Iterable[Heard]) -> Transcription:
+def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> Transcription:
     """What was heard beside what the corpus says of each clip."""
     hypotheses, damaged = [], []
-    for row in sorted(heard, key=lambda row: row.index):
+    for row in sorted(transcribed, key=lambda row: row.index):
         entry = entries[row.index]
         if row.damage is not None:
             damaged.append(DamagedSource(entry.source, row.damage))
@@ -120,7 +121,7 @@ def joined(entries: Sequence[ClipEntry], heard: Iterable[Heard]) -> Transcriptio
     return Transcription(tuple(hypotheses), tuple(damaged))
 
 
-def to_lines(rows: Iterable[Heard] | Iterable[Hypothesis]) -> str:
+def to_lines(rows: Iterable[ClipOutput] | Iterable[Hypothesis]) -> str:
     """One JSON object a line."""
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
@@ -150,12 +151,12 @@ def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
     return tuple(row for row in rows if row is not None)
 
 
-def read_heard(path: Path) -> list[Heard]:
+def read_outputs(path: Path) -> list[ClipOutput]:
     """The complete rows of a file, if it exists; an interruption can leave a torn last line."""
     if not path.exists():
         return []
     lines = _lines(path.read_text(encoding="utf-8", errors="replace"))
-    return [row for row in (_parsed(Heard, line) for line in lines) if row is not None]
+    return [row for row in (_parsed(ClipOutput, line) for line in lines) if row is not None]
 
 
 def _lines(text: str) -> list[str]:

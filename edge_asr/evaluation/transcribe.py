@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
 from edge_asr.errors import UserError
-from edge_asr.evaluation.hypotheses import Heard, read_heard, to_lines
+from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
 from edge_asr.runtimes.base import Runtime
 from edge_asr.store.files import write_text_atomically
 
@@ -50,7 +50,7 @@ def transcribe(
     settings: DecodeSettings,
     journal: Path | None = None,
     on_batch: Callable[[int, int], None] = lambda *_: None,
-) -> list[Heard]:
+) -> list[ClipOutput]:
     """Transcribe every clip of `corpus` greedily, in corpus order.
 
     Args:
@@ -62,16 +62,16 @@ def transcribe(
             uninterrupted one.
         on_batch: Called with (clips done, clips in the corpus) after every batch.
     """
-    earlier = {row.index: row for row in read_heard(journal)} if journal else {}
+    earlier = {row.index: row for row in read_outputs(journal)} if journal else {}
     if journal:
         # Without the line that an interruption may have torn.
         write_text_atomically(journal, to_lines(earlier.values()))
-    done: dict[int, Heard] = {}
+    done: dict[int, ClipOutput] = {}
     items = enumerate(corpus)
     while window := list(islice(items, settings.sort_window)):
         for index, item in window:
             if isinstance(item, DamagedClip):
-                done[index] = Heard(index, damage=item.reason)
+                done[index] = ClipOutput(index, damage=item.reason)
         for batch in _batches(window, settings.batch_size):
             # A batch is kept or decoded as a whole: its padding can change its hypotheses.
             rows = [earlier[index] for index, _ in batch if index in earlier]
@@ -96,7 +96,7 @@ def _batches(
 
 def _transcribe_batch(
     runtime: Runtime, batch: Sequence[Clip], max_new_tokens: int | None
-) -> list[Heard]:
+) -> list[ClipOutput]:
     waves = [runtime.window(item.samples) for _, item in batch]
     limits = [runtime.token_limit(len(wave), max_new_tokens) for wave in waves]
     # A runtime returns Python integers, so an accelerator has finished when the clock stops.
@@ -104,7 +104,7 @@ def _transcribe_batch(
     transcripts = runtime.transcribe(waves, limits)
     share = (time.perf_counter() - start) / len(batch)
     return [
-        Heard(
+        ClipOutput(
             index=index,
             pred_text=transcript.text,
             duration=item.seconds,
@@ -118,7 +118,7 @@ def _transcribe_batch(
     ]
 
 
-def _append(journal: Path, rows: Sequence[Heard]) -> None:
+def _append(journal: Path, rows: Sequence[ClipOutput]) -> None:
     with journal.open("a", encoding="utf-8") as file:
         file.write(to_lines(rows))
         file.flush()

@@ -252,10 +252,10 @@ def score(references: Sequence[str], hypotheses: Sequence[str], protocol: Protoc
             f"references: none of {len(references)} has a word left under {protocol.name}; "
             "give transcripts, or a protocol for their language"
         )
-    heard = {index: protocol.words(hypotheses[index]) for index in scored}
+    transcribed = {index: protocol.words(hypotheses[index]) for index in scored}
     output = jiwer.process_words(
         [" ".join(spoken[index]) for index in scored],
-        [" ".join(heard[index]) for index in scored],
+        [" ".join(transcribed[index]) for index in scored],
     )
     counts = np.array([_edit_counts(chunks) for chunks in output.alignments], dtype=np.int64)
     return Score(
@@ -265,7 +265,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str], protocol: Protoc
         substitutions=counts[:, 1],
         deletions=counts[:, 2],
         insertions=counts[:, 3],
-        empty_outputs=np.array([not heard[index] for index in scored]),
-        looping_outputs=np.array([is_looping(heard[i], spoken[i]) for i in scored]),
+        empty_outputs=np.array([not transcribed[index] for index in scored]),
+        looping_outputs=np.array([is_looping(transcribed[i], spoken[i]) for i in scored]),
         dropped=len(references) - len(scored),
     )

@@ -29,8 +29,8 @@ from edge_asr.store.record import FLOAT_METHOD
 
 # Raised when a step makes something else of the same inputs.
 CALIBRATE_VERSION = 1
-QUANTIZE_VERSION = 1
-TRANSCRIBE_VERSION = 1
+QUANTIZE_VERSION = 2
+TRANSCRIBE_VERSION = 2
 SCORE_VERSION = 1
 RUN_DIGITS = 12
 

@@ -16,12 +16,12 @@ from edge_asr.evaluation.scoring import score_run
 from edge_asr.experiments.plan import Plan, float_plan, make_plan
 from edge_asr.experiments.sections import (
     cost_section,
-    float_inventory,
+    float_summary,
     method_section,
     model_section,
-    quantized_inventory,
+    quantized_summary,
 )
-from edge_asr.experiments.steps import QUANTIZE, Progress, Steps, heard_rows, quantize_result
+from edge_asr.experiments.steps import QUANTIZE, Progress, Steps, output_rows, quantize_result
 from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
@@ -81,20 +81,20 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
         floats = steps.transcribe_float_if_free()
         if floats is None and done is not None and not settings.rerun:
             return Outcome(done, plan.folder, True)
-    heard = steps.transcribe()
+    transcribed = steps.transcribe()
     if plan.quantize is not None and floats is None:
         floats = steps.transcribe_float_if_free()
     if floats is not None and baseline is None:
         baseline = _write(plain, Steps(plain, store), floats, None)
-    record = _write(plan, steps, heard, floats)
+    record = _write(plan, steps, transcribed, floats)
     store.prune(settings.store_cap_bytes, QUANTIZE)
     return Outcome(record, plan.folder, False, baseline)
 
 
-def _write(plan: Plan, steps: Steps, heard: Artefact, floats: Artefact | None) -> Record:
+def _write(plan: Plan, steps: Steps, transcribed: Artefact, floats: Artefact | None) -> Record:
     """Score, count, and write the record and the hypotheses beside it."""
-    transcription = joined(plan.corpus.entries, heard_rows(heard))
-    record = _record(plan, steps, heard, transcription, floats)
+    transcription = joined(plan.corpus.entries, output_rows(transcribed))
+    record = _record(plan, steps, transcribed, transcription, floats)
     write_hypotheses(plan.folder / HYPOTHESES_NAME, transcription.hypotheses)
     write_record(plan.folder, record)
     return record
@@ -103,7 +103,7 @@ def _write(plan: Plan, steps: Steps, heard: Artefact, floats: Artefact | None) -
 def _record(
     plan: Plan,
     steps: Steps,
-    heard: Artefact,
+    transcribed: Artefact,
     transcription: Transcription,
     floats: Artefact | None,
 ) -> Record:
@@ -111,22 +111,22 @@ def _record(
     began = time.perf_counter()
     baseline = None
     if plan.quantize is not None and floats is not None:
-        baseline = joined(plan.corpus.entries, heard_rows(floats)).hypotheses
+        baseline = joined(plan.corpus.entries, output_rows(floats)).hypotheses
     results, averages = score_run(settings.protocol, plan.corpus.name, transcription, baseline)
     width = settings.float_bits or plan.files.float_bits
-    plain = quantized = float_inventory(plan, width)
+    plain = quantized = float_summary(plan, width)
     quantization = Quantization()
     layers: tuple[LayerSection, ...] = ()
     if plan.quantize is not None:
-        said = quantize_result(heard)
-        quantization, layers, quantized = said.quantization, said.layers, said.inventory
+        said = quantize_result(transcribed)
+        quantization, layers, quantized = said.quantization, said.layers, said.summary
         if width != plan.files.float_bits:
             model = steps.quantized_checkpoint().model
-            quantized = quantized_inventory(model, plan.architecture, width)
-    prompt_tokens = int(heard.notes["prompt_tokens"])
+            quantized = quantized_summary(model, plan.architecture, width)
+    prompt_tokens = int(transcribed.notes["prompt_tokens"])
     cost = cost_section(plan, prompt_tokens, plain, quantized, transcription.hypotheses)
     stages = {stage.name: stage for stage in steps.stages}
-    stages.setdefault("transcribe", _stage(heard))
+    stages.setdefault("transcribe", _stage(transcribed))
     stages["score"] = Stage("score", time.perf_counter() - began)
     keys = {"transcribe": plan.transcribe.key}
     keys |= {} if plan.quantize is None else {"quantize": plan.quantize.key}
@@ -144,7 +144,7 @@ def _record(
         cost=cost,
         stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
-        warnings=_warnings(plan, heard.warnings, transcription, floats),
+        warnings=_warnings(plan, transcribed.warnings, transcription, floats),
         hypotheses_file=HYPOTHESES_NAME,
         keys=keys,
         data=(DataSection(plan.corpus.name, len(plan.corpus), plan.audio_digest),),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from edge_asr.cost.model import cost_of
-from edge_asr.cost.records import Inventory, Workload
-from edge_asr.cost.summary import StoredWeight, online_record, take_inventory
+from edge_asr.cost.records import ModelSummary, Workload
+from edge_asr.cost.summary import StoredWeight, runtime_op_record, summarize_model
 from edge_asr.evaluation.hypotheses import Hypothesis
 from edge_asr.experiments.plan import Plan
 from edge_asr.models.families.base import Architecture
@@ -33,8 +33,8 @@ from edge_asr.store.record import (
 def cost_section(
     plan: Plan,
     prompt_tokens: int,
-    plain: Inventory,
-    quantized: Inventory,
+    plain: ModelSummary,
+    quantized: ModelSummary,
     hypotheses: Sequence[Hypothesis],
 ) -> CostSection:
     """Cost of the quantized model, and of the float one, on the clips that were heard."""
@@ -50,15 +50,15 @@ def cost_section(
     return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))
 
 
-def float_inventory(plan: Plan, float_bits: int) -> Inventory:
-    """The inventory of the float model, of which nothing but shapes is needed."""
+def float_summary(plan: Plan, float_bits: int) -> ModelSummary:
+    """The summary of the float model, of which nothing but shapes is needed."""
     with torch.device("meta"):
         model = empty_model(plan.files.folder)
-    return take_inventory(model, plan.architecture, float_bits=float_bits)
+    return summarize_model(model, plan.architecture, float_bits=float_bits)
 
 
-def quantized_inventory(model: Any, architecture: Architecture, float_bits: int) -> Inventory:
-    """The inventory of a quantized model: weights as stored, inputs as read, all runtime ops.
+def quantized_summary(model: Any, architecture: Architecture, float_bits: int) -> ModelSummary:
+    """The summary of a quantized model: weights as stored, inputs as read, all runtime ops.
 
     A runtime op that several layers share is one module, and counted with the first of them.
     """
@@ -68,30 +68,36 @@ def quantized_inventory(model: Any, architecture: Architecture, float_bits: int)
         for name in block.layers:
             layer = model.get_submodule(name)
             own = [part for part in elsewhere if part.startswith(f"{name}.")]
-            online = [elsewhere.pop(part) for part in own]
+            ops = [elsewhere.pop(part) for part in own]
             if isinstance(layer, QuantizedLinear):
-                stored[name] = _stored(layer, online, float_bits)
+                stored[name] = _stored(layer, ops, float_bits)
     between = [
-        online_record(
+        runtime_op_record(
             architecture, name, macs_per_row=part.macs_per_row, stored_bits=part.stored_bits
         )
         for name, part in elsewhere.items()
     ]
-    return take_inventory(model, architecture, float_bits=float_bits, stored=stored, online=between)
+    return summarize_model(
+        model, architecture, float_bits=float_bits, stored=stored, runtime_ops=between
+    )
 
 
-def _stored(layer: QuantizedLinear, online: Sequence[RuntimeOp], float_bits: int) -> StoredWeight:
+def _stored(layer: QuantizedLinear, ops: Sequence[RuntimeOp], float_bits: int) -> StoredWeight:
     """What the cost model is told of one layer."""
     entry, weight = layer.quantize_input, layer.quantized
     bits, range_bits = None, 0
     if isinstance(entry, InputQuantizer):
         bits, range_bits = entry.settings.bits, entry.stored_bits
-    online_macs = sum(part.macs_per_row for part in online)
-    online_bits = sum(part.stored_bits for part in online) + range_bits
+    runtime_op_macs = sum(part.macs_per_row for part in ops)
+    runtime_op_bits = sum(part.stored_bits for part in ops) + range_bits
     if weight is None:
         values = layer.weight.numel() * float_bits
         return StoredWeight(
-            float_bits, values, bits, online_macs=online_macs, online_bits=online_bits
+            float_bits,
+            values,
+            bits,
+            runtime_op_macs=runtime_op_macs,
+            runtime_op_bits=runtime_op_bits,
         )
     columns = 0 if weight.float_columns is None else int(weight.float_columns.sum())
     share = columns / layer.in_features
@@ -102,8 +108,8 @@ def _stored(layer: QuantizedLinear, online: Sequence[RuntimeOp], float_bits: int
         input_bits=bits,
         float_columns=columns,
         float_column_bits=VALUE_BITS if columns else 0,
-        online_macs=online_macs,
-        online_bits=online_bits,
+        runtime_op_macs=runtime_op_macs,
+        runtime_op_bits=runtime_op_bits,
     )
 
 

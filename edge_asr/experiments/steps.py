@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
-from edge_asr.cost.records import Inventory
-from edge_asr.evaluation.hypotheses import Heard, read_heard, to_lines
+from edge_asr.cost.records import ModelSummary
+from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
 from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
 from edge_asr.experiments.plan import Plan
-from edge_asr.experiments.sections import layer_sections, quantized_inventory
+from edge_asr.experiments.sections import layer_sections, quantized_summary
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model, save_model
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 TOKENS = "tokens.json"
 RESULT = "result.json"
-HEARD = "heard.jsonl"
+OUTPUTS = "heard.jsonl"
 QUANTIZE = "quantize"
 
 # Called with (stage, done, total) as a run goes on.
@@ -47,12 +47,12 @@ class QuantizeResult:
     Attributes:
         layers: Rows of the record.
         result: Errors, losses, warnings and seconds.
-        inventory: For the cost model, floats at the checkpoint's own width.
+        summary: For the cost model, floats at the checkpoint's own width.
     """
 
     layers: tuple[LayerSection, ...]
     result: dict[str, Any]
-    inventory: Inventory
+    summary: ModelSummary
 
     @property
     def quantization(self) -> Quantization:
@@ -229,9 +229,9 @@ class Steps:
             progress=lambda text, done, total: self.progress(f"quantize {text}", done, total),
         )
         save_model(folder, checkpoint)
-        inventory = quantized_inventory(checkpoint.model, plan.architecture, plan.files.float_bits)
+        summary = quantized_summary(checkpoint.model, plan.architecture, plan.files.float_bits)
         whole = QuantizeResult(
-            layer_sections(checkpoint, plan.served, result), result.to_plain(), inventory
+            layer_sections(checkpoint, plan.served, result), result.to_plain(), summary
         )
         content = json.dumps(finite(asdict(whole)))
         write_text_atomically(folder / RESULT, content + "\n")
@@ -250,12 +250,12 @@ class Steps:
                 self._runtime(checkpoint),
                 plan.corpus,
                 DecodeSettings(settings.batch_size, settings.max_new_tokens),
-                working / HEARD,
+                working / OUTPUTS,
                 lambda done, total: self.progress(
                     f"transcribe {plan.corpus.name} ({which} model)", done, total
                 ),
             )
-            write_text_atomically(folder / HEARD, to_lines(rows))
+            write_text_atomically(folder / OUTPUTS, to_lines(rows))
             warnings, stages, label = list(checkpoint.warnings), [], FLOAT_METHOD
             if quantized is not None:
                 shutil.copyfile(quantized.folder / RESULT, folder / RESULT)
@@ -276,12 +276,12 @@ class Steps:
         return runtime(checkpoint)
 
 
-def quantize_result(heard: Artefact) -> QuantizeResult:
+def quantize_result(transcribed: Artefact) -> QuantizeResult:
     """What the quantize step says, as the transcribe step of its model keeps it."""
-    path = heard.folder / RESULT
+    path = transcribed.folder / RESULT
     return parse(QuantizeResult, json.loads(path.read_text(encoding="utf-8")), path)
 
 
-def heard_rows(artefact: Artefact) -> list[Heard]:
+def output_rows(artefact: Artefact) -> list[ClipOutput]:
     """What a transcribe step heard."""
-    return read_heard(artefact.folder / HEARD)
+    return read_outputs(artefact.folder / OUTPUTS)

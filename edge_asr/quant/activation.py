@@ -24,9 +24,9 @@ from edge_asr.quant.grid import (
     GridParameters,
     Round,
     code_dtype,
-    decode,
-    encode,
+    dequantize,
     parameters_from_range,
+    quantize,
     straight_through_round,
 )
 from edge_asr.quant.layers import QuantizedLinear, StoredModule, modules
@@ -93,7 +93,7 @@ def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tenso
     """
     with torch.no_grad():
         scale, zero = parameters.scale, parameters.zero
-        quantized = decode(encode(rows, scale, zero, grid), scale, zero)
+        quantized = dequantize(quantize(rows, scale, zero, grid), scale, zero)
         kept = (rows - quantized).abs() <= scale
     result: Tensor = _StraightThrough.apply(rows, quantized, kept)
     return result
@@ -167,8 +167,8 @@ class InputQuantizer(StoredModule):
         elif self.range_gradient:
             parameters = token_parameters(ranged, self.settings)
             scale, zero = parameters.scale, parameters.zero
-            codes = encode(rows, scale, zero, grid, straight_through_round)
-            quantized = decode(codes, scale, zero)
+            codes = quantize(rows, scale, zero, grid, straight_through_round)
+            quantized = dequantize(codes, scale, zero)
         else:
             quantized = fake_quantize(rows, token_parameters(ranged, self.settings), grid)
         if self.float_columns is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edge_asr.errors import UserError
-from edge_asr.quant.range.second_level import SecondLevel
+from edge_asr.quant.range.double_quantization import DoubleQuantization
 
 if TYPE_CHECKING:
     from edge_asr.quant.recipe import Recipe
@@ -36,7 +36,7 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
             f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
             "the original weights and cannot be fitted again; use static_groups=true"
         )
-    if parts.rounding.moves_scales and isinstance(parts.range, SecondLevel):
+    if parts.rounding.moves_scales and isinstance(parts.range, DoubleQuantization):
         raise UserError(
             f"{chosen['range']} with {chosen['rounding']}: this rounding trains the scales, "
             "which then no longer are on the second level's grid; use method/rounding=adaround or "

@@ -42,7 +42,7 @@ class DoubleQuantized:
         """What the codes stand for, float32 [rows, groups]."""
         shared = GridParameters(self.scale.T, self.zero.T, self.run)
         scale, zero = shared.expand(len(self.codes))
-        return decode(self.codes.T.to(scale.dtype), scale, zero).T.contiguous()
+        return dequantize(self.codes.T.to(scale.dtype), scale, zero).T.contiguous()
 
     @property
     def stored_bits(self) -> float:
@@ -242,7 +242,7 @@ def as_half(values: Tensor) -> Tensor:
     return straight_through(values, values.detach().half().to(values.dtype))
 
 
-def encode(
+def quantize(
     values: Tensor, scale: Tensor, zero: Tensor, grid: Grid, round_values: Round = torch.round
 ) -> Tensor:
     """Nearest codes of `values`, in their dtype; `scale` and `zero` broadcast against them.
@@ -281,6 +281,6 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """The values that `codes` stand for."""
     return scale * (codes - zero)

@@ -92,12 +92,12 @@ class QuantizedLinear(nn.Linear):
     Linear it stands for computes.
 
     Attributes:
-        online: Modules applied to the input in order, each a `RuntimeOp`.
+        input_ops: Modules applied to the input in order, each a `RuntimeOp`.
         quantize_input: The activation quantizer, or an identity.
         quantized: What is stored of the weight, whose values `weight` then has; None: floats.
     """
 
-    online: nn.Sequential
+    input_ops: nn.Sequential
     quantize_input: nn.Module
     quantized: QuantizedWeight | None
 
@@ -107,13 +107,13 @@ class QuantizedLinear(nn.Linear):
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.online = nn.Sequential()
+        layer.input_ops = nn.Sequential()
         layer.quantize_input = nn.Identity()
         layer.quantized = None
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(self.quantize_input(self.online(input)), self.weight, self.bias)
+        return functional.linear(self.quantize_input(self.input_ops(input)), self.weight, self.bias)
 
     @torch.no_grad()
     def store(self, weight: QuantizedWeight) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Fit, SiteContext
 from edge_asr.quant.grid import GridParameters, code_dtype
 from edge_asr.quant.outlier_rule import (
     input_sensitivity,
@@ -20,27 +21,26 @@ from edge_asr.quant.outlier_rule import (
     threshold_within_budget,
 )
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight, round_nearest
-from edge_asr.quant.work import Fit, SiteWork
 
 
 class PartFault(RuntimeError):
     """A part returned what cannot be stored: a fault of the part, not of its user."""
 
 
-def nearest_with_outliers(work: SiteWork, name: str) -> QuantizedWeight:
+def nearest_with_outliers(context: SiteContext, name: str) -> QuantizedWeight:
     """Layer `name` of the site rounded to nearest, but for its outliers.
 
     Single outliers are chosen by the sensitivity of their column with all other weights free to
     make up for an error, since nothing is rounded before anything else here.
     """
-    weight, rule, grid = work.weights[name], work.outliers, work.grids[name]
+    weight, rule, grid = context.weights[name], context.outliers, context.grids[name]
     sensitivity = torch.ones(weight.shape[1], dtype=torch.float64)
     if rule.keeps_single_weights:
-        sensitivity = input_sensitivity(work.statistics.hessian)
+        sensitivity = input_sensitivity(context.statistics.hessian)
 
     def rounded(rows: Tensor, threshold: float) -> QuantizedWeight:
         view = rule.fit_view(rows, sensitivity, grid, threshold, rule.columns)
-        nearest = round_nearest(rows, work.fits[name](view), grid)
+        nearest = round_nearest(rows, context.fits[name](view), grid)
         error = (rows - nearest.dequantize()).double().square() * sensitivity
         return replace(nearest, outliers=kept_weights(rows, error > threshold, rule.columns))
 
@@ -48,24 +48,24 @@ def nearest_with_outliers(work: SiteWork, name: str) -> QuantizedWeight:
     return rounded(weight, threshold)
 
 
-def without_outliers(work: SiteWork) -> SiteWork:
+def without_outliers(context: SiteContext) -> SiteContext:
     """The site as a rounding part sees it that knows nothing of outliers.
 
     Outliers are those that rounding to nearest would keep, ranges are fitted without them, and
     the mean of the others in their group stands in their place.
     """
-    if work.outliers.columns is None and not work.outliers.keeps_single_weights:
-        return work
-    weights, fits, kept = dict(work.weights), dict(work.fits), {}
-    for name, weight in work.weights.items():
-        nearest = nearest_with_outliers(work, name)
+    if context.outliers.columns is None and not context.outliers.keeps_single_weights:
+        return context
+    weights, fits, kept = dict(context.weights), dict(context.fits), {}
+    for name, weight in context.weights.items():
+        nearest = nearest_with_outliers(context, name)
         fits[name] = fixed_fit(nearest.parameters)
         if nearest.outliers is not None:
-            size = work.grids[name].columns_per_group(weight.shape[1])
+            size = context.grids[name].columns_per_group(weight.shape[1])
             groups = zip(weight.split(size, 1), nearest.outliers.mask.split(size, 1), strict=True)
             weights[name] = torch.cat([mean_for(group, mask) for group, mask in groups], 1)
             kept[name] = nearest.outliers
-    return replace(work, weights=weights, fits=fits, kept=kept)
+    return replace(context, weights=weights, fits=fits, kept=kept)
 
 
 def fixed_fit(parameters: GridParameters) -> Fit:
@@ -81,21 +81,21 @@ def fixed_fit(parameters: GridParameters) -> Fit:
     return fit
 
 
-def sealed(part: str, work: SiteWork, name: str, weight: QuantizedWeight) -> QuantizedWeight:
+def sealed(part: str, context: SiteContext, name: str, weight: QuantizedWeight) -> QuantizedWeight:
     """What is stored of layer `name`, for which the rounding `part` returned `weight`.
 
     Raises:
         PartFault: it is not on the layer's grid, or has lost an outlier.
         UserError: a scale is too large for float16.
     """
-    grid, kept = work.grids[name], work.kept.get(name)
+    grid, kept = context.grids[name], context.kept.get(name)
     where = f"rounding part {part!r}, layer {name}"
     if weight.grid != grid:
         raise PartFault(f"{where}: rounded to {weight.grid}, asked was {grid}")
-    if weight.codes.shape != work.weights[name].shape or weight.codes.dtype != code_dtype(grid):
+    if weight.codes.shape != context.weights[name].shape or weight.codes.dtype != code_dtype(grid):
         raise PartFault(
             f"{where}: codes are {weight.codes.dtype} {tuple(weight.codes.shape)}, not "
-            f"{code_dtype(grid)} {tuple(work.weights[name].shape)}"
+            f"{code_dtype(grid)} {tuple(context.weights[name].shape)}"
         )
     lowest, highest = int(weight.codes.min()), int(weight.codes.max())
     if lowest < grid.lowest or highest > grid.highest:
@@ -109,17 +109,21 @@ def sealed(part: str, work: SiteWork, name: str, weight: QuantizedWeight) -> Qua
             )
     if kept is not None:
         return replace(weight, outliers=kept)
-    _check_kept(where, work, weight.outliers)
+    _check_kept(where, context, weight.outliers)
     return weight
 
 
-def _check_kept(where: str, work: SiteWork, outliers: FloatWeights | None) -> None:
+def _check_kept(where: str, context: SiteContext, outliers: FloatWeights | None) -> None:
     """Raises PartFault where a part with error feedback let go of a column, or kept a weight that
     no rule keeps."""
-    columns = work.outliers.columns
+    columns = context.outliers.columns
     whole = None if outliers is None else outliers.columns
     lost = columns is not None and (whole is None or not torch.equal(whole, columns))
     if lost or (columns is None and whole is not None):
         raise PartFault(f"{where}: float columns are not those that the outliers part chose")
-    if outliers is not None and outliers.single_weights and not work.outliers.keeps_single_weights:
+    if (
+        outliers is not None
+        and outliers.single_weights
+        and not context.outliers.keeps_single_weights
+    ):
         raise PartFault(f"{where}: kept single weights, which no outliers part asked for")

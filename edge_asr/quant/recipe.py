@@ -16,11 +16,11 @@ import edge_asr.quant.transform  # noqa: F401
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.combinations import refuse_senseless
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.protection import fixed_fit
 from edge_asr.quant.reconstruction import reconstruct
 from edge_asr.quant.scheme import Scheme
-from edge_asr.quant.soft import RewrittenBlock
 from edge_asr.quant.stages import (
     STAGES,
     Correction,
@@ -30,7 +30,7 @@ from edge_asr.quant.stages import (
     Rounding,
     Transform,
 )
-from edge_asr.quant.work import BlockWork
+from edge_asr.quant.trainable import RewrittenBlock
 from edge_asr.registry import nearest
 
 
@@ -103,23 +103,23 @@ class Recipe:
             for format in formats:
                 self.constrain(format, slot)
 
-    def learn_ranges(self, work: BlockWork) -> None:
+    def learn_ranges(self, context: BlockContext) -> None:
         """Train the block's transform and ranges together, where either is learned.
 
-        The rewritten parameters are put in place; learned ranges are left in `work`.
+        The rewritten parameters are put in place; learned ranges are left in `context`.
         """
         if not (self.transform.learned or self.range.learned):
             return
-        transform = self.transform.soft_transform(work) if self.transform.learned else None
-        ranges = self.range.soft_range(work)
-        block = RewrittenBlock(work, transform, ranges).to(work.model.device)
+        transform = self.transform.trainable_transform(context) if self.transform.learned else None
+        ranges = self.range.trainable_range(context)
+        block = RewrittenBlock(context, transform, ranges).to(context.model.device)
         schedule = (self.range if self.range.learned else self.transform).schedule
-        reconstruct(work, block, schedule)
+        reconstruct(context, block, schedule)
         if transform is not None:
             for path, value in block.rewritten().items():
-                work.model.get_parameter(path).copy_(value)
-            work.inputs_changed()
+                context.model.get_parameter(path).copy_(value)
+            context.inputs_changed()
         if self.range.learned:
-            for name in work.grids(work.block.layers):
-                weight = work.layer(name).weight.detach()
-                work.learned_fits[name] = fixed_fit(ranges.parameters_of(name, weight))
+            for name in context.grids(context.block.layers):
+                weight = context.layer(name).weight.detach()
+                context.learned_fits[name] = fixed_fit(ranges.parameters_of(name, weight))

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from edge_asr.errors import UserError
-from edge_asr.quant.work import BlockWork, Reconstruction
+from edge_asr.quant.context import BlockContext, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,14 @@ class Learnable(Trainable):
 class BlockLoss:
     """The reconstruction loss of a block under replaced parameters."""
 
-    def __init__(self, work: BlockWork) -> None:
-        if len(work.targets) != len(work.calls):
+    def __init__(self, context: BlockContext) -> None:
+        if len(context.targets) != len(context.calls):
             raise ValueError("the block has no float outputs to learn from")
-        self.work = work
-        self._block, self._calls = work.on_valid_rows
+        self.context = context
+        self._block, self._calls = context.on_valid_rows
         self._relative = {id(value): name for name, value in self._block.named_parameters()}
         self._fixed = {name: value.detach() for name, value in self._block.named_parameters()}
-        self.rows = [int(mask.sum()) for mask in work.masks]
+        self.rows = [int(mask.sum()) for mask in context.masks]
 
     def of_step(
         self,
@@ -180,10 +180,10 @@ class BlockLoss:
             aug_loss: Add the distance to the float block's output on the same inputs.
         """
         replaced = self._fixed | {
-            self._relative[id(self.work.model.get_parameter(path))]: value
+            self._relative[id(self.context.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call, mask = self._calls[index], self.work.masks[index]
+        call, mask = self._calls[index], self.context.masks[index]
         if clips is not None:
             clips = clips.to(mask.device)
             call, mask = call.select(clips), mask[clips]
@@ -191,10 +191,10 @@ class BlockLoss:
             lambda *args, **kwargs: functional_call(self._block, replaced, args, kwargs)
         )
         count = output.shape[1]
-        distance = (output - self.work.targets.of(index, clips)[:, :count]).square().sum(-1)
+        distance = (output - self.context.targets.of(index, clips)[:, :count]).square().sum(-1)
         if aug_loss:
             # Nothing is put into the block before training ends: it still is the float one.
-            with torch.no_grad(), self.work.float_inputs():
+            with torch.no_grad(), self.context.float_inputs():
                 own = call.run(self._block)
             distance = distance + (output - own).square().sum(-1)
         rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
@@ -209,34 +209,34 @@ class BlockLoss:
         return total / max(sum(self.rows), 1)
 
 
-def reconstruct(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
-    """Train `learnable` on the block, leave it at its best iterate, note the losses in `work`.
+def reconstruct(context: BlockContext, learnable: Learnable, schedule: Schedule) -> Reconstruction:
+    """Train `learnable` on the block, leave it at its best iterate, note the losses in `context`.
 
     The starting point counts as an iterate, so the loss never ends above where it began.
-    `work.on_evaluation` hears of every evaluation.
+    `context.on_evaluation` hears of every evaluation.
 
     Args:
         work: The block, with targets.
         learnable: Changed in place.
         schedule: Steps, evaluations, seed.
     """
-    result = _train(work, learnable, schedule)
-    work.reconstructions.append(result)
+    result = _train(context, learnable, schedule)
+    context.reconstructions.append(result)
     if not result.loss_after < result.loss_before:
-        work.warnings.append(
-            f"{work.block.module}: {result.iterations} steps of training did not lower its loss "
+        context.warnings.append(
+            f"{context.block.module}: {result.iterations} steps of training did not lower its loss "
             f"of {result.loss_before:.3g}; it stays where they started"
         )
     return result
 
 
-def _train(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
+def _train(context: BlockContext, learnable: Learnable, schedule: Schedule) -> Reconstruction:
     with torch.enable_grad():
         tensors = learnable.tensors()
     trained = [path for path, value in tensors.items() if value.requires_grad]
     del tensors
-    with thread_independent_norms(work.module, map(work.model.get_parameter, trained)):
-        return _best_iterate(work, learnable, schedule)
+    with thread_independent_norms(context.module, map(context.model.get_parameter, trained)):
+        return _best_iterate(context, learnable, schedule)
 
 
 @contextmanager
@@ -263,14 +263,16 @@ def thread_independent_norms(block: nn.Module, trained: Iterable[nn.Parameter]) 
         yield
 
 
-def _best_iterate(work: BlockWork, learnable: Learnable, schedule: Schedule) -> Reconstruction:
-    loss = BlockLoss(work)
+def _best_iterate(
+    context: BlockContext, learnable: Learnable, schedule: Schedule
+) -> Reconstruction:
+    loss = BlockLoss(context)
     before = best = loss.over_all(learnable.stored_tensors())
     kept = copy.deepcopy(learnable.state_dict())
     if not any(loss.rows):
         return Reconstruction(before, before, 0)
     optimizers = learnable.optimizers(schedule.iterations)
-    order, usual_rows = _clip_order(work.masks, schedule), _usual_rows(work.masks, schedule)
+    order, usual_rows = _clip_order(context.masks, schedule), _usual_rows(context.masks, schedule)
     measured = schedule.evaluation_steps
     waited = step = 0
     seconds = 0.0
@@ -292,7 +294,7 @@ def _best_iterate(work: BlockWork, learnable: Learnable, schedule: Schedule) -> 
         seconds += time.perf_counter() - began
         if step in measured:
             current = loss.over_all(learnable.stored_tensors())
-            work.on_evaluation(step, schedule.iterations, current)
+            context.on_evaluation(step, schedule.iterations, current)
             waited = 0 if current < best else waited + 1
             if current < best:
                 best, kept = current, copy.deepcopy(learnable.state_dict())
@@ -323,11 +325,11 @@ def _one_round(
     """Every batch's clips with a valid row, shuffled and `count` a step."""
     steps: list[Step] = []
     for index, mask in enumerate(masks):
-        heard = mask.any(1).nonzero().flatten().cpu()
+        transcribed = mask.any(1).nonzero().flatten().cpu()
         if count is None or count >= len(mask):
-            steps += [(index, None)] * bool(len(heard))
+            steps += [(index, None)] * bool(len(transcribed))
             continue
-        shuffled = heard[torch.randperm(len(heard), generator=generator)]
+        shuffled = transcribed[torch.randperm(len(transcribed), generator=generator)]
         steps += [(index, part) for part in shuffled.split(count) if len(part)]
     return steps
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_asr.quant.work import Reconstruction
+from edge_asr.quant.context import Reconstruction
 
 
 @dataclass(frozen=True)

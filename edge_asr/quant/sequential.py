@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_asr.calibration.capture import Batch, KeptOutputs, Outputs, Passage, Station
+from edge_asr.calibration.capture import Batch, CalibrationPass, CapturedBlock, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.memory import release_freed_memory
 from edge_asr.models.families.base import Architecture
@@ -27,6 +27,7 @@ from edge_asr.models.tensors import Slot
 from edge_asr.quant import artefact
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.artefact import StoredDtype
+from edge_asr.quant.context import BlockContext, Fit, Layer, ModelContext, SiteContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, install_layers
 from edge_asr.quant.protection import sealed, without_outliers
@@ -35,7 +36,6 @@ from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import BlockResult, LayerResult, Quantization
 from edge_asr.quant.stages import LayerFit, Transform, roundings
 from edge_asr.quant.weight import round_nearest
-from edge_asr.quant.work import BlockWork, Fit, Layer, ModelWork, SiteWork
 
 Progress = Callable[[str, int, int], None]
 MODEL = "model"  # the stem of what a rewrite of the whole model made
@@ -76,14 +76,14 @@ def quantize_model(
         model, architecture, recipe, formats, stored_dtype, layer_errors, finished
     )
     engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
-    stations = Passage(model, architecture, batches).stations()
+    captured_blocks = CalibrationPass(model, architecture, batches).captured_blocks()
     reference = None
     if recipe.learned:
-        reference = Passage(copy.deepcopy(model), architecture, batches).stations()
-    for done, station in enumerate(stations, start=1):
+        reference = CalibrationPass(copy.deepcopy(model), architecture, batches).captured_blocks()
+    for done, captured in enumerate(captured_blocks, start=1):
         targets = KeptOutputs() if reference is None else next(reference).outputs()
-        engine.quantize(station, targets, partial(_show, progress, done - 1, len(blocks)))
-        progress(engine.result.summary(station.block.module), done, len(blocks))
+        engine.quantize(captured, targets, partial(_show, progress, done - 1, len(blocks)))
+        progress(engine.result.summary(captured.block.module), done, len(blocks))
     return engine.result
 
 
@@ -117,19 +117,21 @@ class SequentialPass:
             return
         if self._resume(MODEL):
             return
-        work = ModelWork(self.model, self.architecture, batches, self.served)
-        work.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
-        transform.rewrite_model(work)
+        context = ModelContext(self.model, self.architecture, batches, self.served)
+        context.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
+        transform.rewrite_model(context)
         for module in self.model.modules():
             if isinstance(module, RuntimeOp):
                 module.round_stored()
         self._round_floats(name for name, _ in self.model.named_parameters())
-        part = Quantization(warnings=work.warnings, reconstructions=work.reconstructions)
+        part = Quantization(warnings=context.warnings, reconstructions=context.reconstructions)
         self.result.join(part)
         if transform.trains_model:
             self._keep(MODEL, None, part)
 
-    def quantize(self, station: Station, targets: Outputs, on_step: Callable[[str], None]) -> None:
+    def quantize(
+        self, captured: CapturedBlock, targets: Outputs, on_step: Callable[[str], None]
+    ) -> None:
         """Run all stages on one block.
 
         `targets` are the float model's outputs, if learned from; `on_step` hears how it goes.
@@ -138,43 +140,45 @@ class SequentialPass:
         if self._resume(stem):
             return
         began = time.perf_counter()
-        work = BlockWork(
-            self.model, self.architecture, station.block, station.module,
-            station.calls, station.masks, self.served, targets,
+        context = BlockContext(
+            self.model, self.architecture, captured.block, captured.module,
+            captured.calls, captured.masks, self.served, targets,
         )  # fmt: skip
-        work.on_evaluation = lambda step, steps, loss: on_step(
-            f"{station.block.module}, step {step} of {steps}, loss {loss:.3g}"
+        context.on_evaluation = lambda step, steps, loss: on_step(
+            f"{captured.block.module}, step {step} of {steps}, loss {loss:.3g}"
         )
-        part = Quantization(warnings=work.warnings)
-        if any(self.served[name] != TensorFormat() for name in station.block.layers):
-            self._run_stages(work, part)
-        self._round_floats(self._floats_of(station.block))
-        part.blocks[station.block.module] = BlockResult(
-            time.perf_counter() - began, tuple(work.reconstructions)
+        part = Quantization(warnings=context.warnings)
+        if any(self.served[name] != TensorFormat() for name in captured.block.layers):
+            self._run_stages(context, part)
+        self._round_floats(self._floats_of(captured.block))
+        part.blocks[captured.block.module] = BlockResult(
+            time.perf_counter() - began, tuple(context.reconstructions)
         )
         self.result.join(part)
-        self._keep(stem, self._touched(station.block), part)
+        self._keep(stem, self._touched(captured.block), part)
         release_freed_memory()
 
-    def _run_stages(self, work: BlockWork, part: Quantization) -> None:
+    def _run_stages(self, context: BlockContext, part: Quantization) -> None:
         nearest_errors: dict[str, float | None] = {}
-        for site in work.block.sites:
-            nearest_errors |= self._nearest_errors(work, site)
-        self.recipe.transform.rewrite_block(work)
-        if self._round_floats(self._floats_of(work.block)):
-            work.inputs_changed()
-        self._quantize_inputs(work)
-        self.recipe.learn_ranges(work)
-        if self._round_floats(self._floats_of(work.block)):
-            work.inputs_changed()
-        sites = [self._site(work, site) for site in work.block.sites if work.grids(site.layers)]
-        for bench in sites:
-            self._keep_columns(work, bench)
+        for site in context.block.sites:
+            nearest_errors |= self._nearest_errors(context, site)
+        self.recipe.transform.rewrite_block(context)
+        if self._round_floats(self._floats_of(context.block)):
+            context.inputs_changed()
+        self._quantize_inputs(context)
+        self.recipe.learn_ranges(context)
+        if self._round_floats(self._floats_of(context.block)):
+            context.inputs_changed()
+        sites = [
+            self._site(context, site) for site in context.block.sites if context.grids(site.layers)
+        ]
+        for one in sites:
+            self._keep_columns(context, one)
         release_freed_memory()  # of the passes, before the wide matrices of rounding
-        self._round(work, sites, nearest_errors, part)
-        for bench in sites:
-            layers = {name: work.layer(name) for name in bench.weights}
-            self.recipe.correction.repair(bench, layers)
+        self._round(context, sites, nearest_errors, part)
+        for one in sites:
+            layers = {name: context.layer(name) for name in one.weights}
+            self.recipe.correction.repair(one, layers)
             for layer in layers.values():
                 # Whatever a correction did to a weight, its codes say what it is.
                 if layer.quantized is not None:
@@ -182,8 +186,8 @@ class SequentialPass:
 
     def _round(
         self,
-        work: BlockWork,
-        sites: Sequence[SiteWork],
+        context: BlockContext,
+        sites: Sequence[SiteContext],
         nearest_errors: Mapping[str, float | None],
         part: Quantization,
     ) -> None:
@@ -191,25 +195,25 @@ class SequentialPass:
         rounding = self.recipe.rounding
         seen = list(sites)
         if not rounding.updates_outliers:
-            seen = [without_outliers(bench) for bench in sites]
-        rounded = rounding.round_block(work, seen)
-        for bench, view in zip(sites, seen, strict=True):
-            for name, weight in bench.weights.items():
+            seen = [without_outliers(site) for site in sites]
+        rounded = rounding.round_block(context, seen)
+        for site, view in zip(sites, seen, strict=True):
+            for name, weight in site.weights.items():
                 stored = sealed(roundings.name_of(rounding), view, name, rounded[name])
-                error = self._output_error(bench.statistics, weight, stored.dequantize())
+                error = self._output_error(site.statistics, weight, stored.dequantize())
                 part.layers[name] = LayerResult(error, nearest_errors.get(name))
-                work.layer(name).store(stored)
+                context.layer(name).store(stored)
 
-    def _nearest_errors(self, work: BlockWork, site: Site) -> dict[str, float | None]:
+    def _nearest_errors(self, context: BlockContext, site: Site) -> dict[str, float | None]:
         """Output errors of plain rounding to nearest, before anything is rewritten."""
-        if not (work.calls and self._layer_errors):
+        if not (context.calls and self._layer_errors):
             return {}
         errors: dict[str, float | None] = {}
-        for name in work.grids(site.layers):
-            grid, weight = self.asked[name].weights, work.layer(name).weight.detach().cpu()
+        for name in context.grids(site.layers):
+            grid, weight = self.asked[name].weights, context.layer(name).weight.detach().cpu()
             if grid is not None:
                 nearest = round_nearest(weight, minmax_parameters(weight, grid), grid)
-                statistics = work.statistics(site)
+                statistics = context.statistics(site)
                 errors[name] = self._output_error(statistics, weight, nearest.dequantize())
         return errors
 
@@ -220,27 +224,27 @@ class SequentialPass:
             return None
         return statistics.relative_output_error(weight, stored)
 
-    def _quantize_inputs(self, work: BlockWork) -> None:
+    def _quantize_inputs(self, context: BlockContext) -> None:
         """Put input quantizers into the block, so that whatever learns from here on sees them.
 
         Statistics stay those of their float inputs (behind the quantized prefix), as GPTQ's
         Hessians are taken in QuaRot.
         """
         chosen = [
-            (name, self.served[name].inputs, work.statistics(site))
-            for site in work.block.sites
+            (name, self.served[name].inputs, context.statistics(site))
+            for site in context.block.sites
             for name in site.layers
         ]
         learned = self.recipe.transform.learned
         for name, inputs, observed in chosen:
             if inputs is not None:
-                quantize_inputs([work.layer(name)], inputs, observed, range_gradient=learned)
+                quantize_inputs([context.layer(name)], inputs, observed, range_gradient=learned)
 
-    def _site(self, work: BlockWork, site: Site) -> SiteWork:
+    def _site(self, context: BlockContext, site: Site) -> SiteContext:
         """One site, ready to be rounded."""
-        grids, statistics = work.grids(site.layers), work.statistics(site)
-        if work.calls and statistics.rows == 0:
-            work.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
+        grids, statistics = context.grids(site.layers), context.statistics(site)
+        if context.calls and statistics.rows == 0:
+            context.warnings.append(f"no calibration rows reached {', '.join(site.layers)}")
         rule = self.recipe.outliers.rule(site, statistics)
         rounded = statistics
         if rule.columns is not None and self.recipe.range.reads_statistics:
@@ -250,25 +254,25 @@ class SequentialPass:
             name: LayerFit(self.recipe.range, grid, rounded, Layer(name, name in site.logit_layers))
             for name, grid in grids.items()
         }
-        return SiteWork(
+        return SiteContext(
             site=site,
-            weights={name: work.layer(name).weight.detach().cpu().clone() for name in grids},
+            weights={name: context.layer(name).weight.detach().cpu().clone() for name in grids},
             statistics=statistics,
             grids=grids,
-            fits={name: work.learned_fits.get(name, fit) for name, fit in fits.items()},
-            warnings=work.warnings,
+            fits={name: context.learned_fits.get(name, fit) for name, fit in fits.items()},
+            warnings=context.warnings,
             outliers=rule,
         )
 
-    def _keep_columns(self, work: BlockWork, bench: SiteWork) -> None:
+    def _keep_columns(self, context: BlockContext, site: SiteContext) -> None:
         """Leave outlier columns float in what the site reads, before anything learns from it."""
-        columns = bench.outliers.columns
+        columns = site.outliers.columns
         if columns is None:
             return
-        for name in bench.weights:
-            layer = work.layer(name)
+        for name in site.weights:
+            layer = context.layer(name)
             if isinstance(layer.quantize_input, InputQuantizer):
-                layer.quantize_input.keep_float(columns.to(layer.weight.device), bench.statistics)
+                layer.quantize_input.keep_float(columns.to(layer.weight.device), site.statistics)
 
     def _round_floats(self, names: Iterable[str]) -> bool:
         """Round parameters that stay floating point to the dtype they are stored in; whether one

@@ -16,14 +16,14 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
+from edge_asr.quant.context import BlockContext, Layer, ModelContext, SiteContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.reconstruction import Schedule
-from edge_asr.quant.soft import SoftRange, SoftTransform
+from edge_asr.quant.trainable import TrainableRange, TrainableTransform
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import BlockWork, Layer, ModelWork, SiteWork
 from edge_asr.registry import Registry
 
 
@@ -66,15 +66,15 @@ class Transform(Part):
     stage: ClassVar[str] = "transform"
     trains_model: ClassVar[bool] = False
 
-    def rewrite_model(self, work: ModelWork) -> None:
+    def rewrite_model(self, context: ModelContext) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
 
-    def rewrite_block(self, work: BlockWork) -> None:
-        """Rewrite one float block in place; ends with `work.inputs_changed()` if it did."""
+    def rewrite_block(self, context: BlockContext) -> None:
+        """Rewrite one float block in place; ends with `context.inputs_changed()` if it did."""
 
-    def soft_transform(self, work: BlockWork) -> SoftTransform:
+    def trainable_transform(self, context: BlockContext) -> TrainableTransform:
         """The trainable rewrite of one block, if it is learned."""
-        del work
+        del context
         raise TypeError(f"{type(self).__name__} is not learned")
 
 
@@ -94,9 +94,9 @@ class Range(Part, ABC):
 
     stage: ClassVar[str] = "range"
 
-    def soft_range(self, work: BlockWork) -> SoftRange:
+    def trainable_range(self, context: BlockContext) -> TrainableRange:
         """The trainable ranges of one block, if they are learned."""
-        del work
+        del context
         raise TypeError(f"{type(self).__name__} is not learned")
 
     @abstractmethod
@@ -142,19 +142,23 @@ class Rounding(Part, ABC):
     updates_outliers: ClassVar[bool] = False
 
     @abstractmethod
-    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
+    def round_block(
+        self, context: BlockContext, sites: Sequence[SiteContext]
+    ) -> dict[str, QuantizedWeight]:
         """Quantize every layer of the block's `sites`."""
 
 
 class SiteRounding(Rounding):
     """Rounds every site for itself."""
 
-    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
-        del work
+    def round_block(
+        self, context: BlockContext, sites: Sequence[SiteContext]
+    ) -> dict[str, QuantizedWeight]:
+        del context
         return {name: weight for site in sites for name, weight in self.round(site).items()}
 
     @abstractmethod
-    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
+    def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
         """Quantize every layer of the site."""
 
 
@@ -163,7 +167,7 @@ class Correction(Part):
 
     stage: ClassVar[str] = "correction"
 
-    def repair(self, work: SiteWork, layers: Mapping[str, QuantizedLinear]) -> None:
+    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
 
 

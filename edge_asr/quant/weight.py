@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.formats import INDEX_BITS, VALUE_BITS, Grid
-from edge_asr.quant.grid import GridParameters, code_dtype, decode, encode
+from edge_asr.quant.grid import GridParameters, code_dtype, dequantize, quantize
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """float32 [out_features, in_features]."""
         scale, zero = self.parameters.expand(self.codes.shape[1])
-        values = decode(self.codes.to(scale.dtype), scale, zero)
+        values = dequantize(self.codes.to(scale.dtype), scale, zero)
         return values if self.outliers is None else self.outliers.over(values)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
@@ -122,5 +122,5 @@ class QuantizedWeight:
 def round_nearest(weight: Tensor, parameters: GridParameters, grid: Grid) -> QuantizedWeight:
     """The nearest grid point of every weight [rows, columns] (ties to even, as torch.round)."""
     scale, zero = parameters.expand(weight.shape[1])
-    codes = encode(weight, scale, zero, grid)
+    codes = quantize(weight, scale, zero, grid)
     return QuantizedWeight(codes.to(code_dtype(grid)), parameters, grid)

@@ -106,15 +106,15 @@ def test_long_text_is_cut_to_the_decoders_room(checkpoint: Checkpoint) -> None:
 
 def test_damaged_and_long_clips_are_reported(whisper: Checkpoint) -> None:
     corpus = ListCorpus(["no samples", (tone(WINDOW_S + 1.0), "fox"), (tone(0.5), "dog")])
-    heard: list[str] = []
+    transcribed: list[str] = []
     batches = calibration_batches(
-        whisper, corpus, clips=3, batch_size=4, seed=1, on_warning=heard.append
+        whisper, corpus, clips=3, batch_size=4, seed=1, on_warning=transcribed.append
     )
     assert [len(batch) for batch in batches] == [2]
     assert bool(batches[0].frame_mask[0].all()), "a cut clip fills the window"
-    assert any("'0.wav' left out: no samples" in text for text in heard)
-    assert any("'1.wav' cut to the model's window" in text for text in heard)
-    assert any("gave 2 clips, not 3" in text for text in heard)
+    assert any("'0.wav' left out: no samples" in text for text in transcribed)
+    assert any("'1.wav' cut to the model's window" in text for text in transcribed)
+    assert any("gave 2 clips, not 3" in text for text in transcribed)
 
 
 def test_damage_is_never_silent(whisper: Checkpoint) -> None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 
 import torch
-from quant.walks import batches_of
+from quant.passes import batches_of
 
-from edge_asr.calibration.capture import Passage
+from edge_asr.calibration.capture import CalibrationPass
 from edge_asr.models.loading import Checkpoint
 
 
 def test_the_shared_memory_makes_its_outputs_at_every_look(checkpoint: Checkpoint) -> None:
     model = copy.deepcopy(checkpoint.model)
     memory = checkpoint.architecture.memory_block(model.config)
-    stations = Passage(model, checkpoint.architecture, batches_of(checkpoint)).stations()
-    (station,) = (station for station in stations if station.block.module == memory.module)
-    outputs = station.outputs()
-    assert len(outputs) == len(station.calls)
+    captured_blocks = CalibrationPass(
+        model, checkpoint.architecture, batches_of(checkpoint)
+    ).captured_blocks()
+    (captured,) = (
+        captured for captured in captured_blocks if captured.block.module == memory.module
+    )
+    outputs = captured.outputs()
+    assert len(outputs) == len(captured.calls)
     first = outputs[0]
     with torch.no_grad():
         model.get_submodule(memory.layers[0]).weight.mul_(2)
     width = model.get_submodule(memory.layers[0]).out_features
-    again = station.outputs()[0]
+    again = captured.outputs()[0]
     assert not torch.allclose(again[..., :width], first[..., :width])
     torch.testing.assert_close(again[..., width:], first[..., width:])
 
@@ -31,13 +35,15 @@ def test_the_shared_memory_reads_no_row_behind_the_last_valid_one(checkpoint: Ch
     batches = batches_of(checkpoint)
     model, architecture = checkpoint.model, checkpoint.architecture
     memory = architecture.memory_block(model.config)
-    stations = Passage(model, architecture, batches).stations()
-    (station,) = (station for station in stations if station.block.module == memory.module)
+    captured_blocks = CalibrationPass(model, architecture, batches).captured_blocks()
+    (captured,) = (
+        captured for captured in captured_blocks if captured.block.module == memory.module
+    )
     encoder = model.get_submodule(architecture.encoder_module)
     layers = [model.get_submodule(name) for name in memory.layers]
     cut = 0
     for batch, call, mask, outputs in zip(
-        batches, station.calls, station.masks, station.outputs(), strict=True
+        batches, captured.calls, captured.masks, captured.outputs(), strict=True
     ):
         assert mask[:, -1].any()
         assert int(mask.sum()) == int(batch.frame_mask.sum())

@@ -20,7 +20,13 @@ from edge_asr.cost.model import (
     memory_io,
     model_size,
 )
-from edge_asr.cost.records import AttentionRecord, Inventory, LayerRecord, OnlineRecord, Workload
+from edge_asr.cost.records import (
+    AttentionRecord,
+    LayerRecord,
+    ModelSummary,
+    RuntimeOpRecord,
+    Workload,
+)
 
 PHASES = ("encoder", "prefill", "decode")
 
@@ -33,9 +39,9 @@ def layer(
     return LayerRecord(name, stack, role, shape, axis, stored, bits, **fields)  # type: ignore[arg-type]
 
 
-def small_inventory(
+def small_summary(
     weight: float = 4, activation: int = 8, key_value: int = 16, scales: float = 64
-) -> Inventory:
+) -> ModelSummary:
     """One layer of every kind the formulas tell apart."""
 
     def quantized(
@@ -54,19 +60,19 @@ def small_inventory(
             **more,
         )
 
-    return Inventory(
+    return ModelSummary(
         layers=(
             layer("conv", "encoder", "conv", (6, 3, 5), "half", bias_bits=6 * 32, stride=2),
             quantized(
                 "enc.fc1", "encoder", "fc1", (8, 6), "frame",
-                bias_bits=256, online_macs=7, online_bits=40,
+                bias_bits=256, runtime_op_macs=7, runtime_op_bits=40,
             ),
             layer("embed", "decoder", "embedding", (10, 6), "token"),
             quantized(
                 "dec.q", "decoder", "qkv", (6, 6), "token",
-                online_macs=5, float_columns=2, float_column_bits=min(weight, 16),
+                runtime_op_macs=5, float_columns=2, float_column_bits=min(weight, 16),
             ),
-            quantized("dec.cross_k", "decoder", "cross_kv", (6, 6), "frame", online_macs=3),
+            quantized("dec.cross_k", "decoder", "cross_kv", (6, 6), "frame", runtime_op_macs=3),
             layer("head", "decoder", "head", (10, 6), "token", tied_to="embed", bias_bits=320),
         ),
         attentions=(
@@ -76,26 +82,26 @@ def small_inventory(
         ),
         other_parameters=11,
         other_parameter_bits=11 * 32,
-        online=(
-            OnlineRecord("enc.turn", "encoder", "frame", 36, 8 * 36),
-            OnlineRecord("dec.turn", "decoder", "token", 24, 8 * 24),
+        runtime_ops=(
+            RuntimeOpRecord("enc.turn", "encoder", "frame", 36, 8 * 36),
+            RuntimeOpRecord("dec.turn", "decoder", "token", 24, 8 * 24),
         ),
     )  # fmt: skip
 
 
-def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]]:
+def simulate(summary: ModelSummary, counts: Workload) -> dict[str, dict[str, float]]:
     """Run the model token by token and write down every event; shares no formula with cost.py."""
     seen: dict[str, dict[str, float]] = {phase: defaultdict(float) for phase in PHASES}
-    stored = {one.name: one.weight_bits for one in inventory.layers}
+    stored = {one.name: one.weight_bits for one in summary.layers}
 
     def run(one: LayerRecord, phase: str, positions: int) -> None:
         spent = seen[phase]
         if one.role != "embedding":
             spent["weights"] += (stored[one.tied_to or one.name] + one.bias_bits) / 8
-            spent["weights"] += one.online_bits / 8
+            spent["weights"] += one.runtime_op_bits / 8
         for _ in range(positions):
-            spent["online"] += one.online_macs
-            spent["bops"] += one.online_macs * inventory.float_bits * inventory.float_bits
+            spent["online"] += one.runtime_op_macs
+            spent["bops"] += one.runtime_op_macs * summary.float_bits * summary.float_bits
             if one.role == "embedding":
                 spent["weights"] += one.weight_bits / one.weight_shape[0] / 8
                 spent["activations"] += one.weight_shape[1] * one.output_bits / 8
@@ -105,7 +111,7 @@ def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]
                 weights = one.weights // one.weight_shape[1]
                 widths = (one.bits_per_weight, one.input_bits)
                 if column < one.float_columns:
-                    widths = (one.float_column_bits, inventory.float_bits)
+                    widths = (one.float_column_bits, summary.float_bits)
                 spent["bops"] += weights * widths[0] * widths[1]
                 spent["activations"] += one.stride * widths[1] / 8
             spent["activations"] += one.weight_shape[0] * one.output_bits / 8
@@ -118,33 +124,33 @@ def simulate(inventory: Inventory, work: Workload) -> dict[str, dict[str, float]
         spent["key_value"] += (keys + written) * 2 * width * one.key_value_bits / 8
         spent["activations"] += queries * 2 * width * one.query_bits / 8
 
-    def between(one: OnlineRecord, phase: str, positions: int) -> None:
+    def between(one: RuntimeOpRecord, phase: str, positions: int) -> None:
         seen[phase]["weights"] += one.bits / 8
         seen[phase]["online"] += one.macs * positions
-        seen[phase]["bops"] += one.macs * positions * inventory.float_bits**2
+        seen[phase]["bops"] += one.macs * positions * summary.float_bits**2
 
-    frames = work.positions["frame"]
-    for extra in inventory.online:
+    frames = counts.positions["frame"]
+    for extra in summary.runtime_ops:
         if extra.axis != "token":
-            between(extra, "encoder", work.positions[extra.axis])
-    for one in inventory.layers:
+            between(extra, "encoder", counts.positions[extra.axis])
+    for one in summary.layers:
         if one.axis != "token":
             phase = "encoder" if one.stack == "encoder" else "prefill"
-            run(one, phase, work.positions[one.axis])
-    for record in inventory.attentions:
+            run(one, phase, counts.positions[one.axis])
+    for record in summary.attentions:
         if record.stack == "encoder":
             attend(record, "encoder", frames, frames, 0)
     cached = 0
-    for turn in range(work.generated_tokens):
-        phase, fed = ("decode", 1) if turn else ("prefill", work.prompt_tokens)
+    for turn in range(counts.generated_tokens):
+        phase, fed = ("decode", 1) if turn else ("prefill", counts.prompt_tokens)
         cached += fed
-        for extra in inventory.online:
+        for extra in summary.runtime_ops:
             if extra.axis == "token":
                 between(extra, phase, fed)
-        for one in inventory.layers:
+        for one in summary.layers:
             if one.axis == "token":
                 run(one, phase, fed)
-        for record in inventory.attentions:
+        for record in summary.attentions:
             if record.stack == "decoder" and record.kind == "self":
                 attend(record, phase, fed, cached, fed)
             elif record.stack == "decoder":
@@ -164,11 +170,11 @@ workloads = st.builds(
 
 @settings(deadline=None)
 @given(workloads)
-def test_formulas_agree_with_a_token_by_token_simulation(work: Workload) -> None:
-    inventory = small_inventory()
-    counted, operations = macs(inventory, work), bit_operations(inventory, work)
-    traffic = memory_io(inventory, work)
-    for phase, seen in simulate(inventory, work).items():
+def test_formulas_agree_with_a_token_by_token_simulation(counts: Workload) -> None:
+    summary = small_summary()
+    counted, operations = macs(summary, counts), bit_operations(summary, counts)
+    traffic = memory_io(summary, counts)
+    for phase, seen in simulate(summary, counts).items():
         spent, moved = getattr(counted, phase), getattr(traffic, phase)
         assert spent.layers == pytest.approx(seen["macs"])
         assert spent.attention == pytest.approx(seen["attention"])
@@ -180,9 +186,9 @@ def test_formulas_agree_with_a_token_by_token_simulation(work: Workload) -> None
 
 
 def test_counts_worked_out_by_hand() -> None:
-    work = Workload(2.0, {"frame": 4, "half": 8}, prompt_tokens=2, generated_tokens=3)
-    inventory = small_inventory()
-    counted = macs(inventory, work)
+    counts = Workload(2.0, {"frame": 4, "half": 8}, prompt_tokens=2, generated_tokens=3)
+    summary = small_summary()
+    counted = macs(summary, counts)
     # conv 90 weights x 8, fc1 48 x 4; attention 2 x 6 wide x 4 x 4.
     assert (counted.encoder.layers, counted.encoder.attention) == (720 + 192, 192)
     # q 36 x 2, head 60 x 2, cross key 36 x 4; self 12 x 2 x 2, cross 12 x 2 x 4.
@@ -191,7 +197,7 @@ def test_counts_worked_out_by_hand() -> None:
     assert (counted.decode.layers, counted.decode.attention) == (192, 12 * 7 + 12 * 8)
     # Two steps of 5 before q and 24 before the head; 4 frames of 7 and of 36.
     assert (counted.decode.online, counted.encoder.online) == (2 * 29, 4 * 43)
-    traffic = memory_io(inventory, work)
+    traffic = memory_io(summary, counts)
     # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 online; the turn 8 x 36.
     assert traffic.encoder.weights == (2880 + 192 + 192 + 64 + 256 + 40 + 288) / 8
     # q 36 x 4 + 64 and the whole tied table 1920 + 320, then two rows of 192; cross key 208; the
@@ -207,18 +213,18 @@ def test_counts_worked_out_by_hand() -> None:
     assert traffic.prefill.key_value == 24 * (4 + 8)
     # Self reads 3 + 4 and writes 2, cross reads 4 twice.
     assert traffic.decode.key_value == 24 * (9 + 8)
-    assert bit_operations(inventory, work).encoder == (
+    assert bit_operations(summary, counts).encoder == (
         720 * 32 * 32 + 192 * 4 * 8 + (28 + 144) * 32 * 32 + 192 * 8 * 16
     )
     # Two steps: q 24 weights of 4 x 8 bits and 12 of float columns 4 x 32, head 60; online; self
     # over 3 then 4 keys, cross over 4.
-    assert bit_operations(inventory, work).decode == (
+    assert bit_operations(summary, counts).decode == (
         2 * (24 * 4 * 8 + 12 * 4 * 32 + 60 * 32 * 32 + 29 * 32 * 32) + 12 * (7 + 8) * 8 * 16
     )
 
 
 def test_size_stores_a_tied_table_once() -> None:
-    size = model_size(small_inventory())
+    size = model_size(small_summary())
     bits = 2880 + 192 + (192 + 64 + 256 + 40) + 1920 + 208 + 208 + 320 + 352 + 288 + 192
     parameters = 90 + 6 + 48 + 8 + 60 + 36 + 36 + 10 + 11
     assert size.bytes == bits // 8
@@ -232,17 +238,17 @@ def test_size_stores_a_tied_table_once() -> None:
 def test_an_embedding_tied_to_its_head_is_one_table_too() -> None:
     table = layer("head", "decoder", "head", (10, 6), "token", bits_per_weight=4)
     lookup = layer("embed", "decoder", "embedding", (10, 6), "token", tied_to="head")
-    inventory = Inventory((table, lookup), (), 5, 160)
-    size = model_size(inventory)
+    summary = ModelSummary((table, lookup), (), 5, 160)
+    size = model_size(summary)
     assert (size.bytes, size.parameters) == ((240 + 160) // 8, 65)
     assert size.bits_per_parameter_without_embeddings == 32
     # The row is as wide as the table that stores it.
-    traffic = memory_io(inventory, Workload(1, {"frame": 1}, 1, 1))
+    traffic = memory_io(summary, Workload(1, {"frame": 1}, 1, 1))
     assert traffic.prefill.weights == (240 + 24) / 8
 
 
 def test_an_untied_head_is_no_embedding() -> None:
-    inventory = Inventory(
+    summary = ModelSummary(
         (
             layer("embed", "decoder", "embedding", (10, 6), "token"),
             layer("head", "decoder", "head", (10, 6), "token", bits_per_weight=4),
@@ -251,8 +257,8 @@ def test_an_untied_head_is_no_embedding() -> None:
         0,
         0,
     )
-    assert model_size(inventory).bits_per_parameter_without_embeddings == 4
-    assert model_size(inventory).bits_per_parameter == 18
+    assert model_size(summary).bits_per_parameter_without_embeddings == 4
+    assert model_size(summary).bits_per_parameter == 18
 
 
 @settings(deadline=None)
@@ -262,15 +268,15 @@ def test_an_untied_head_is_no_embedding() -> None:
     st.tuples(st.integers(0, 31), st.integers(0, 31), st.integers(0, 31), st.integers(0, 500)),
 )
 def test_fewer_bits_never_raise_anything(
-    work: Workload, widths: tuple[int, int, int, int], cuts: tuple[int, int, int, int]
+    counts: Workload, widths: tuple[int, int, int, int], cuts: tuple[int, int, int, int]
 ) -> None:
-    wide = small_inventory(*widths)
+    wide = small_summary(*widths)
     fewer = (max(1, width - cut) for width, cut in zip(widths, cuts, strict=True))
-    narrow = small_inventory(*fewer)
-    assert macs(narrow, work) == macs(wide, work)
+    narrow = small_summary(*fewer)
+    assert macs(narrow, counts) == macs(wide, counts)
     for measure in (bit_operations, memory_io):
         for phase in PHASES:
-            less, more = (getattr(measure(one, work), phase) for one in (narrow, wide))
+            less, more = (getattr(measure(one, counts), phase) for one in (narrow, wide))
             pairs = zip(_numbers(less), _numbers(more), strict=True)
             assert all(low <= high for low, high in pairs)
     assert model_size(narrow).bytes <= model_size(wide).bytes
@@ -284,22 +290,22 @@ def _numbers(value: Any) -> list[float]:
 @settings(deadline=None)
 @given(st.lists(workloads, min_size=1, max_size=5))
 def test_data_set_cost_is_the_mean_of_its_utterances(works: list[Workload]) -> None:
-    inventory = small_inventory()
-    cost = cost_of(inventory, works)
-    totals = [memory_io(inventory, work).total for work in works]
-    operations = [bit_operations(inventory, work).total for work in works]
+    summary = small_summary()
+    cost = cost_of(summary, works)
+    totals = [memory_io(summary, counts).total for counts in works]
+    operations = [bit_operations(summary, counts).total for counts in works]
     assert cost.memory_io.total == pytest.approx(sum(totals) / len(works))
     assert cost.bit_operations.total == pytest.approx(sum(operations) / len(works))
     assert cost.macs.total == pytest.approx(
-        sum(macs(inventory, work).total for work in works) / len(works)
+        sum(macs(summary, counts).total for counts in works) / len(works)
     )
-    seconds = sum(work.seconds for work in works)
+    seconds = sum(counts.seconds for counts in works)
     assert cost.bytes_per_second == pytest.approx(sum(totals) / seconds)
     assert cost.bit_operations_per_second == pytest.approx(sum(operations) / seconds)
-    assert (cost.utterances, cost.size) == (len(works), model_size(inventory))
+    assert (cost.utterances, cost.size) == (len(works), model_size(summary))
 
 
-def whisper_inventory(model: WhisperForConditionalGeneration) -> Inventory:
+def whisper_summary(model: WhisperForConditionalGeneration) -> ModelSummary:
     """Every module with a matrix of the small model below, by the ends of its name."""
     layers = []
     for name, module in model.named_modules():
@@ -323,7 +329,7 @@ def whisper_inventory(model: WhisperForConditionalGeneration) -> Inventory:
         AttentionRecord(str(i), stack, kind, config.encoder_attention_heads, dim)  # type: ignore[arg-type]
         for i, (stack, kind) in enumerate(kinds)
     )
-    return Inventory(tuple(layers), attentions, 1, 32)
+    return ModelSummary(tuple(layers), attentions, 1, 32)
 
 
 @torch.no_grad()
@@ -349,8 +355,8 @@ def test_macs_equal_those_counted_in_a_real_forward_pass() -> None:
     )
     model = WhisperForConditionalGeneration(config).eval()
     # 40 mel frames become 20 encoder frames; 4 prompt tokens, 5 generated.
-    work = Workload(0.4, {"frame": 20, "stem": 40}, prompt_tokens=4, generated_tokens=5)
-    expected = macs(whisper_inventory(model), work)
+    counts = Workload(0.4, {"frame": 20, "stem": 40}, prompt_tokens=4, generated_tokens=5)
+    expected = macs(whisper_summary(model), counts)
     with FlopCounterMode(display=False) as encoder:
         states = model.model.encoder(torch.randn(1, 8, 40))
     with FlopCounterMode(display=False) as prefill:
@@ -371,31 +377,31 @@ def test_macs_equal_those_counted_in_a_real_forward_pass() -> None:
 
 def test_a_missing_axis_is_named() -> None:
     with pytest.raises(ValueError, match="'half'"):
-        macs(small_inventory(), Workload(1, {"frame": 2}, 1, 1))
+        macs(small_summary(), Workload(1, {"frame": 2}, 1, 1))
     with pytest.raises(ValueError, match="'frame'"):
-        macs(small_inventory(), Workload(1, {"half": 2}, 1, 1))
+        macs(small_summary(), Workload(1, {"half": 2}, 1, 1))
 
 
 def test_no_workload_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        cost_of(small_inventory(), [])
+        cost_of(small_summary(), [])
 
 
 def test_unsound_inventories_are_refused() -> None:
     first = layer("a", "decoder", "head", (2, 2), "token")
     with pytest.raises(ValueError, match="share a name"):
-        Inventory((first, first), (), 0, 0)
+        ModelSummary((first, first), (), 0, 0)
     with pytest.raises(ValueError, match="'b' stores no weight"):
-        Inventory((dataclasses.replace(first, tied_to="b"),), (), 0, 0)
+        ModelSummary((dataclasses.replace(first, tied_to="b"),), (), 0, 0)
     with pytest.raises(ValueError, match="no cross-attention"):
         AttentionRecord("a", "encoder", "cross", 1, 1)
     with pytest.raises(ValueError, match="float_columns 3 of 2"):
         dataclasses.replace(first, float_columns=3)
-    with pytest.raises(ValueError, match="online work is negative"):
-        dataclasses.replace(first, online_bits=-1)
+    with pytest.raises(ValueError, match="runtime op is negative"):
+        dataclasses.replace(first, runtime_op_bits=-1)
     with pytest.raises(ValueError, match="belongs to the decoder"):
-        OnlineRecord("a", "encoder", "token", 1)
+        RuntimeOpRecord("a", "encoder", "token", 1)
     with pytest.raises(ValueError, match="macs or bits"):
-        OnlineRecord("a", "encoder", "frame", -1)
+        RuntimeOpRecord("a", "encoder", "frame", -1)
     with pytest.raises(ValueError, match="end token"):
         Workload(1, {"frame": 1}, 1, 0)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edge_asr.cost.model import cost_of, macs, model_size
 from edge_asr.cost.records import Workload
-from edge_asr.cost.summary import StoredWeight, online_record, take_inventory
+from edge_asr.cost.summary import StoredWeight, runtime_op_record, summarize_model
 from edge_asr.cost.usage import PHASES
 from edge_asr.models.loading import Checkpoint
 
@@ -58,7 +58,7 @@ def test_macs_of_padded_heads_are_those_of_a_real_forward_pass(
 
 def test_padding_enlarges_products_and_no_traffic(moonshine: Checkpoint) -> None:
     plain, wide = (
-        cost_of(take_inventory(one.model, one.architecture), [WORKLOAD])
+        cost_of(summarize_model(one.model, one.architecture), [WORKLOAD])
         for one in (moonshine, padded(moonshine, 8))
     )
     assert wide.memory_io == plain.memory_io
@@ -104,15 +104,15 @@ def assert_macs_as_counted(checkpoint: Checkpoint, samples: int, generated: int)
         prompt_tokens=len(prompt),
         generated_tokens=generated,
     )
-    ours = macs(take_inventory(model, architecture), workload)
+    ours = macs(summarize_model(model, architecture), workload)
     assert ours.encoder.total == pytest.approx(encoder_macs, rel=1e-3)
     assert ours.prefill.total == pytest.approx(prefill_macs, rel=1e-3)
     assert ours.decode.total == pytest.approx(decode_macs, rel=1e-3)
 
 
 def test_every_parameter_is_stored_once(checkpoint: Checkpoint) -> None:
-    inventory = take_inventory(checkpoint.model, checkpoint.architecture)
-    size = model_size(inventory)
+    summary = summarize_model(checkpoint.model, checkpoint.architecture)
+    size = model_size(summary)
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     assert size.parameters == parameters
     assert size.bytes == 4 * parameters
@@ -120,15 +120,15 @@ def test_every_parameter_is_stored_once(checkpoint: Checkpoint) -> None:
 
 
 def test_half_precision_halves_the_float_size(checkpoint: Checkpoint) -> None:
-    half = model_size(take_inventory(checkpoint.model, checkpoint.architecture, float_bits=16))
-    full = model_size(take_inventory(checkpoint.model, checkpoint.architecture))
+    half = model_size(summarize_model(checkpoint.model, checkpoint.architecture, float_bits=16))
+    full = model_size(summarize_model(checkpoint.model, checkpoint.architecture))
     assert 2 * half.bytes == full.bytes
 
 
 def test_half_precision_halves_traffic_and_quarters_bit_operations(checkpoint: Checkpoint) -> None:
     half, full = (
         cost_of(
-            take_inventory(checkpoint.model, checkpoint.architecture, float_bits=bits), [WORKLOAD]
+            summarize_model(checkpoint.model, checkpoint.architecture, float_bits=bits), [WORKLOAD]
         )
         for bits in (16, 32)
     )
@@ -142,9 +142,9 @@ def test_half_precision_halves_traffic_and_quarters_bit_operations(checkpoint: C
 
 def test_quantized_weights_are_charged_as_stored(checkpoint: Checkpoint) -> None:
     name = checkpoint.architecture.encoder_block(0).layers[0]
-    plain = take_inventory(checkpoint.model, checkpoint.architecture)
+    plain = summarize_model(checkpoint.model, checkpoint.architecture)
     kept = {name: StoredWeight(bits_per_weight=3, weight_bits=1234.0)}
-    packed = take_inventory(checkpoint.model, checkpoint.architecture, stored=kept)
+    packed = summarize_model(checkpoint.model, checkpoint.architecture, stored=kept)
     (layer,) = (layer for layer in packed.layers if layer.name == name)
     assert (layer.bits_per_weight, layer.weight_bits) == (3, 1234.0)
     saved = model_size(plain).bytes - model_size(packed).bytes
@@ -155,27 +155,27 @@ def test_what_a_layer_reads_is_charged_as_quantized(checkpoint: Checkpoint) -> N
     architecture = checkpoint.architecture
     name = architecture.encoder_block(0).layers[0]
     kept = StoredWeight(
-        4, 1000.0, input_bits=8, float_columns=3, float_column_bits=16, online_macs=7,
-        online_bits=50.0,
+        4, 1000.0, input_bits=8, float_columns=3, float_column_bits=16, runtime_op_macs=7,
+        runtime_op_bits=50.0,
     )  # fmt: skip
-    inventory = take_inventory(checkpoint.model, architecture, stored={name: kept})
-    (layer,) = (layer for layer in inventory.layers if layer.name == name)
+    summary = summarize_model(checkpoint.model, architecture, stored={name: kept})
+    (layer,) = (layer for layer in summary.layers if layer.name == name)
     assert (layer.input_bits, layer.output_bits) == (8, 32)
     assert (layer.float_columns, layer.float_column_bits) == (3, 16)
-    assert (layer.online_macs, layer.online_bits) == (7, 50.0)
-    others = [layer for layer in inventory.layers if layer.name != name]
+    assert (layer.runtime_op_macs, layer.runtime_op_bits) == (7, 50.0)
+    others = [layer for layer in summary.layers if layer.name != name]
     assert {layer.input_bits for layer in others} == {32}
-    assert {record.query_bits for record in inventory.attentions} == {32}
+    assert {record.query_bits for record in summary.attentions} == {32}
 
 
-def test_work_between_layers_is_counted_where_it_runs(checkpoint: Checkpoint) -> None:
+def test_runtime_ops_between_layers_are_counted_where_they_run(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.architecture
     extra = [
-        online_record(architecture, f"{place}.turn", macs_per_row=100, stored_bits=800.0)
+        runtime_op_record(architecture, f"{place}.turn", macs_per_row=100, stored_bits=800.0)
         for place in (architecture.encoder_block(0).module, architecture.head)
     ]
     plain, turned = (
-        cost_of(take_inventory(checkpoint.model, architecture, online=online), [WORKLOAD])
+        cost_of(summarize_model(checkpoint.model, architecture, runtime_ops=online), [WORKLOAD])
         for online in ((), extra)
     )
     assert turned.macs.encoder.online == 50 * 100
@@ -189,12 +189,12 @@ def test_work_between_layers_is_counted_where_it_runs(checkpoint: Checkpoint) ->
 
 def test_a_name_outside_the_map_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(KeyError, match="elsewhere"):
-        take_inventory(
+        summarize_model(
             checkpoint.model, checkpoint.architecture, stored={"elsewhere": StoredWeight(4, 4)}
         )
 
 
 def test_tied_head_is_stored_with_the_embedding(checkpoint: Checkpoint) -> None:
-    inventory = take_inventory(checkpoint.model, checkpoint.architecture)
-    (head,) = (layer for layer in inventory.layers if layer.role == "head")
+    summary = summarize_model(checkpoint.model, checkpoint.architecture)
+    (head,) = (layer for layer in summary.layers if layer.role == "head")
     assert head.tied_to == checkpoint.architecture.embedding

@@ -14,14 +14,16 @@ from edge_asr.evaluation.scoring import score_run
 SETTINGS = ProtocolSettings("open_asr_2024", resamples=100)
 
 
-def clip(name: str, text: str, heard: str, condition: str = "clean", **changes: bool) -> Hypothesis:
+def clip(
+    name: str, text: str, transcribed: str, condition: str = "clean", **changes: bool
+) -> Hypothesis:
     plain = Hypothesis(
         id=name,
         audio_filepath=f"{name}.wav",
         duration=1.5,
         time=0.1,
         text=text,
-        pred_text=heard,
+        pred_text=transcribed,
         samples=24_000,
         generated_tokens=3,
         hit_limit=False,

@@ -18,11 +18,11 @@ from tiny import WINDOW_S, ListCorpus, tiny_whisper, tone
 from edge_asr.data.corpus import ClipEntry, Corpus
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import (
-    Heard,
+    ClipOutput,
     Transcription,
     joined,
-    read_heard,
     read_hypotheses,
+    read_outputs,
     to_lines,
     write_hypotheses,
 )
@@ -216,7 +216,7 @@ def interrupt(checkpoint: Checkpoint, journal: Path, after: int = 4) -> None:
         transcribe(TorchRuntime(checkpoint), CORPUS, SETTINGS, journal, stop)
 
 
-def without_time(rows: Sequence[Heard]) -> list[Heard]:
+def without_time(rows: Sequence[ClipOutput]) -> list[ClipOutput]:
     return [replace(row, time=0.0) for row in rows]
 
 
@@ -224,7 +224,7 @@ def test_an_interrupted_run_is_resumed(checkpoint: Checkpoint, tmp_path: Path) -
     whole = transcribe(TorchRuntime(checkpoint), CORPUS, SETTINGS)
     journal = tmp_path / "heard.jsonl"
     interrupt(checkpoint, journal)
-    kept = read_heard(journal)
+    kept = read_outputs(journal)
     assert len(kept) == 4
     assert journal.read_text(encoding="utf-8").count("\n") == 4
     runtime = Counting(checkpoint)
@@ -232,7 +232,7 @@ def test_an_interrupted_run_is_resumed(checkpoint: Checkpoint, tmp_path: Path) -
     assert runtime.batches == [1]
     assert without_time(resumed) == without_time(whole)
     assert [row for row in resumed if row in kept] == sorted(kept, key=lambda row: row.index)
-    assert sorted(read_heard(journal), key=lambda row: row.index) == resumed
+    assert sorted(read_outputs(journal), key=lambda row: row.index) == resumed
     assert list(tmp_path.iterdir()) == [journal]
     # Finished, and still not decoded again.
     assert transcribe(runtime, CORPUS, SETTINGS, journal) == resumed
@@ -251,7 +251,7 @@ def test_a_torn_batch_is_decoded_again_as_a_whole(moonshine: Checkpoint, tmp_pat
     assert runtime.batches == [2, 1]
     assert without_time(resumed) == without_time(whole)
     # The torn line is gone, and every clip can be read back.
-    assert {row.index for row in read_heard(journal)} == set(range(5))
+    assert {row.index for row in read_outputs(journal)} == set(range(5))
     for line in journal.read_text(encoding="utf-8").split("\n")[:-1]:
         json.loads(line)
 
@@ -277,12 +277,12 @@ def test_a_batch_that_lacks_a_clip_is_decoded_as_a_whole(
 def test_a_text_of_any_characters_reads_back(tmp_path: Path) -> None:
     """A line separator inside a text, which JSON leaves as it is, ends no row."""
     rows = [
-        Heard(index, pred_text=f"one{mark}two", duration=1.0, samples=16_000)
+        ClipOutput(index, pred_text=f"one{mark}two", duration=1.0, samples=16_000)
         for index, mark in enumerate(("\u2028", "\u2029", "\x85", "\x1c", "\r", "\n", '"', "é"))
     ]
     journal = tmp_path / "heard.jsonl"
     journal.write_text(to_lines(rows), encoding="utf-8")
-    assert read_heard(journal) == rows
+    assert read_outputs(journal) == rows
     entries = [ClipEntry(f"clip-{row.index}", "a.wav", row.pred_text) for row in rows]
     hypotheses = joined(entries, rows).hypotheses
     write_hypotheses(tmp_path / "h.jsonl", hypotheses)
@@ -292,11 +292,11 @@ def test_a_text_of_any_characters_reads_back(tmp_path: Path) -> None:
 def test_a_journal_of_another_kind_is_not_believed(whisper: Checkpoint, tmp_path: Path) -> None:
     journal = tmp_path / "heard.jsonl"
     journal.write_bytes(b'[]\n{"index": 0}\n\xff\xfe\n3\n\n')
-    assert read_heard(journal) == []
+    assert read_outputs(journal) == []
     runtime = Counting(whisper)
     transcribe(runtime, CORPUS, SETTINGS, journal)
     assert runtime.batches == [2, 2, 1]
-    assert len(read_heard(journal)) == 5
+    assert len(read_outputs(journal)) == 5
 
 
 def test_unreadable_hypotheses(tmp_path: Path) -> None:

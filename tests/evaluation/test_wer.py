@@ -41,11 +41,11 @@ def test_counts_agree_with_brute_force(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = zip(*pairs, strict=True)
     result = score(references, hypotheses, PLAIN)
     for index, (reference, hypothesis) in enumerate(pairs):
-        said, heard = reference.split(), hypothesis.split()
-        assert result.errors[index] == edit_distance(said, heard)
+        said, transcribed = reference.split(), hypothesis.split()
+        assert result.errors[index] == edit_distance(said, transcribed)
         assert result.words[index] == len(said)
         heard_words = result.hits[index] + result.substitutions[index] + result.insertions[index]
-        assert heard_words == len(heard)
+        assert heard_words == len(transcribed)
     wrong = sum(edit_distance(r.split(), h.split()) for r, h in pairs)
     assert result.wer == pytest.approx(100 * wrong / sum(len(r.split()) for r in references))
 

@@ -83,8 +83,8 @@ def without_times(folder: Path) -> dict[str, Any]:
     for block in record["method"]["blocks"]:
         del block["seconds"]
     lines = (path.parent / "hypotheses.jsonl").read_text().splitlines()
-    heard = [{**json.loads(line), "time": None} for line in lines]
-    return {"record": record, "heard": heard}
+    transcribed = [{**json.loads(line), "time": None} for line in lines]
+    return {"record": record, "heard": transcribed}
 
 
 def heard_lines(store: Path) -> int:

@@ -26,10 +26,10 @@ from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.config import Settings
 from edge_asr.errors import UserError
-from edge_asr.evaluation.hypotheses import read_heard, read_hypotheses
+from edge_asr.evaluation.hypotheses import read_hypotheses, read_outputs
 from edge_asr.experiments import steps
 from edge_asr.experiments.ptq import Outcome, run_experiment
-from edge_asr.experiments.sections import quantized_inventory
+from edge_asr.experiments.sections import quantized_summary
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.grid import GridParameters
@@ -228,11 +228,11 @@ def test_a_corrected_transcript_is_scored_anew_and_not_heard_again(
     assert stored_stages(after)["transcribe"]
     texts = [row.text for row in read_hypotheses(after.folder / "hypotheses.jsonl")]
     assert texts[1] == "mended words"
-    heard = [
+    transcribed = [
         [row.pred_text for row in read_hypotheses(outcome.folder / "hypotheses.jsonl")]
         for outcome in (before, after)
     ]
-    assert heard[0] == heard[1]
+    assert transcribed[0] == transcribed[1]
     # Asked for explicitly, all is made again.
     again = run_experiment(
         composed(
@@ -325,7 +325,7 @@ def test_quantized_activations_are_in_the_record_and_cost_less(
     assert len(find_records(tmp_path)) == 4
 
 
-def test_the_inventory_counts_online_work_once_and_outliers_as_float(whisper: Checkpoint) -> None:
+def test_the_summary_counts_runtime_ops_once_and_outliers_as_float(whisper: Checkpoint) -> None:
     checkpoint = dataclasses.replace(whisper, model=copy.deepcopy(whisper.model))
     architecture, model = checkpoint.architecture, checkpoint.model
     block = architecture.encoder_block(0)
@@ -333,7 +333,7 @@ def test_the_inventory_counts_online_work_once_and_outliers_as_float(whisper: Ch
     shared = ChannelScale(torch.ones(48))
     site = block.sites[0]
     for name in site.layers:
-        model.get_submodule(name).online.append(shared)
+        model.get_submodule(name).input_ops.append(shared)
     model.get_submodule(block.module).add_module("turn", ChannelScale(torch.ones(48)))
     marked = torch.zeros(48, dtype=torch.bool)
     marked[:12] = True
@@ -346,11 +346,13 @@ def test_the_inventory_counts_online_work_once_and_outliers_as_float(whisper: Ch
     )
     for name in site.layers:
         model.get_submodule(name).store(weight)
-    inventory = quantized_inventory(model, architecture, 32)
-    layers = {layer.name: layer for layer in inventory.layers}
-    online = sorted((layers[name].online_macs, layers[name].online_bits) for name in site.layers)
+    summary = quantized_summary(model, architecture, 32)
+    layers = {layer.name: layer for layer in summary.layers}
+    online = sorted(
+        (layers[name].runtime_op_macs, layers[name].runtime_op_bits) for name in site.layers
+    )
     assert online == [(0, 0), (0, 0), (48, 16 * 48)]
-    assert [(one.stack, one.axis, one.macs) for one in inventory.online] == [
+    assert [(one.stack, one.axis, one.macs) for one in summary.runtime_ops] == [
         ("encoder", "frame", 48)
     ]
     for name in site.layers:
@@ -453,7 +455,7 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     assert "Traceback" not in error
     assert not list(results.rglob("record.json"))
     (journal,) = store.glob("unfinished/*/heard.jsonl")
-    kept = {row.index: row.time for row in read_heard(journal)}
+    kept = {row.index: row.time for row in read_outputs(journal)}
     assert 3 <= len(kept) < 60
     assert run(*arguments).returncode == 0
     (record,) = find_records(results)

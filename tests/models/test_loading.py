@@ -234,7 +234,7 @@ MATRIX: dict[Family, str] = {
     "moonshine": "model.decoder.layers.1.mlp.fc2.weight",
 }
 # Clips on which the tiny models repeat themselves, so that a penalty would show.
-HEARD = [tone(0.5), tone(1.1, 300.0)]
+OUTPUTS = [tone(0.5), tone(1.1, 300.0)]
 
 
 def edit(folder: Path, name: str, *, drop: Collection[str] = (), **changes: Any) -> None:
@@ -257,7 +257,7 @@ def refusal(folder: Path) -> str:
 
 
 def texts(checkpoint: Checkpoint) -> list[str]:
-    return [row.text for row in greedy(checkpoint, HEARD, [12, 12])]
+    return [row.text for row in greedy(checkpoint, OUTPUTS, [12, 12])]
 
 
 @pytest.mark.parametrize("family", BUILD)

@@ -13,19 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.walks import Weights, formats_of, quantized_with, stages
+from quant.passes import Weights, formats_of, quantized_with, stages
 from tiny import ListCorpus, tone
 from torch import nn
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
-from edge_asr.calibration.capture import Passage
+from edge_asr.calibration.capture import CalibrationPass
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear
-from edge_asr.quant.work import BlockWork
 
 
 def by_hand(
@@ -333,17 +333,17 @@ def test_observing_again_bypasses_the_quantizers(whisper: Checkpoint) -> None:
     """A static range fitted after the quantizers are in place is that of the float inputs."""
     batches = batches_of(whisper)
     model, _ = walked(whisper, batches, ActivationGrid(2))
-    station = next(Passage(model, whisper.architecture, batches).stations())
-    work = BlockWork(
-        model, whisper.architecture, station.block, station.module,
-        station.calls, station.masks, formats_of(whisper, Grid(4)),
+    captured = next(CalibrationPass(model, whisper.architecture, batches).captured_blocks())
+    context = BlockContext(
+        model, whisper.architecture, captured.block, captured.module,
+        captured.calls, captured.masks, formats_of(whisper, Grid(4)),
     )  # fmt: skip
-    with_quantizers = {site: work.statistics(site) for site in station.block.sites}
-    for layer in map(work.layer, station.block.layers):
+    with_quantizers = {site: context.statistics(site) for site in captured.block.sites}
+    for layer in map(context.layer, captured.block.layers):
         layer.quantize_input = nn.Identity()
-    work.inputs_changed()
+    context.inputs_changed()
     for site, statistics in with_quantizers.items():
-        assert torch.equal(statistics.second_moment, work.statistics(site).second_moment)
+        assert torch.equal(statistics.second_moment, context.statistics(site).second_moment)
 
 
 def test_a_learned_rounding_trains_through_the_quantizers(whisper: Checkpoint) -> None:

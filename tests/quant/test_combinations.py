@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from quant.walks import stages
+from quant.passes import stages
 
 from edge_asr.errors import UserError
 from edge_asr.quant.recipe import Recipe
@@ -28,15 +28,15 @@ from edge_asr.quant.recipe import Recipe
         ({"correction": {"name": "bias"}, "rounding": {"name": "signround"}}, "undo it"),
         ({"transform": {"name": "cle"}, "range": {"name": "lwc"}}, "no float outputs"),
         (
-            {"range": {"name": "mse_second_level"}, "rounding": {"name": "tesseraq"}},
+            {"range": {"name": "mse_double_quant"}, "rounding": {"name": "tesseraq"}},
             "trains the scales",
         ),
-        ({"rounding": {"name": "tesseraq", "soft_shares": [0.5, -0.1]}}, "soft_shares"),
+        ({"rounding": {"name": "tesseraq", "trained_shares": [0.5, -0.1]}}, "trained_shares"),
         ({"rounding": {"name": "adaround", "seed": 2**70}}, "seed"),
         ({"rounding": {"name": "adaround", "iterations": 0}}, "iterations=0"),
         ({"rounding": {"name": "signround", "learning_rate": -1.0}}, "learning_rate=-1"),
         ({"rounding": {"name": "tesseraq", "iterations": 5}}, "iterations=5"),
-        ({"rounding": {"name": "tesseraq", "soft_shares": [0.1, 0.5]}}, "soft_shares"),
+        ({"rounding": {"name": "tesseraq", "trained_shares": [0.1, 0.5]}}, "trained_shares"),
     ],
 )  # fmt: skip
 def test_senseless_recipes_are_refused_when_built(changes: dict[str, Any], named: str) -> None:

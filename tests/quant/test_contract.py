@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from quant.walks import GRID, batches_of, formats_of, outputs, stages
+from quant.passes import GRID, batches_of, formats_of, outputs, stages
 from tiny import Family, tiny_moonshine, tiny_whisper
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.models.tensors import ROLES, Slot
 from edge_asr.quant import artefact
+from edge_asr.quant.context import SiteContext
 from edge_asr.quant.formats import SYMMETRIC, ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.layers import QuantizedLinear, install_layers, quantized_layers
 from edge_asr.quant.packing import weight_tensors
@@ -29,7 +30,6 @@ from edge_asr.quant.result import Quantization
 from edge_asr.quant.sequential import quantize_model
 from edge_asr.quant.stages import STAGES, Correction, SiteRounding
 from edge_asr.quant.weight import QuantizedWeight, round_nearest
-from edge_asr.quant.work import SiteWork
 
 # Training just long enough to move something, by setting.
 SHORT = {"iterations": 12}
@@ -263,10 +263,10 @@ class Faulty(SiteRounding):
 
     fault: str = "none"
 
-    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
+    def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
         rounded = {
-            name: round_nearest(weight, work.fits[name](weight), work.grids[name])
-            for name, weight in work.weights.items()
+            name: round_nearest(weight, context.fits[name](weight), context.grids[name])
+            for name, weight in context.weights.items()
         }
         return {name: self._spoilt(weight) for name, weight in rounded.items()}
 
@@ -297,8 +297,8 @@ class Keeping(Faulty):
 class Overwriting(Correction):
     """A correction that changes weights, which have been stored by then."""
 
-    def repair(self, work: SiteWork, layers: Any) -> None:
-        del work
+    def repair(self, context: SiteContext, layers: Any) -> None:
+        del context
         for layer in layers.values():
             layer.weight.zero_()
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.grid import (
+    GridParameters,
+    dequantize,
+    parameters_from_range,
+    quantize,
+    reduce_groups,
+)
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.weight import round_nearest
 
@@ -144,7 +150,7 @@ def test_encode_and_decode_are_inverse_on_the_grid() -> None:
     grid = Grid(4, signed=True)
     codes = torch.arange(grid.lowest, grid.highest + 1).float()
     scale, zero = torch.tensor(0.37), torch.tensor(2.0)
-    torch.testing.assert_close(encode(decode(codes, scale, zero), scale, zero, grid), codes)
+    torch.testing.assert_close(quantize(dequantize(codes, scale, zero), scale, zero, grid), codes)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from quant.walks import batches_of, formats_of, outputs, stages
+from quant.passes import batches_of, formats_of, outputs, stages
 from tiny import tiny_whisper
 
 from edge_asr.errors import UserError

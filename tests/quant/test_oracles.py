@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edge_asr.calibration.capture import Call, KeptOutputs
 from edge_asr.models.families.sites import Block, Site
+from edge_asr.quant.context import BlockContext, Reconstruction
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.range.lwc import LearnedWeightClipping
@@ -25,11 +26,10 @@ from edge_asr.quant.reconstruction import Learnable, Scheduled, reconstruct
 from edge_asr.quant.rounding.adaround import AdaRound
 from edge_asr.quant.rounding.signround import SignRound
 from edge_asr.quant.rounding.tesseraq import TesseraQ
-from edge_asr.quant.soft import LayerStart, RewrittenBlock, RoundedBlock
+from edge_asr.quant.trainable import LayerStart, RewrittenBlock, RoundedBlock
 from edge_asr.quant.transform.cayley import CayleySGD
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
 from edge_asr.quant.weight import QuantizedWeight, round_nearest
-from edge_asr.quant.work import BlockWork, Reconstruction
 
 HIGHEST, GROUP = 7, 8
 GRID = Grid(3, granularity="group", group_size=GROUP, half_scales=False)
@@ -118,17 +118,17 @@ class Problem:
         return (outputs - self.targets)[self.mask].square().sum(1).mean()
 
     @property
-    def work(self) -> BlockWork:
+    def context(self) -> BlockContext:
         fc = nn.Linear(16, 12, bias=False)
         fc.weight = nn.Parameter(self.weight.clone())
         site = Site("fc1", "encoder", ("fc",), None, "frame")
         return bench(nn.Sequential(OrderedDict(fc=fc)), site, self)
 
 
-def bench(block: nn.Module, site: Site, problem: Problem, grid: Grid = GRID) -> BlockWork:
+def bench(block: nn.Module, site: Site, problem: Problem, grid: Grid = GRID) -> BlockContext:
     install_layers(block, site.layers)
     architecture = SimpleNamespace(tied_logit_channels=1, on_leading_rows=lambda *_: None)
-    return BlockWork(
+    return BlockContext(
         cast(Any, block), cast(Any, architecture), Block("block", "encoder", (site,)), block,
         [Call((problem.inputs,), {})], [problem.mask],
         dict.fromkeys(site.layers, TensorFormat(grid)), KeptOutputs([problem.targets]),
@@ -149,7 +149,7 @@ def problem() -> Problem:
 
 
 def trained(
-    work: BlockWork, block: Learnable, part: Scheduled, evaluations: int = 1
+    context: BlockContext, block: Learnable, part: Scheduled, evaluations: int = 1
 ) -> tuple[Reconstruction, Path]:
     """Train `block`; also its parameters right behind every optimizer step."""
     path: Path = []
@@ -160,14 +160,14 @@ def trained(
         after_step(step, iterations)
 
     block.after_step = record  # type: ignore[method-assign]
-    return reconstruct(work, block, replace(part.schedule, evaluations=evaluations)), path
+    return reconstruct(context, block, replace(part.schedule, evaluations=evaluations)), path
 
 
 def rounded(problem: Problem, part: Any, evaluations: int = 1) -> tuple[Any, Reconstruction, Path]:
     """Train the rounding of the problem's weight, behind min-max ranges."""
     start = LayerStart(problem.weight, minmax_parameters(problem.weight, GRID), GRID)
-    soft = part.soft_rounding({"fc": start})
-    return soft, *trained(problem.work, RoundedBlock(soft, {"fc": None}), part, evaluations)
+    soft = part.trainable_rounding({"fc": start})
+    return soft, *trained(problem.context, RoundedBlock(soft, {"fc": None}), part, evaluations)
 
 
 def close(path: Path, own: Sequence[Sequence[Tensor]], *names: str) -> None:
@@ -227,7 +227,7 @@ def test_tesseraq(problem: Problem) -> None:
         groups = (logits, rate, 0.0), (factor, scale_rate, decay)
         own += descend(lambda _: loss(down + rectified(logits)), length, *groups)
     part = TesseraQ(
-        iterations=length * len(shares), clips=None, soft_shares=shares, learning_rate=rate,
+        iterations=length * len(shares), clips=None, trained_shares=shares, learning_rate=rate,
         scale_learning_rate=scale_rate, scale_weight_decay=decay,
     )  # fmt: skip
     soft, result, path = rounded(problem, part)
@@ -272,7 +272,7 @@ def test_signround(problem: Problem, rate: float | None) -> None:
 def test_lwc(problem: Problem) -> None:
     """Eq. 2 of arXiv:2308.13137: both factors behind a sigmoid, no gradient through the rounding
     of z (the authors' code); AdamW without decay is Adam."""
-    steps, rate, work = 30, 0.05, problem.work
+    steps, rate, context = 30, 0.05, problem.context
     low, high = (variable(torch.full((12, 2), 4.0, dtype=torch.float64)) for _ in range(2))
 
     def clipped() -> Encoded:
@@ -283,8 +283,8 @@ def test_lwc(problem: Problem) -> None:
 
     own = descend(lambda _: loss(), steps, (low, rate, 0.0), (high, rate, 0.0))
     part = LearnedWeightClipping(steps, clips=None, learning_rate=rate)
-    ranges = part.soft_range(work)
-    result, path = trained(work, RewrittenBlock(work, None, ranges), part)
+    ranges = part.trainable_range(context)
+    result, path = trained(context, RewrittenBlock(context, None, ranges), part)
     close(path, own, "ranges.low.0", "ranges.high.0")
     parameters = ranges.parameters_of("fc", problem.weight)
     stored(round_nearest(problem.weight, parameters, GRID), *clipped())
@@ -318,9 +318,9 @@ def test_let(problem: Problem) -> None:
         targets, rows = module(problem.inputs), norm(problem.inputs)
     problem = replace(problem, targets=targets)
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
-    work = bench(module, site, problem, grid)
+    context = bench(module, site, problem, grid)
     part = LearnedEquivalentTransformation(steps, clips=None, learning_rate=rate)
-    transform = cast(Any, part.soft_transform(work).double())  # statistics are in float32
+    transform = cast(Any, part.trainable_transform(context).double())  # statistics are in float32
     scale, shift, logit = (variable(getattr(transform, one)["0"]) for one in names)
     valid, stacked = rows[problem.mask], torch.cat([weights[f"{one}.weight"] for one in "qkv"])
     middle = (valid.amax(0) + valid.amin(0)) / 2
@@ -348,9 +348,11 @@ def test_let(problem: Problem) -> None:
     values = [scale, shift, logit, *logits]
     rates = zip(values, [rate] * 3 + [range_rate] * 6, [0.0] * 9, strict=True)
     own = descend(lambda _: loss(), steps, *rates)
-    ranges = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate).soft_range(work)
-    block = RewrittenBlock(work, transform, ranges)
-    result, path = trained(work, block, part)
+    ranges = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate).trainable_range(
+        context
+    )
+    block = RewrittenBlock(context, transform, ranges)
+    result, path = trained(context, block, part)
     ends = [f"ranges.{end}.{index}" for end in ("low", "high") for index in range(3)]
     close(path, own, *(f"transform.{one}.0" for one in names), *ends)
     for index, name in enumerate("qkv"):

@@ -19,8 +19,8 @@ from edge_asr.quant.packing import (
     weight_description,
     weight_tensors,
 )
+from edge_asr.quant.range.double_quantization import double_quantized_parameters
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.range.second_level import second_level_parameters
 from edge_asr.quant.weight import QuantizedWeight, round_nearest
 
 
@@ -82,7 +82,7 @@ def test_doubly_quantized_scales_read_back(zero_bits: int) -> None:
     grid = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=8)
     weight = torch.from_numpy(np.random.default_rng(1).normal(size=(21, 37))).float()
     first = minmax_parameters(weight, dataclasses.replace(grid, half_scales=False))
-    parameters = second_level_parameters(
+    parameters = double_quantized_parameters(
         first, grid, scale_bits=3, zero_bits=zero_bits, group_size=16
     )
     check_read_back(round_nearest(weight, parameters, grid))

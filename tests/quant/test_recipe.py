@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from options import composed
-from quant.walks import quantized_by_options
+from quant.passes import quantized_by_options
 
 from edge_asr.models.families.sites import layers_with_roles
 from edge_asr.models.loading import Checkpoint
@@ -15,7 +15,7 @@ from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.outliers.columns import Columns
 from edge_asr.quant.outliers.unstructured import Unstructured
-from edge_asr.quant.range.second_level import MinMaxSecondLevel
+from edge_asr.quant.range.double_quantization import MinMaxDoubleQuantization
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.rounding.gptq import Gptq
 from edge_asr.quant.scheme import Scheme
@@ -24,7 +24,7 @@ from edge_asr.quant.scheme import Scheme
 def test_the_recipes_are_the_papers() -> None:
     spqr = Recipe.build(composed("method=spqr").method.stages)
     assert spqr.outliers == Unstructured(relative_threshold=0.2, fraction=0.01)
-    assert spqr.range == MinMaxSecondLevel(scale_bits=3, zero_bits=3, group_size=16)
+    assert spqr.range == MinMaxDoubleQuantization(scale_bits=3, zero_bits=3, group_size=16)
     assert spqr.rounding == Gptq(
         damping=1.0, act_order=True, static_groups=False, ordered_groups=True
     )

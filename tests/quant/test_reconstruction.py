@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quant.walks import LEARNED, batches_of, quantized_with, stages, works_with_targets
+from quant.passes import LEARNED, batches_of, contexts_with_targets, quantized_with, stages
 
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.capture import KeptOutputs
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import quantize_inputs
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import (
@@ -20,7 +21,6 @@ from edge_asr.quant.reconstruction import (
     _clip_order,
     reconstruct,
 )
-from edge_asr.quant.work import BlockWork
 
 
 @pytest.mark.parametrize("name", sorted(LEARNED))
@@ -71,14 +71,14 @@ def test_the_same_seed_gives_the_same_codes(moonshine: Checkpoint) -> None:
 def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(checkpoint: Checkpoint) -> None:
     """By hand from whole-batch outputs: squared distance over the valid rows of the clips."""
     chosen = torch.tensor([1])
-    for work in works_with_targets(checkpoint):
-        work.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in work.targets)
-        loss = BlockLoss(work)
+    for context in contexts_with_targets(checkpoint):
+        context.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in context.targets)
+        loss = BlockLoss(context)
         for index, (call, mask, target) in enumerate(
-            zip(work.calls, work.masks, work.targets, strict=True)
+            zip(context.calls, context.masks, context.targets, strict=True)
         ):
             with torch.no_grad():
-                change = (call.run(work.module) - target)[1][mask[1]]
+                change = (call.run(context.module) - target)[1][mask[1]]
             expected = float(change.square().sum(1).mean()) if len(change) else 0.0
             assert float(loss.of_step({}, index, chosen)) == pytest.approx(expected, rel=1e-4)
             summed = float(loss.of_step({}, index, chosen, 10.0))
@@ -130,18 +130,18 @@ def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(
     checkpoint: Checkpoint,
 ) -> None:
     """By hand, where the targets are another thing and 4-bit input quantizers act."""
-    for work in works_with_targets(checkpoint):
-        work.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in work.targets)
+    for context in contexts_with_targets(checkpoint):
+        context.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in context.targets)
         with torch.no_grad():
-            own = [call.run(work.module) for call in work.calls]
-        for site in work.block.sites:
-            statistics = work.statistics(site)
-            quantize_inputs(work.layers(site).values(), ActivationGrid(4), statistics)
-        name = f"{work.block.layers[-1]}.weight"
-        weight = work.model.get_parameter(name)
+            own = [call.run(context.module) for call in context.calls]
+        for site in context.block.sites:
+            statistics = context.statistics(site)
+            quantize_inputs(context.layers(site).values(), ActivationGrid(4), statistics)
+        name = f"{context.block.layers[-1]}.weight"
+        weight = context.model.get_parameter(name)
         changed = (1.1 * weight).detach().requires_grad_()
-        loss, extra = BlockLoss(work), []
-        for index in range(len(work.calls)):
+        loss, extra = BlockLoss(context), []
+        for index in range(len(context.calls)):
             plain, both = (
                 loss.of_step({name: changed}, index, aug_loss=asked) for asked in (False, True)
             )
@@ -149,9 +149,9 @@ def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(
         weight.data.copy_(changed.detach())
         weight.requires_grad_()
         for call, mask, target, (value, slope) in zip(
-            work.calls, work.masks, own, extra, strict=True
+            context.calls, context.masks, own, extra, strict=True
         ):
-            expected = (call.run(work.module) - target)[mask].square().sum(1).mean()
+            expected = (call.run(context.module) - target)[mask].square().sum(1).mean()
             torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
             (expected_slope,) = torch.autograd.grad(expected, weight)
             assert bool(expected_slope.any())
@@ -193,40 +193,40 @@ class Worsening(Learnable):
 
 
 def test_the_best_iterate_is_kept_and_patience_ends_training(moonshine: Checkpoint) -> None:
-    work = first_block(moonshine)
-    name = work.block.layers[0]
-    learnable = Worsening(f"{name}.weight", work.layer(name).weight.detach().clone())
-    result = reconstruct(work, learnable, Schedule(100, evaluations=50, patience=3))
+    context = first_block(moonshine)
+    name = context.block.layers[0]
+    learnable = Worsening(f"{name}.weight", context.layer(name).weight.detach().clone())
+    result = reconstruct(context, learnable, Schedule(100, evaluations=50, patience=3))
     assert float(learnable.shift.detach()) == 0
     assert result.loss_after == result.loss_before
     assert result.iterations == 6
-    assert work.reconstructions == [result]
-    (warning,) = work.warnings
-    assert f"{work.block.module}: 6 steps of training did not lower its loss" in warning
+    assert context.reconstructions == [result]
+    (warning,) = context.warnings
+    assert f"{context.block.module}: 6 steps of training did not lower its loss" in warning
 
 
 def test_evaluations_are_told(moonshine: Checkpoint) -> None:
-    work = first_block(moonshine)
-    name = work.block.layers[0]
+    context = first_block(moonshine)
+    name = context.block.layers[0]
     told: list[tuple[int, int]] = []
-    work.on_evaluation = lambda step, steps, _: told.append((step, steps))
-    learnable = Worsening(f"{name}.weight", work.layer(name).weight.detach().clone())
-    reconstruct(work, learnable, Schedule(10, evaluations=4))
+    context.on_evaluation = lambda step, steps, _: told.append((step, steps))
+    learnable = Worsening(f"{name}.weight", context.layer(name).weight.detach().clone())
+    reconstruct(context, learnable, Schedule(10, evaluations=4))
     assert told == [(3, 10), (5, 10), (8, 10), (10, 10)]
 
 
-def first_block(checkpoint: Checkpoint) -> BlockWork:
+def first_block(checkpoint: Checkpoint) -> BlockContext:
     """The first block of a model, with targets a hundredth away from its outputs."""
-    work = next(works_with_targets(checkpoint))
-    work.targets = KeptOutputs(target + 0.01 for target in work.targets)
-    return work
+    context = next(contexts_with_targets(checkpoint))
+    context.targets = KeptOutputs(target + 0.01 for target in context.targets)
+    return context
 
 
 def test_block_loss_ignores_padding(moonshine: Checkpoint) -> None:
-    work = first_block(moonshine)
-    assert any(not mask.all() for mask in work.masks)
-    width = work.targets[0].shape[-1]
-    assert BlockLoss(work).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
-    for target, mask in zip(work.targets, work.masks, strict=True):
+    context = first_block(moonshine)
+    assert any(not mask.all() for mask in context.masks)
+    width = context.targets[0].shape[-1]
+    assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
+    for target, mask in zip(context.targets, context.masks, strict=True):
         target[~mask] = 1e6
-    assert BlockLoss(work).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
+    assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)

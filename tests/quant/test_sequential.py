@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from quant.walks import (
+from quant.passes import (
     Weights,
     batches_of,
     formats_of,
@@ -21,12 +21,12 @@ from quant.walks import (
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.outlier_rule import mean_for
 from edge_asr.quant.range.awq_clip import AwqClip
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import LayerResult
-from edge_asr.quant.work import Layer
 
 
 def quantized(
@@ -36,7 +36,7 @@ def quantized(
     return quantized_with(checkpoint, options, Grid(bits), batches=batches)
 
 
-def test_every_linear_of_every_block_is_quantized_and_baked(checkpoint: Checkpoint) -> None:
+def test_every_linear_of_every_block_is_quantized(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     model, result = quantized(checkpoint, batches, "gptq", 3)
     expected = {
@@ -234,7 +234,7 @@ STOPPED: dict[str, tuple[dict[str, Any], ActivationGrid | None]] = {
         {
             "transform": {"name": "cle"},
             "outliers": {"name": "unstructured"},
-            "range": {"name": "minmax_second_level"},
+            "range": {"name": "minmax_double_quant"},
             "rounding": {"name": "nearest"},
         },
         None,

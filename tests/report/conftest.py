@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edge_asr.cost.model import Cost, cost_of
-from edge_asr.cost.records import Inventory, LayerRecord, Workload
+from edge_asr.cost.records import LayerRecord, ModelSummary, Workload
 from edge_asr.store.record import (
     CostSection,
     Environment,
@@ -24,7 +24,7 @@ RecordMaker = Callable[..., Record]
 def model_cost(bits: int) -> Cost:
     weight = LayerRecord("head", "decoder", "head", (1000, 100), "token", bits * 1e5, bits)
     workload = Workload(2.0, {"frame": 10}, prompt_tokens=1, generated_tokens=4)
-    return cost_of(Inventory((weight,), (), 10, 320), [workload])
+    return cost_of(ModelSummary((weight,), (), 10, 320), [workload])
 
 
 @pytest.fixture

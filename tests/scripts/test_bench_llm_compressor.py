@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from bench_llm_compressor import peer_inputs
 from gptq_of_llm_compressor import clips_of
-from quant.walks import batches_of
+from quant.passes import batches_of
 from safetensors.torch import save_file
 
 from edge_asr.models.loading import Checkpoint

@@ -15,7 +15,7 @@ import pytest
 import torch
 from bench_common import Subject
 from bench_quantize import PRODUCTS, Bench, Measurement, measure, products
-from quant.walks import batches_of, formats_of, stages
+from quant.passes import batches_of, formats_of, stages
 from torch import nn
 
 from edge_asr.errors import UserError

@@ -21,7 +21,7 @@ from output_errors import (
     quantized,
     relative_change,
 )
-from quant.walks import batches_of, formats_of, stages
+from quant.passes import batches_of, formats_of, stages
 from torch import Tensor, nn
 
 from edge_asr.calibration.batches import CalibrationBatch

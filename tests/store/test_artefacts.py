@@ -141,22 +141,23 @@ def test_what_a_removal_left_behind_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_one_makes_while_others_wait_and_hear_of_it(tmp_path: Path) -> None:
-    gate, heard = threading.Event(), []
+    gate, transcribed = threading.Event(), []
     making = Counting(wait=gate)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(Store(tmp_path).make, STEP, making)
         assert making.started.wait(10)
         others = [
-            pool.submit(Store(tmp_path).make, STEP, making, on_wait=heard.append) for _ in range(2)
+            pool.submit(Store(tmp_path).make, STEP, making, on_wait=transcribed.append)
+            for _ in range(2)
         ]
         deadline = time.monotonic() + 20
-        while len(heard) < 2 and time.monotonic() < deadline:
+        while len(transcribed) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         gate.set()
         results = [one.result(timeout=20) for one in (first, *others)]
     assert making.calls == 1
-    assert len(heard) == 2
-    assert "another process is making quantize" in heard[0]
+    assert len(transcribed) == 2
+    assert "another process is making quantize" in transcribed[0]
     assert len({one.folder for one in results}) == 1
 
 

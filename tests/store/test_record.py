@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.cost.model import cost_of
-from edge_asr.cost.records import Inventory, LayerRecord, Workload
+from edge_asr.cost.records import LayerRecord, ModelSummary, Workload
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import ActivationGrid
 from edge_asr.store.files import write_text_atomically
@@ -39,7 +39,7 @@ from edge_asr.store.record import (
 
 def full_record(**changes: Any) -> Record:
     layer = LayerRecord("l", "decoder", "head", (4, 4), "token", 64, 4)
-    cost = cost_of(Inventory((layer,), (), 1, 32), [Workload(1.5, {"frame": 3}, 2, 3)])
+    cost = cost_of(ModelSummary((layer,), (), 1, 32), [Workload(1.5, {"frame": 3}, 2, 3)])
     interval = Interval(10.0, 9.0, 11.5)
     record = Record(
         run_id="0123456789ab",

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from edge_asr.quant.context import SiteContext
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.stages import Correction, corrections
-from edge_asr.quant.work import SiteWork
 
 
 def mean_output_error(weight: Tensor, rounded: Tensor, mean_input: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ class BiasCorrection(Correction):
 
     reads_statistics: ClassVar[bool] = True
 
-    def repair(self, work: SiteWork, layers: Mapping[str, QuantizedLinear]) -> None:
-        for name in work.weights:
+    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
+        for name in context.weights:
             layer = layers[name]
             if layer.bias is not None:
                 error = mean_output_error(
-                    work.weights[name], layer.weight.detach().cpu(), work.statistics.mean
+                    context.weights[name], layer.weight.detach().cpu(), context.statistics.mean
                 )
                 layer.bias.add_(error.to(layer.bias.device))

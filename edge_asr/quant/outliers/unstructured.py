@@ -13,7 +13,7 @@ from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import decode, encode
+from edge_asr.quant.grid import dequantize, quantize
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Outliers, outliers
@@ -35,7 +35,7 @@ def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor
     def errors(rows: Tensor) -> Tensor:
         parameters = minmax_parameters(rows, whole_row)
         scale, zero = parameters.scale, parameters.zero
-        rounded = decode(encode(rows, scale, zero, whole_row), scale, zero)
+        rounded = dequantize(quantize(rows, scale, zero, whole_row), scale, zero)
         return (rounded - rows).square() * sensitivity
 
     own = errors(group)

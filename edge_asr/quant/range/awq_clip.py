@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, decode, encode, reduce_groups
+from edge_asr.quant.grid import GridParameters, dequantize, quantize, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 
 def diagonal_blocks(second_moment: Tensor, size: int) -> list[Tensor]:
@@ -75,7 +75,7 @@ def awq_clip_parameters(
 
     def output_error(parameters: GridParameters) -> Tensor:
         scale, zero = parameters.expand(weight.shape[1])
-        rounded = decode(encode(weight, scale, zero, grid), scale, zero)
+        rounded = dequantize(quantize(weight, scale, zero, grid), scale, zero)
         error = group_output_error(rounded - weight, blocks)
         return error.sum(0, keepdim=True) if grid.granularity == "tensor" else error
 

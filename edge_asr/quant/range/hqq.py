@@ -16,10 +16,16 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import Slot
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid, TensorFormat
-from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.grid import (
+    GridParameters,
+    dequantize,
+    parameters_from_range,
+    quantize,
+    reduce_groups,
+)
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 MINIMUM_SCALE = 1 / 2e4  # the authors clamp the inverse scale at 2e4
 FLAT_RANGE = 1e-4  # groups that span no more than this get a scale of 1
@@ -77,8 +83,8 @@ def hqq_parameters(
     scale, zero, least = start.scale, start.zero, float("inf")
     for _ in range(iterations):
         wide_scale, wide_zero = GridParameters(scale, zero, size).expand(columns)
-        codes = encode(weight, wide_scale, wide_zero, grid)
-        error = weight - decode(codes, wide_scale, wide_zero)
+        codes = quantize(weight, wide_scale, wide_zero, grid)
+        error = weight - dequantize(codes, wide_scale, wide_zero)
         target = weight - shrink(error, beta, lp_norm)
         zero, _ = reduce_groups(codes - target / wide_scale, grid, torch.mean)
         beta *= kappa

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.context import BlockContext, Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
@@ -21,12 +22,11 @@ from edge_asr.quant.grid import (
     straight_through_round,
 )
 from edge_asr.quant.reconstruction import Scheduled
-from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import BlockWork, Layer
+from edge_asr.quant.trainable import TrainableRange
 
 
-class ClippedRanges(SoftRange):
+class ClippedRanges(TrainableRange):
     """Every group's minimum and maximum times a trainable factor between 0 and 1.
 
     Attributes:
@@ -35,7 +35,7 @@ class ClippedRanges(SoftRange):
 
     def __init__(
         self,
-        work: BlockWork,
+        context: BlockContext,
         *,
         initial_logit: float,
         learning_rate: float,
@@ -43,12 +43,12 @@ class ClippedRanges(SoftRange):
     ) -> None:
         super().__init__()
         self._round_zero = straight_through_round if zero_gradient else torch.round
-        self._grids, self._rate = work.grids(work.block.layers), learning_rate
+        self._grids, self._rate = context.grids(context.block.layers), learning_rate
         self._names = {name: str(index) for index, name in enumerate(self._grids)}
         self.low, self.high = nn.ParameterDict(), nn.ParameterDict()
         for name, key in self._names.items():
             extremes, _ = reduce_groups(
-                work.layer(name).weight.detach(), self._grids[name], torch.amin
+                context.layer(name).weight.detach(), self._grids[name], torch.amin
             )
             for logits in (self.low, self.high):
                 logits[key] = nn.Parameter(torch.full_like(extremes, initial_logit))
@@ -98,9 +98,9 @@ class LearnedWeightClipping(Scheduled, Range):
             raise UserError(f"method.range.learning_rate={self.learning_rate}: must be above 0")
         super().__post_init__()
 
-    def soft_range(self, work: BlockWork) -> SoftRange:
+    def trainable_range(self, context: BlockContext) -> TrainableRange:
         return ClippedRanges(
-            work,
+            context,
             initial_logit=self.initial_logit,
             learning_rate=self.learning_rate,
             zero_gradient=self.zero_gradient,
@@ -109,6 +109,6 @@ class LearnedWeightClipping(Scheduled, Range):
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
     ) -> GridParameters:
-        """Only whole layers of a block have learned factors, see `soft_range`."""
+        """Only whole layers of a block have learned factors, see `trainable_range`."""
         del weight, grid, statistics
         raise TypeError(f"lwc learns a block at a time; {layer.name} was fitted alone")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.quant.context import BlockContext, Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, parameters_from_range, reduce_groups
-from edge_asr.quant.soft import SoftRange
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import BlockWork, Layer
+from edge_asr.quant.trainable import TrainableRange
 
 
 def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
@@ -26,7 +26,7 @@ def minmax_parameters(weight: Tensor, grid: Grid) -> GridParameters:
     return parameters_from_range(low, high, grid, size)
 
 
-class FollowingRanges(SoftRange):
+class FollowingRanges(TrainableRange):
     """Min-max ranges of whatever the weights are by now: nothing to train."""
 
     def __init__(self, grids: Mapping[str, Grid]) -> None:
@@ -52,6 +52,6 @@ class MinMax(Range):
         del statistics, layer
         return minmax_parameters(weight, grid)
 
-    def soft_range(self, work: BlockWork) -> SoftRange:
+    def trainable_range(self, context: BlockContext) -> TrainableRange:
         """Ranges that follow the weights while a transform is trained."""
-        return FollowingRanges(work.grids(work.block.layers))
+        return FollowingRanges(context.grids(context.block.layers))

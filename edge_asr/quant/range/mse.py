@@ -14,17 +14,23 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, decode, encode, parameters_from_range, reduce_groups
+from edge_asr.quant.grid import (
+    GridParameters,
+    dequantize,
+    parameters_from_range,
+    quantize,
+    reduce_groups,
+)
 from edge_asr.quant.range.shrink import check_search, shrink_search
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 
 def group_error(weight: Tensor, parameters: GridParameters, grid: Grid, norm: float) -> Tensor:
     """Sum of |rounding error|^norm over every group of `weight` [rows, columns]."""
     scale, zero = parameters.expand(weight.shape[1])
-    error = decode(encode(weight, scale, zero, grid), scale, zero) - weight
+    error = dequantize(quantize(weight, scale, zero, grid), scale, zero) - weight
     return reduce_groups(error.abs().pow(norm), grid, torch.sum)[0]
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 
 @ranges.register("none")

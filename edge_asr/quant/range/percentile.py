@@ -14,10 +14,10 @@ from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, parameters_from_range, reduce_groups
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 
 def percentile_parameters(weight: Tensor, grid: Grid, percentile: float) -> GridParameters:

@@ -16,9 +16,9 @@ from torch import Tensor
 from edge_asr.errors import UserError
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
-from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
-from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
+from edge_asr.quant.trainable import LayerStart, TrainableRounding
 
 # BRECQ's settings: no pull towards the grid at first, then an exponent that falls.
 WARM_UP = 0.2
@@ -32,7 +32,7 @@ def exponent_at(progress: float) -> float:
     return first + (last - first) * position
 
 
-class PulledCodes(SoftCodes):
+class PulledCodes(TrainableCodes):
     """Soft codes that a regularizer draws to 0 or 1: sum of 1 - |2 h - 1|^beta (eq. 24)."""
 
     def __init__(
@@ -83,5 +83,5 @@ class AdaRound(Scheduled, LearnedRounding):
                 raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
         super().__post_init__()
 
-    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+    def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         return PulledCodes(starts, self.learning_rate, self.regularization)

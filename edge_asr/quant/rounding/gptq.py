@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Fit, ReorderableFit, SiteContext
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, code_dtype, decode, encode
+from edge_asr.quant.grid import GridParameters, code_dtype, dequantize, quantize
 from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_within_budget
 from edge_asr.quant.protection import nearest_with_outliers
 from edge_asr.quant.stages import SiteRounding, roundings
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import Fit, ReorderableFit, SiteWork
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _LayerUnderWay:
         self._static, self._dtype = static_groups, weight.dtype
         self._natural = torch.argsort(factor.order)
         # A double-precision copy costs little at these widths and keeps ties away from noise.
-        self.work = weight.double().T[factor.order]
+        self.context = weight.double().T[factor.order]
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
@@ -175,8 +175,8 @@ class _LayerUnderWay:
         self._scales, self._zeros = (
             part.double().T.clone() for part in (self._parameters.scale, self._parameters.zero)
         )
-        self._codes = torch.zeros_like(self.work)
-        self._kept = torch.zeros_like(self.work, dtype=torch.bool)
+        self._codes = torch.zeros_like(self.context)
+        self._kept = torch.zeros_like(self.context, dtype=torch.bool)
         self._units = factor.upper.diagonal().tolist()
 
     def _first_fit(self, weight: Tensor) -> GridParameters:
@@ -203,7 +203,7 @@ class _LayerUnderWay:
         """
         stop = min(column + self._parameters.group_size, self.rounded_columns)
         view = self._outliers.fit_view(
-            self.work[column:stop].T,
+            self.context[column:stop].T,
             self._factor.sensitivity[column:stop],
             self._grid,
             self._threshold,
@@ -215,15 +215,15 @@ class _LayerUnderWay:
 
     def round_all(self, block_size: int) -> None:
         """Round every column, updating the columns beyond a block of `block_size` once a block."""
-        work, upper = self.work, self._factor.upper
+        context, upper = self.context, self._factor.upper
         for start in range(0, self.rounded_columns, block_size):
             stop = min(start + block_size, self.rounded_columns)
-            errors = torch.empty_like(work[start:stop])
+            errors = torch.empty_like(context[start:stop])
             for column in range(start, stop):
                 error = self.round_column(column)
-                work[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+                context[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
                 errors[column - start] = error
-            work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+            context[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
 
     def round_column(self, column: int) -> Tensor:
         """Round one column; its errors [rows], in units of what later columns can make up for."""
@@ -231,11 +231,11 @@ class _LayerUnderWay:
         group = (int(self._factor.order[column]) if self._static else column) // size
         if not self._static and column % size == 0:
             self._refit(column, group)
-        exact, scale, zero = self.work[column], self._scales[group], self._zeros[group]
+        exact, scale, zero = self.context[column], self._scales[group], self._zeros[group]
         unit = self._units[column]
-        code = encode(exact, scale, zero, self._grid)
+        code = quantize(exact, scale, zero, self._grid)
         self._codes[column] = code
-        error = (exact - decode(code, scale, zero)) / unit
+        error = (exact - dequantize(code, scale, zero)) / unit
         if not self._outliers.keeps_single_weights:
             return error
         kept = error.square() > self._threshold
@@ -245,7 +245,7 @@ class _LayerUnderWay:
     def result(self) -> QuantizedWeight:
         """The quantized weight, in the natural column order."""
         natural, columns = self._natural, self._outliers.columns
-        outliers = kept_weights(self.work[natural].T, self._kept[natural].T, columns)
+        outliers = kept_weights(self.context[natural].T, self._kept[natural].T, columns)
         codes = self._codes[natural].T.to(code_dtype(self._grid)).contiguous()
         return QuantizedWeight(codes, self._parameters, self._grid, outliers)
 
@@ -296,40 +296,40 @@ class Gptq(SiteRounding):
                 "ordered_groups=true to store the order of columns"
             )
 
-    def round(self, work: SiteWork) -> dict[str, QuantizedWeight]:
-        if not work.statistics.rows:
+    def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
+        if not context.statistics.rows:
             # Every column would be dead, and every weight zero.
-            return {name: nearest_with_outliers(work, name) for name in work.weights}
+            return {name: nearest_with_outliers(context, name) for name in context.weights}
         factor = factorize(
-            work.statistics.hessian,
+            context.statistics.hessian,
             damping=self.damping,
             damping_limit=self.damping_limit,
             act_order=self.act_order,
-            last=work.outliers.columns,
+            last=context.outliers.columns,
         )
         if factor is None:
-            names = ", ".join(work.weights)
-            work.warnings.append(
+            names = ", ".join(context.weights)
+            context.warnings.append(
                 f"gptq: no Cholesky factor up to damping {self.damping_limit} for {names}; "
                 "rounded to nearest instead"
             )
-            return {name: nearest_with_outliers(work, name) for name in work.weights}
+            return {name: nearest_with_outliers(context, name) for name in context.weights}
         if factor.damping > self.damping:
-            work.warnings.append(
+            context.warnings.append(
                 f"gptq: damping raised from {self.damping} to {factor.damping:g} "
-                f"for {', '.join(work.weights)}"
+                f"for {', '.join(context.weights)}"
             )
         return {
             name: gptq_round(
                 weight,
                 factor,
-                self._fit(work.fits[name], factor.order),
-                work.grids[name],
+                self._fit(context.fits[name], factor.order),
+                context.grids[name],
                 block_size=self.block_size,
                 static_groups=self.static_groups,
-                outliers=work.outliers,
+                outliers=context.outliers,
             )
-            for name, weight in work.weights.items()
+            for name, weight in context.weights.items()
         }
 
     def _fit(self, fit: Fit, order: Tensor) -> Fit:

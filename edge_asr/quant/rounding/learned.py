@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from edge_asr.quant.context import BlockContext, SiteContext
 from edge_asr.quant.reconstruction import Schedule, reconstruct
-from edge_asr.quant.soft import LayerStart, RoundedBlock, SoftRounding
 from edge_asr.quant.stages import Rounding
+from edge_asr.quant.trainable import LayerStart, RoundedBlock, TrainableRounding
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import BlockWork, SiteWork
 
 
 class LearnedRounding(Rounding):
@@ -28,18 +28,20 @@ class LearnedRounding(Rounding):
         """How a block is trained."""
 
     @abstractmethod
-    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+    def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         """Trainable rounding of the layers in `starts`."""
 
-    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
-        device = work.model.device
+    def round_block(
+        self, context: BlockContext, sites: Sequence[SiteContext]
+    ) -> dict[str, QuantizedWeight]:
+        device = context.model.device
         starts = {
             name: LayerStart(weight, site.fits[name](weight), site.grids[name]).to(device)
             for site in sites
             for name, weight in site.weights.items()
         }
         kept = {name: weight.to(device) for site in sites for name, weight in site.kept.items()}
-        rounding = self.soft_rounding(starts).to(device)
+        rounding = self.trainable_rounding(starts).to(device)
         outliers = {name: kept.get(name) for name in starts}
-        reconstruct(work, RoundedBlock(rounding, outliers), self.schedule)
+        reconstruct(context, RoundedBlock(rounding, outliers), self.schedule)
         return {name: rounding.quantized(name).to("cpu") for name in starts}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_asr.quant.context import BlockContext, SiteContext
 from edge_asr.quant.stages import Rounding, roundings
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import BlockWork, SiteWork
 
 
 @roundings.register("none")
@@ -15,6 +15,8 @@ from edge_asr.quant.work import BlockWork, SiteWork
 class NoRounding(Rounding):
     """Weights stay floating point."""
 
-    def round_block(self, work: BlockWork, sites: Sequence[SiteWork]) -> dict[str, QuantizedWeight]:
-        del work, sites
+    def round_block(
+        self, context: BlockContext, sites: Sequence[SiteContext]
+    ) -> dict[str, QuantizedWeight]:
+        del context, sites
         return {}

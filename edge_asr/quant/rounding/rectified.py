@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from edge_asr.quant.grid import GridParameters, code_dtype, decode
-from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.grid import GridParameters, code_dtype, dequantize
+from edge_asr.quant.trainable import LayerStart, TrainableRounding
 from edge_asr.quant.weight import QuantizedWeight
 
 STRETCH = (-0.1, 1.1)
@@ -40,7 +40,7 @@ def inverse_rectified_sigmoid(values: Tensor) -> Tensor:
     return torch.logit((values - low) / (high - low))
 
 
-class SoftCodes(SoftRounding):
+class TrainableCodes(TrainableRounding):
     """For every weight its lower code and a trainable way up to the next, between 0 and 1.
 
     Training starts where the soft weights are the float ones, to 1e-4 of a step, inside the range.
@@ -66,7 +66,7 @@ class SoftCodes(SoftRounding):
         """Scales and zero points the codes are decoded with."""
         return self.starts[name].parameters
 
-    def soft(self, name: str) -> Tensor:
+    def fake_quantized(self, name: str) -> Tensor:
         up = rectified_sigmoid(self.logits[self.keys[name]])
         return self._decoded(name, self._lower[name] + up)
 
@@ -81,4 +81,4 @@ class SoftCodes(SoftRounding):
     def _decoded(self, name: str, codes: Tensor) -> Tensor:
         start = self.starts[name]
         scale, zero = self.parameters_of(name).expand(codes.shape[1])
-        return decode(clip(codes, start.grid.lowest, start.grid.highest), scale, zero)
+        return dequantize(clip(codes, start.grid.lowest, start.grid.highest), scale, zero)

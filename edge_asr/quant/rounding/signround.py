@@ -16,17 +16,17 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
     code_dtype,
-    decode,
-    encode,
+    dequantize,
     parameters_from_range,
+    quantize,
     reduce_groups,
     straight_through_round,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
-from edge_asr.quant.soft import LayerStart, SoftRounding
 from edge_asr.quant.stages import roundings
+from edge_asr.quant.trainable import LayerStart, TrainableRounding
 from edge_asr.quant.weight import QuantizedWeight
 
 
@@ -76,7 +76,7 @@ def first_range(start: LayerStart, snapped: bool) -> tuple[Tensor, Tensor]:
     return smallest, largest
 
 
-class SignedOffsets(SoftRounding):
+class SignedOffsets(TrainableRounding):
     """An offset in [-1/2, 1/2] for every weight, a factor in [0, 1] for both ends of a range."""
 
     def __init__(
@@ -108,11 +108,11 @@ class SignedOffsets(SoftRounding):
         )
         scale, zero = parameters.expand(start.weight.shape[1])
         moved = start.weight + self.offset[key] * scale
-        return encode(moved, scale, zero, start.grid, straight_through_round), parameters
+        return quantize(moved, scale, zero, start.grid, straight_through_round), parameters
 
-    def soft(self, name: str) -> Tensor:
+    def fake_quantized(self, name: str) -> Tensor:
         codes, parameters = self._codes(name)
-        return decode(codes, *parameters.expand(codes.shape[1]))
+        return dequantize(codes, *parameters.expand(codes.shape[1]))
 
     @torch.no_grad()
     def quantized(self, name: str) -> QuantizedWeight:
@@ -164,5 +164,5 @@ class SignRound(Scheduled, LearnedRounding):
         # The authors keep the parameters of the best loss of all steps.
         return 20
 
-    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+    def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         return SignedOffsets(starts, self.learning_rate, self.snapped)

@@ -16,15 +16,15 @@ from edge_asr.errors import UserError
 from edge_asr.quant.grid import GridParameters, as_half
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
-from edge_asr.quant.rounding.rectified import SoftCodes, rectified_sigmoid
-from edge_asr.quant.soft import LayerStart, SoftRounding
+from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
+from edge_asr.quant.trainable import LayerStart, TrainableRounding
 
-SOFT_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
+TRAINED_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
 HARD = 1e4  # a logit that stands for infinity and still has a finite gradient
 
 
-class HardeningCodes(SoftCodes):
+class HardeningCodes(TrainableCodes):
     """Soft codes of which a growing share is fixed, and trainable factors on the scales.
 
     Attributes:
@@ -42,7 +42,7 @@ class HardeningCodes(SoftCodes):
             key = self.keys[name]
             self.scale_logits[key] = nn.Parameter(torch.zeros_like(start.parameters.scale))
             self.register_buffer(f"fixed_{key}", torch.zeros_like(start.weight, dtype=torch.bool))
-        self._harden(part.soft_shares[0])
+        self._harden(part.trained_shares[0])
 
     def parameters_of(self, name: str) -> GridParameters:
         fitted = self.starts[name].parameters
@@ -70,22 +70,22 @@ class HardeningCodes(SoftCodes):
         Decided codes stay where they are by themselves: so far out the gradient is exactly zero,
         the moments are too since the stretch began, and logits have no weight decay.
         """
-        stretches = len(self._part.soft_shares)
+        stretches = len(self._part.trained_shares)
         done = step * stretches // iterations
         if done > (step - 1) * stretches // iterations:
-            self._harden(self._part.soft_shares[done] if done < stretches else 0.0)
+            self._harden(self._part.trained_shares[done] if done < stretches else 0.0)
             if self._optimizer is not None:
                 # Every stretch is a training of its own: moments start anew.
                 self._optimizer.state.clear()
 
     @torch.no_grad()
-    def _harden(self, soft_share: float) -> None:
-        """Fix all codes but the `soft_share` of each layer that are nearest to undecided."""
+    def _harden(self, trained_share: float) -> None:
+        """Fix all codes but the `trained_share` of each layer that are nearest to undecided."""
         for key, logits in self.logits.items():
             fixed = self.get_buffer(f"fixed_{key}")
             decided = (rectified_sigmoid(logits) - 0.5).abs()
             decided = torch.where(fixed, torch.inf, decided).flatten()
-            count = decided.numel() - int(soft_share * decided.numel())
+            count = decided.numel() - int(trained_share * decided.numel())
             chosen = torch.topk(decided, count).indices
             fixed.view(-1)[chosen] = True
             # An undecided 0 counts as up, as it does when codes are stored.
@@ -102,29 +102,29 @@ class TesseraQ(Scheduled, LearnedRounding):
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
         clips, patience, seed, aug_loss: See `Scheduled`. Before the last stretch is over most
             soft codes are far from where they will be stored, so patience seldom pays here.
-        soft_shares: Share of the weights that is still trained in every stretch, falling.
+        trained_shares: Share of the weights that is still trained in every stretch, falling.
         learning_rate: Of Adam for rounding.
         scale_learning_rate, scale_weight_decay: For the factors on the scales.
     """
 
     iterations: int = 2500
     clips: int | None = 2
-    soft_shares: tuple[float, ...] = field(default=SOFT_SHARES)
+    trained_shares: tuple[float, ...] = field(default=TRAINED_SHARES)
     learning_rate: float = 5e-4
     scale_learning_rate: float = 5e-4
     scale_weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        shares = tuple(self.soft_shares)
+        shares = tuple(self.trained_shares)
         falling = sorted(shares, reverse=True) == list(shares)
         if not shares or not falling or shares[0] > 1 or shares[-1] < 0:
             raise UserError(
-                f"method.rounding.soft_shares={list(shares)}: give shares between 0 and 1 that fall"
+                f"method.rounding.trained_shares={list(shares)}: give falling shares, 0 to 1"
             )
         if self.iterations < len(shares):
             raise UserError(
                 f"method.rounding.iterations={self.iterations}: "
-                f"must be at least one for each of the {len(shares)} soft_shares"
+                f"must be at least one for each of the {len(shares)} trained_shares"
             )
         for name in ("learning_rate", "scale_learning_rate"):
             if getattr(self, name) <= 0:
@@ -133,7 +133,7 @@ class TesseraQ(Scheduled, LearnedRounding):
 
     @property
     def evaluations(self) -> int:
-        return len(self.soft_shares)
+        return len(self.trained_shares)
 
-    def soft_rounding(self, starts: Mapping[str, LayerStart]) -> SoftRounding:
+    def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         return HardeningCodes(starts, self)

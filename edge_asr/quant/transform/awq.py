@@ -19,13 +19,13 @@ from torch.func import functional_call
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold, has_rows, is_scale, scale_site
 from edge_asr.quant.weight import round_nearest
-from edge_asr.quant.work import BlockWork
 
 # The authors keep scales from falling below this before they are normalised.
 SMALLEST = 1e-4
@@ -83,7 +83,7 @@ def rounded_under(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
 
 
 def attention_losses(
-    work: BlockWork, site: Site, reader: str, candidates: Sequence[Mapping[str, Tensor]]
+    context: BlockContext, site: Site, reader: str, candidates: Sequence[Mapping[str, Tensor]]
 ) -> list[float]:
     """Squared change of the output of attention `reader` under each of several sets of weights.
 
@@ -97,7 +97,7 @@ def attention_losses(
         Sums over valid rows of all calibration batches, so that a batch weighs as much as it
         has rows and candidates are only compared once all batches are in.
     """
-    attention = work.model.get_submodule(reader)
+    attention = context.model.get_submodule(reader)
     runs = [
         _with_weights(
             attention,
@@ -105,20 +105,20 @@ def attention_losses(
         )
         for weights in candidates
     ]
-    memory = work.architecture.memory_block(work.model.config).layers
+    memory = context.architecture.memory_block(context.model.config).layers
     # Keys and values of a cross-attention come from many frames and are the same for every
     # candidate of its query.
     unchanged = [
         name for name in memory if name.startswith(f"{reader}.") and name not in site.layers
     ]
     losses = [0.0] * len(candidates)
-    for call, mask in zip(work.calls_of(attention), work.masks, strict=True):
+    for call, mask in zip(context.calls_of(attention), context.masks, strict=True):
         if not mask.any():
             continue
         mask = mask[:, : call.hidden.shape[1]]
-        with _outputs(work.model, unchanged) as known:
+        with _outputs(context.model, unchanged) as known:
             target = call.run(attention)[mask]
-        with _replaced(work.model, {name: _Known(output) for name, output in known.items()}):
+        with _replaced(context.model, {name: _Known(output) for name, output in known.items()}):
             for index, run in enumerate(runs):
                 change = call.run(run)[mask] - target
                 losses[index] += float(change.double().square().sum())
@@ -207,17 +207,17 @@ class Awq(Transform):
             raise UserError(f"method.transform.n_grid={self.n_grid}: must be at least 1")
 
     @torch.no_grad()
-    def rewrite_block(self, work: BlockWork) -> None:
+    def rewrite_block(self, context: BlockContext) -> None:
         scales: dict[Site, Tensor] = {}
-        for site in work.block.sites:
-            if not work.grids(site.layers):
+        for site in context.block.sites:
+            if not context.grids(site.layers):
                 continue
             online = site.source is None and self.scale_activation
-            if not (online or can_fold(work, site)) or not has_rows(work, site, "awq"):
+            if not (online or can_fold(context, site)) or not has_rows(context, site, "awq"):
                 continue
-            scale = self.search(work, site)
+            scale = self.search(context, site)
             if scale is None:
-                work.warnings.append(
+                context.warnings.append(
                     f"awq: no scale gives {', '.join(site.layers)} a finite output; left unscaled"
                 )
             # A scale of one would still cost its online multiplications.
@@ -225,12 +225,12 @@ class Awq(Transform):
                 scales[site] = scale
         # As the authors do, all sites are searched on the float block before any is scaled.
         for site, scale in scales.items():
-            scale_site(work, site, scale, online=site.source is None)
+            scale_site(context, site, scale, online=site.source is None)
 
-    def search(self, work: BlockWork, site: Site) -> Tensor | None:
+    def search(self, context: BlockContext, site: Site) -> Tensor | None:
         """The best scale [in_features] of `site`; None if every loss is infinite or no number."""
-        statistics, grids = work.statistics(site), work.grids(site.layers)
-        weights = {name: work.layer(name).weight.detach() for name in grids}
+        statistics, grids = context.statistics(site), context.grids(site.layers)
+        weights = {name: context.layer(name).weight.detach() for name in grids}
         relative = None
         if self.duo_scaling:
             relative = relative_weight(list(weights.values()), list(grids.values()))
@@ -244,7 +244,7 @@ class Awq(Transform):
             for scale in scales
         ]
         if site.reader is not None:
-            losses = attention_losses(work, site, site.reader, rounded)
+            losses = attention_losses(context, site, site.reader, rounded)
         else:
             losses = [
                 sum(statistics.output_error(weights[name] - part) for name, part in parts.items())

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import can_fold, is_scale, scale_site, source_layer
-from edge_asr.quant.work import BlockWork
 
 
 def equalizing_scale(source_range: Tensor, column_range: Tensor) -> Tensor:
@@ -42,21 +42,21 @@ class CrossLayerEqualization(Transform):
     """
 
     @torch.no_grad()
-    def rewrite_block(self, work: BlockWork) -> None:
+    def rewrite_block(self, context: BlockContext) -> None:
         # A pair is treated on its source's bench, before the source is rounded; its reader may
         # be in a later block, as the output projection of a cross-attention is.
-        for block in work.architecture.blocks(work.model.config):
+        for block in context.architecture.blocks(context.model.config):
             for site in block.sites:
-                source = source_layer(work, site)
-                if source is None or not can_fold(work, site):
+                source = source_layer(context, site)
+                if source is None or not can_fold(context, site):
                     continue
-                layers = work.layers(site).values()
+                layers = context.layers(site).values()
                 columns = torch.stack([layer.weight.abs().amax(0) for layer in layers]).amax(0)
                 scale = equalizing_scale(source.weight.abs().amax(1)[: len(columns)], columns)
                 if is_scale(scale):
-                    scale_site(work, site, scale)
+                    scale_site(context, site, scale)
                 else:
-                    work.warnings.append(
+                    context.warnings.append(
                         f"cle: weights of {site.source} or {', '.join(site.layers)} are not "
                         "finite; left as they are"
                     )

@@ -6,22 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.models.families.sites import Site
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.layers import ChannelScale
-from edge_asr.quant.work import BlockWork
 
 
-def source_layer(work: BlockWork, site: Site) -> nn.Linear | None:
+def source_layer(context: BlockContext, site: Site) -> nn.Linear | None:
     """The Linear that feeds `site`, or None where a norm or nothing linear does."""
-    source = work.model.get_submodule(site.source) if site.source else None
+    source = context.model.get_submodule(site.source) if site.source else None
     return source if isinstance(source, nn.Linear) else None
 
 
-def fed_by_norm(work: BlockWork, site: Site) -> bool:
+def fed_by_norm(context: BlockContext, site: Site) -> bool:
     """Whether a norm with a weight of its own, read by this site alone, feeds `site`."""
-    return site.source is not None and source_layer(work, site) is None and can_fold(work, site)
+    return (
+        site.source is not None and source_layer(context, site) is None and can_fold(context, site)
+    )
 
 
-def can_fold(work: BlockWork, site: Site) -> bool:
+def can_fold(context: BlockContext, site: Site) -> bool:
     """Whether the source of `site` can absorb a scale of the site's input channels.
 
     A norm can. A Linear can only while its own block is on the bench: one of an earlier block
@@ -30,15 +32,15 @@ def can_fold(work: BlockWork, site: Site) -> bool:
     every input channel, which values shared by several heads do not have. Nothing folds
     through online work, which mixes or scales the channels in between.
     """
-    layers = [work.layer(name) for name in site.layers]
-    if site.source is None or any(len(layer.online) for layer in layers):
+    layers = [context.layer(name) for name in site.layers]
+    if site.source is None or any(len(layer.input_ops) for layer in layers):
         return False
     width = layers[0].in_features
-    source = source_layer(work, site)
+    source = source_layer(context, site)
     if source is not None:
         rows = width if site.source_rows == "all" else 2 * width
-        return site.source in work.block.layers and source.out_features == rows
-    weight = getattr(work.model.get_submodule(site.source), "weight", None)
+        return site.source in context.block.layers and source.out_features == rows
+    weight = getattr(context.model.get_submodule(site.source), "weight", None)
     return isinstance(weight, Tensor) and weight.shape == (width,)
 
 
@@ -47,18 +49,18 @@ def is_scale(scale: Tensor) -> bool:
     return bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
-def has_rows(work: BlockWork, site: Site, part: str) -> bool:
+def has_rows(context: BlockContext, site: Site, part: str) -> bool:
     """Whether calibration says anything about `site`; a warning in the record if not."""
-    if work.statistics(site).rows > 0:
+    if context.statistics(site).rows > 0:
         return True
-    work.warnings.append(
+    context.warnings.append(
         f"{part}: no calibration rows reached {', '.join(site.layers)}; left unscaled"
     )
     return False
 
 
 @torch.no_grad()
-def scale_site(work: BlockWork, site: Site, scale: Tensor, *, online: bool = False) -> None:
+def scale_site(context: BlockContext, site: Site, scale: Tensor, *, online: bool = False) -> None:
     """Multiply the input columns of every layer of `site` by `scale`, leaving outputs as they are.
 
     Args:
@@ -76,19 +78,19 @@ def scale_site(work: BlockWork, site: Site, scale: Tensor, *, online: bool = Fal
     """
     if not is_scale(scale):
         raise ValueError(f"the scale of {', '.join(site.layers)} is not above zero and finite")
-    if not online and not can_fold(work, site):
+    if not online and not can_fold(context, site):
         raise ValueError(f"{site.source} cannot absorb a scale of {', '.join(site.layers)}")
-    for layer in work.layers(site).values():
+    for layer in context.layers(site).values():
         factor = scale.to(layer.weight)
         if online:
             divided = ChannelScale(1 / factor)
-            layer.online.append(divided)
+            layer.input_ops.append(divided)
             # What is stored in float16 is what the weight has to undo.
             factor = 1 / divided.factor
         layer.weight.mul_(factor)
     if not online and site.source is not None:
-        _divide_channels(work.model.get_submodule(site.source), scale)
-    work.inputs_changed()
+        _divide_channels(context.model.get_submodule(site.source), scale)
+    context.inputs_changed()
 
 
 def _divide_channels(source: nn.Module, scale: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
+from edge_asr.quant.context import ModelContext
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.hadamard_matrices import (
@@ -32,7 +33,6 @@ from edge_asr.quant.transform.rotation import (
     rotate_online,
     rotate_stream,
 )
-from edge_asr.quant.work import ModelWork
 
 
 @transforms.register("hadamard")
@@ -67,12 +67,12 @@ class Hadamard(Transform):
         if not 0 <= self.seed < 2**63:
             raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
 
-    def rewrite_model(self, work: ModelWork) -> None:
-        rotate_model(work, seed=self.seed, untie=self.untie, across_heads=self.across_heads)
+    def rewrite_model(self, context: ModelContext) -> None:
+        rotate_model(context, seed=self.seed, untie=self.untie, across_heads=self.across_heads)
 
 
 def rotate_model(
-    work: ModelWork, *, seed: int, untie: bool, across_heads: bool, dense: bool = False
+    context: ModelContext, *, seed: int, untie: bool, across_heads: bool, dense: bool = False
 ) -> None:
     """Rotate streams, heads and the inputs of `fc2`, see `Hadamard`.
 
@@ -80,7 +80,7 @@ def rotate_model(
     instead of fast Hadamard transforms, and every attention draws signs for its heads' rotation,
     which then starts at random too.
     """
-    model, architecture, config = work.model, work.architecture, work.model.config
+    model, architecture, config = context.model, context.architecture, context.model.config
     generator = torch.Generator().manual_seed(seed)
     warnings: list[str] = []
     with double_precision(model):
@@ -93,7 +93,7 @@ def rotate_model(
         heads = dict(zip(("encoder", "decoder"), architecture.heads(config), strict=True))
         for block in architecture.blocks(config):
             for site in block.sites:
-                layer = _layer(work, site)
+                layer = _layer(context, site)
                 if site.role == "fc2":
                     _mix_online(layer, layer.in_features, 1, warnings)
                 elif site.role == "out":
@@ -103,7 +103,7 @@ def rotate_model(
                     rotate_heads(model, site, matrix)
                     if across_heads:
                         _mix_online(layer, count, head_dim, warnings)
-    work.warnings += dict.fromkeys(warnings)
+    context.warnings += dict.fromkeys(warnings)
 
 
 def _stream_rotation(width: int, generator: torch.Generator, warnings: list[str]) -> Rotation:
@@ -135,8 +135,8 @@ def _mix_online(layer: QuantizedLinear, count: int, stride: int, warnings: list[
         rotate_online(layer, FastHadamard(layer.in_features, order, stride=stride))
 
 
-def _layer(work: ModelWork, site: Site) -> QuantizedLinear:
-    layer = work.model.get_submodule(site.layers[0])
+def _layer(context: ModelContext, site: Site) -> QuantizedLinear:
+    layer = context.model.get_submodule(site.layers[0])
     assert isinstance(layer, QuantizedLinear)
     return layer
 

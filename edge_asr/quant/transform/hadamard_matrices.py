@@ -254,6 +254,6 @@ class RandomHadamard(Rotation):
         signs = 2.0 * torch.randint(2, (order,), generator=generator).double() - 1
         return cls(signs[:, None] * hadamard_matrix(order) / order**0.5, signs)
 
-    def online(self, *, inverse: bool = False) -> RuntimeOp:
+    def runtime_op(self, *, inverse: bool = False) -> RuntimeOp:
         order = len(self.signs)
         return FastHadamard(order, order, signs=self.signs, inverse=inverse)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import straight_through
 from edge_asr.quant.reconstruction import Scheduled
-from edge_asr.quant.soft import SoftTransform
 from edge_asr.quant.stages import Transform, transforms
+from edge_asr.quant.trainable import TrainableTransform
 from edge_asr.quant.transform.fold import can_fold
-from edge_asr.quant.work import BlockWork
 
 # The authors keep scales away from zero.
 SMALLEST_SCALE = 1e-2
@@ -34,7 +34,7 @@ def truncated(scale: Tensor) -> Tensor:
     return straight_through(scale, kept.detach())
 
 
-class EquivalentTransformation(SoftTransform):
+class EquivalentTransformation(TrainableTransform):
     """Scales and shifts between every norm or value layer and what reads it.
 
     Attributes:
@@ -43,27 +43,27 @@ class EquivalentTransformation(SoftTransform):
         logit_scale: [channels / tied] an attention: queries are divided, keys multiplied.
     """
 
-    def __init__(self, work: BlockWork, part: LearnedEquivalentTransformation) -> None:
+    def __init__(self, context: BlockContext, part: LearnedEquivalentTransformation) -> None:
         super().__init__()
         self._rate = part.learning_rate
-        self._tied = work.architecture.tied_logit_channels
-        self._sites = {str(index): site for index, site in enumerate(_sites(work))}
+        self._tied = context.architecture.tied_logit_channels
+        self._sites = {str(index): site for index, site in enumerate(_sites(context))}
         self.scale, self.shift, self.logit_scale = (nn.ParameterDict() for _ in range(3))
         for key, site in self._sites.items():
-            statistics = work.statistics(site)
+            statistics = context.statistics(site)
             low, high = statistics.minimum, statistics.maximum
             shift = torch.zeros_like(low)
-            if part.shift and _can_shift(work, site):
+            if part.shift and _can_shift(context, site):
                 shift = (low + high) / 2
                 self.shift[key] = nn.Parameter(shift.clone())
             magnitude = torch.maximum((low - shift).abs(), (high - shift).abs()).clamp(min=1e-5)
-            layers = work.layers(site).values()
+            layers = context.layers(site).values()
             weights = torch.stack([layer.weight.detach().abs().amax(0).cpu() for layer in layers])
             largest = weights.amax(0).clamp(min=1e-5)
             initial = magnitude**part.alpha / largest ** (1 - part.alpha)
             self.scale[key] = nn.Parameter(initial.clamp(min=1e-5))
             if site.role == "qkv":
-                width = work.layer(site.layers[0]).out_features
+                width = context.layer(site.layers[0]).out_features
                 self.logit_scale[key] = nn.Parameter(torch.ones(width // self._tied))
 
     def rewritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,22 +102,22 @@ class EquivalentTransformation(SoftTransform):
         return [torch.optim.AdamW(self.parameters(), self._rate, weight_decay=0.0, fused=True)]
 
 
-def _sites(work: BlockWork) -> list[Site]:
+def _sites(context: BlockContext) -> list[Site]:
     """Sites whose source can absorb a scale; the authors leave the MLP's second layer alone."""
-    return [site for site in work.block.sites if site.role != "fc2" and can_fold(work, site)]
+    return [site for site in context.block.sites if site.role != "fc2" and can_fold(context, site)]
 
 
-def _can_shift(work: BlockWork, site: Site) -> bool:
+def _can_shift(context: BlockContext, site: Site) -> bool:
     """Whether biases can take up a shift of the site's input exactly.
 
     Keys without a bias may drop it, behind whose softmax it is not seen; not so in the shared
     memory, whose block is judged by the keys themselves.
     """
     free = () if site.role == "cross_kv" else site.shift_invariant_layers
-    source = work.model.get_submodule(str(site.source))
+    source = context.model.get_submodule(str(site.source))
     return getattr(source, "bias", None) is not None and all(
         getattr(layer, "bias", None) is not None or name in free
-        for name, layer in work.layers(site).items()
+        for name, layer in context.layers(site).items()
     )
 
 
@@ -164,5 +164,5 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
             )
         return format
 
-    def soft_transform(self, work: BlockWork) -> SoftTransform:
-        return EquivalentTransformation(work, self)
+    def trainable_transform(self, context: BlockContext) -> TrainableTransform:
+        return EquivalentTransformation(context, self)

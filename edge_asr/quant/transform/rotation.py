@@ -59,7 +59,7 @@ class Rotation:
 
     matrix: Tensor
 
-    def online(self, *, inverse: bool = False) -> RuntimeOp:
+    def runtime_op(self, *, inverse: bool = False) -> RuntimeOp:
         """The module that applies it, or its inverse, to activations."""
         return MatrixProduct(self.matrix.T if inverse else self.matrix)
 
@@ -157,7 +157,7 @@ def rotate_stream(
     if entered:
         entry = model.get_submodule(_entry(architecture, stack))
         assert isinstance(entry, StreamEntry)
-        entry.rotate(rotation.online().to(model.device))
+        entry.rotate(rotation.runtime_op().to(model.device))
     for writer in _writers(model, stream, entered):
         if isinstance(writer, nn.Embedding):
             writer.weight.copy_(rotate_inputs(writer.weight.double(), matrix))
@@ -168,7 +168,7 @@ def rotate_stream(
     for name in stream.norms:
         norm = model.get_submodule(name)
         if isinstance(norm, StreamExit):
-            norm.rotation = rotation.online(inverse=True).to(model.device)
+            norm.rotation = rotation.runtime_op(inverse=True).to(model.device)
             continue
         for reader in _readers(architecture, stream, model.config)[name]:
             weight: Any = model.get_submodule(reader).weight
@@ -237,15 +237,15 @@ def rotate_heads(model: nn.Module, site: Site, matrices: Tensor) -> None:
 
 
 @torch.no_grad()
-def rotate_online(layer: QuantizedLinear, work: RuntimeOp) -> None:
-    """Let the orthogonal `work` run on the layer's input and undo it in the layer's weight.
+def rotate_online(layer: QuantizedLinear, context: RuntimeOp) -> None:
+    """Let the orthogonal `context` run on the layer's input and undo it in the layer's weight.
 
     Rows of the weight [out_features, in_features] turn as rows of the input do: with input x Q
     and weight W Q the output is x Q Qᵀ Wᵀ.
     """
-    work = work.to(layer.weight.device)
-    layer.weight.copy_(work(layer.weight.double()))
-    layer.online.append(work)
+    context = context.to(layer.weight.device)
+    layer.weight.copy_(context(layer.weight.double()))
+    layer.input_ops.append(context)
 
 
 def _is_tied(model: nn.Module, architecture: Architecture) -> bool:

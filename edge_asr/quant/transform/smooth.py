@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from edge_asr.errors import UserError
+from edge_asr.quant.context import BlockContext, ModelContext
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import fed_by_norm, has_rows, is_scale, scale_site
-from edge_asr.quant.work import BlockWork, ModelWork
 
 # The authors keep weight magnitudes and the scales themselves from falling below this.
 SMALLEST = 1e-5
@@ -59,30 +59,30 @@ class Smooth(Transform):
         if not 0 <= self.alpha <= 1:
             raise UserError(f"method.transform.alpha={self.alpha}: must lie between 0 and 1")
 
-    def rewrite_model(self, work: ModelWork) -> None:
+    def rewrite_model(self, context: ModelContext) -> None:
         """Nothing but a warning where the whole model will read float activations."""
-        if not any(format.inputs for format in work.formats.values()):
-            work.warnings.append(
+        if not any(format.inputs for format in context.formats.values()):
+            context.warnings.append(
                 "smooth: its rewrite serves quantized activations and seldom helps weights alone; "
                 "set act_bits=8 or method/transform=none"
             )
 
     @torch.no_grad()
-    def rewrite_block(self, work: BlockWork) -> None:
-        sites = [site for site in work.block.sites if fed_by_norm(work, site)]
+    def rewrite_block(self, context: BlockContext) -> None:
+        sites = [site for site in context.block.sites if fed_by_norm(context, site)]
         scales = {}
         for site in sites:
-            if not has_rows(work, site, "smooth"):
+            if not has_rows(context, site, "smooth"):
                 continue
-            weights = [layer.weight for layer in work.layers(site).values()]
-            scale = smooth_scale(work.statistics(site).largest_magnitude, weights, self.alpha)
+            weights = [layer.weight for layer in context.layers(site).values()]
+            scale = smooth_scale(context.statistics(site).largest_magnitude, weights, self.alpha)
             if is_scale(scale):
                 scales[site] = scale
             else:
-                work.warnings.append(
+                context.warnings.append(
                     f"smooth: inputs or weights of {', '.join(site.layers)} are not finite; "
                     "left unscaled"
                 )
         # The sites' inputs do not depend on one another's scales: one observation serves all.
         for site, scale in scales.items():
-            scale_site(work, site, scale)
+            scale_site(context, site, scale)

@@ -25,8 +25,9 @@ from edge_asr.errors import UserError
 from edge_asr.models.families.base import end_tokens
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.activation import InputQuantizer
+from edge_asr.quant.context import ModelContext, Reconstruction
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import decode, encode, straight_through_round
+from edge_asr.quant.grid import dequantize, quantize, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Schedule
@@ -40,7 +41,6 @@ from edge_asr.quant.transform.rotation import (
     rotate_outputs,
     stream_tensors,
 )
-from edge_asr.quant.work import ModelWork, Reconstruction
 
 # How often the loss over all clips is looked at; the rotations of the least are kept.
 EVALUATIONS = 5
@@ -57,12 +57,12 @@ class Spins(nn.Module):
         heads: One [head_dim, head_dim] for every attention, shared by its heads.
     """
 
-    def __init__(self, work: ModelWork) -> None:
+    def __init__(self, context: ModelContext) -> None:
         super().__init__()
-        architecture, config = work.architecture, work.model.config
+        architecture, config = context.architecture, context.model.config
         residual = architecture.residual_streams(config)
         self._streams: list[StreamTensors] = [
-            stream_tensors(work.model, architecture, stream) for stream in residual
+            stream_tensors(context.model, architecture, stream) for stream in residual
         ]
         self._sites: list[Site] = [
             site
@@ -158,13 +158,13 @@ class Spin(Transform):
             if getattr(self, name) <= 0:
                 raise UserError(f"method.transform.{name}={getattr(self, name)}: must be above 0")
 
-    def rewrite_model(self, work: ModelWork) -> None:
-        rotate_model(work, seed=self.seed, untie=self.untie, across_heads=False, dense=True)
-        spins = Spins(work).to(work.model.device)
-        with _quantized_inputs(work):
-            self._train(work, spins)
-        with torch.no_grad(), double_precision(work.model):
-            tensors = _tensors(work.model)
+    def rewrite_model(self, context: ModelContext) -> None:
+        rotate_model(context, seed=self.seed, untie=self.untie, across_heads=False, dense=True)
+        spins = Spins(context).to(context.model.device)
+        with _quantized_inputs(context):
+            self._train(context, spins)
+        with torch.no_grad(), double_precision(context.model):
+            tensors = _tensors(context.model)
             spins.double()
             for matrix in spins.parameters():
                 # Steps are orthogonal to a few decimals only; folding must be exact.
@@ -172,10 +172,10 @@ class Spin(Transform):
             for path, value in spins.rotated(tensors).items():
                 tensors[path].copy_(value)
 
-    def _train(self, work: ModelWork, spins: Spins) -> None:
+    def _train(self, context: ModelContext, spins: Spins) -> None:
         """Train `spins` and leave them at the best of a few looks; the start is one of them."""
-        fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
-        before = best = _mean_loss(work, spins, fixed)
+        fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
+        before = best = _mean_loss(context, spins, fixed)
         kept = copy.deepcopy(spins.state_dict())
         measured = Schedule(self.steps, evaluations=EVALUATIONS).evaluation_steps
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
@@ -184,25 +184,29 @@ class Spin(Transform):
         seconds = 0.0
         for done in range(1, self.steps + 1):
             began = time.perf_counter()
-            batch = work.batches[int(torch.randint(len(work.batches), (1,), generator=generator))]
+            batch = context.batches[
+                int(torch.randint(len(context.batches), (1,), generator=generator))
+            ]
             order = torch.randperm(len(batch.token_mask), generator=generator)
             optimizer.zero_grad()
-            _add_gradients(work, batch, spins, fixed, order[: self.clips])
+            _add_gradients(context, batch, spins, fixed, order[: self.clips])
             torch.nn.utils.clip_grad_norm_(spins.parameters(), self.max_grad_norm)
             optimizer.step()
             schedule.step()
             seconds += time.perf_counter() - began
-            work.on_step(done, self.steps)
-            if done in measured and (current := _mean_loss(work, spins, fixed)) < best:
+            context.on_step(done, self.steps)
+            if done in measured and (current := _mean_loss(context, spins, fixed)) < best:
                 best, kept = current, copy.deepcopy(spins.state_dict())
         spins.load_state_dict(kept)
         if not best < before:
-            work.warnings.append(f"spin: {self.steps} steps did not lower the loss of {before:.3g}")
-        work.reconstructions.append(Reconstruction(before, best, self.steps, seconds))
+            context.warnings.append(
+                f"spin: {self.steps} steps did not lower the loss of {before:.3g}"
+            )
+        context.reconstructions.append(Reconstruction(before, best, self.steps, seconds))
 
 
 def _add_gradients(
-    work: ModelWork, batch: Batch, spins: Spins, fixed: Mapping[str, Tensor], clips: Tensor
+    context: ModelContext, batch: Batch, spins: Spins, fixed: Mapping[str, Tensor], clips: Tensor
 ) -> None:
     """Add to `spins` the gradients of the mean cross-entropy of some of a batch's transcripts.
 
@@ -210,14 +214,14 @@ def _add_gradients(
     """
     at_once = max(1, FRAMES_AT_ONCE // batch.frame_mask.shape[1])
     with torch.enable_grad():
-        rotated = _trained_through(work, spins, fixed)
+        rotated = _trained_through(context, spins, fixed)
         leaves = {
             path: value.detach().requires_grad_() if value.requires_grad else value
             for path, value in rotated.items()
         }
         tokens = 0
         for part in clips.split(at_once):
-            loss, count = _summed_loss(work, batch, leaves, part)
+            loss, count = _summed_loss(context, batch, leaves, part)
             loss.backward()
             tokens += count
         gradients = {path: leaf.grad for path, leaf in leaves.items() if leaf.grad is not None}
@@ -228,23 +232,23 @@ def _add_gradients(
 
 
 @torch.no_grad()
-def _mean_loss(work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
+def _mean_loss(context: ModelContext, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
     """Cross-entropy a token over all batches."""
-    tensors = _trained_through(work, spins, fixed)
+    tensors = _trained_through(context, spins, fixed)
     total, tokens = 0.0, 0
-    for batch in work.batches:
-        loss, count = _summed_loss(work, batch, tensors)
+    for batch in context.batches:
+        loss, count = _summed_loss(context, batch, tensors)
         total, tokens = total + float(loss), tokens + count
     return total / max(tokens, 1)
 
 
 def _trained_through(
-    work: ModelWork, spins: Spins, fixed: Mapping[str, Tensor]
+    context: ModelContext, spins: Spins, fixed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The rotated parameters and buffers, weights rounded to nearest if activations are float."""
     tensors = spins.rotated(fixed)
-    if not _reads_quantized(work):
-        for name, format in work.formats.items():
+    if not _reads_quantized(context):
+        for name, format in context.formats.items():
             if format.weights is not None:
                 path = f"{name}.weight"
                 tensors[path] = _nearest(tensors[path], format.weights)
@@ -252,7 +256,7 @@ def _trained_through(
 
 
 def _summed_loss(
-    work: ModelWork,
+    context: ModelContext,
     batch: Batch,
     tensors: dict[str, Tensor],
     clips: Tensor | slice = slice(None),
@@ -261,13 +265,13 @@ def _summed_loss(
 
     The token that ends a transcript counts; the prompt, which is forced in decoding, does not.
     """
-    device = work.model.device
+    device = context.model.device
     tokens, valid = batch.decoder_input_ids[clips].to(device), batch.token_mask[clips].to(device)
     inputs = {name: value[clips].to(device) for name, value in batch.encoder_inputs.items()}
     inputs |= {"decoder_input_ids": tokens}
-    prompt = len(work.architecture.prompt(work.model))
-    logits = functional_call(work.model, tensors, (), inputs | {"use_cache": False}).logits
-    targets = _next_tokens(tokens, valid, prompt, min(end_tokens(work.model)))
+    prompt = len(context.architecture.prompt(context.model))
+    logits = functional_call(context.model, tensors, (), inputs | {"use_cache": False}).logits
+    targets = _next_tokens(tokens, valid, prompt, min(end_tokens(context.model)))
     loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return loss, int((targets >= 0).sum())
 
@@ -287,7 +291,7 @@ def _next_tokens(tokens: Tensor, valid: Tensor, prompt: int, end: int) -> Tensor
 def _nearest(weight: Tensor, grid: Grid) -> Tensor:
     """`weight` at its nearest grid points, with a straight-through gradient."""
     scale, zero = minmax_parameters(weight, grid).expand(weight.shape[1])
-    return decode(encode(weight, scale, zero, grid, straight_through_round), scale, zero)
+    return dequantize(quantize(weight, scale, zero, grid, straight_through_round), scale, zero)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -296,13 +300,15 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quantized_inputs(work: ModelWork) -> Iterator[None]:
+def _quantized_inputs(context: ModelContext) -> Iterator[None]:
     """Quantize what every layer of a block reads, a scale a token, inside the context."""
-    layers = {name: cast(QuantizedLinear, work.model.get_submodule(name)) for name in work.formats}
+    layers = {
+        name: cast(QuantizedLinear, context.model.get_submodule(name)) for name in context.formats
+    }
     kept = {name: layer.quantize_input for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            inputs = work.formats[name].inputs
+            inputs = context.formats[name].inputs
             if inputs is not None:
                 dynamic = replace(inputs, granularity="token", static_range=None)
                 layer.quantize_input = InputQuantizer(dynamic)
@@ -312,5 +318,5 @@ def _quantized_inputs(work: ModelWork) -> Iterator[None]:
             layer.quantize_input = kept[name]
 
 
-def _reads_quantized(work: ModelWork) -> bool:
-    return any(format.inputs for format in work.formats.values())
+def _reads_quantized(context: ModelContext) -> bool:
+    return any(format.inputs for format in context.formats.values())

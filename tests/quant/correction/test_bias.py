@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from quant.bench import correlated_inputs, site_work
+from quant.sites import correlated_inputs, site_context
 
 from edge_asr.quant.correction.bias import BiasCorrection
 from edge_asr.quant.formats import Grid
@@ -16,13 +16,13 @@ def rounded_layer(bias: bool) -> tuple[QuantizedLinear, torch.nn.Linear, torch.T
     torch.manual_seed(0)
     plain = torch.nn.Linear(20, 7, bias=bias)
     inputs = correlated_inputs(0, 300, 20) + 3.0
-    work = site_work(plain.weight.detach(), inputs, Grid(2))
+    context = site_context(plain.weight.detach(), inputs, Grid(2))
     copied = torch.nn.Linear(20, 7, bias=bias)
     copied.load_state_dict(plain.state_dict())
     layer = QuantizedLinear.from_linear(copied)
     with torch.no_grad():
-        layer.weight.copy_(Nearest().round(work)["layer"].dequantize())
-        BiasCorrection().repair(work, {"layer": layer})
+        layer.weight.copy_(Nearest().round(context)["layer"].dequantize())
+        BiasCorrection().repair(context, {"layer": layer})
     return layer, plain, inputs
 
 

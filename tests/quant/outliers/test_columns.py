@@ -9,22 +9,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quant.bench import correlated_inputs, rounded, served_format, site_work
+from quant.sites import correlated_inputs, rounded, served_format, site_context
 
 from edge_asr.errors import UserError
+from edge_asr.quant.context import SiteContext
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.outliers.columns import Columns, largest_columns
 from edge_asr.quant.rounding.gptq import Gptq
 from edge_asr.quant.rounding.nearest import Nearest
-from edge_asr.quant.work import SiteWork
 
 
-def quik_site(fraction: float, rows: int = 16, columns: int = 40, bits: int = 3) -> SiteWork:
+def quik_site(fraction: float, rows: int = 16, columns: int = 40, bits: int = 3) -> SiteContext:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns))
-    work = site_work(weight, correlated_inputs(columns, 300, columns), Grid(bits))
-    work.outliers = Columns(fraction).rule(work.site, work.statistics)
-    return work
+    context = site_context(weight, correlated_inputs(columns, 300, columns), Grid(bits))
+    context.outliers = Columns(fraction).rule(context.site, context.statistics)
+    return context
 
 
 @given(
@@ -51,13 +51,13 @@ def test_the_count_is_a_fraction_of_the_width_rounded_up(
 
 def test_kept_columns_are_the_least_squares_answer_to_all_other_errors() -> None:
     """What is left after the last rounded column is the best the kept columns can do."""
-    work = quik_site(0.2, bits=4)
-    weight, columns = work.weights["layer"].double(), work.outliers.columns
+    context = quik_site(0.2, bits=4)
+    weight, columns = context.weights["layer"].double(), context.outliers.columns
     assert columns is not None
     damping = 1e-7  # next to none, so that the exact Hessian's solution is met
-    quantized = Gptq(damping=damping).round(work)["layer"]
+    quantized = Gptq(damping=damping).round(context)["layer"]
     rounded = quantized.dequantize().double()
-    hessian = work.statistics.hessian
+    hessian = context.statistics.hessian
     error = (weight - rounded)[:, ~columns]
     best = np.linalg.solve(
         hessian[columns][:, columns].numpy(),
@@ -84,14 +84,14 @@ def test_kept_columns_are_float_and_lower_the_error(rounding: Gptq | Nearest) ->
 
 
 def test_kept_columns_have_no_say_in_the_range() -> None:
-    work = quik_site(1 / 16)
-    columns = work.outliers.columns
+    context = quik_site(1 / 16)
+    columns = context.outliers.columns
     assert columns is not None
-    huge = work.weights["layer"].clone()
+    huge = context.weights["layer"].clone()
     huge[:, columns] *= 1000
-    work.weights = {"layer": huge}
+    context.weights = {"layer": huge}
     for rounding in (Gptq(), Nearest()):
-        scale = rounded(rounding, work).parameters.scale
+        scale = rounded(rounding, context).parameters.scale
         low = huge[:, ~columns].amin(1).clamp(max=0)
         high = huge[:, ~columns].amax(1).clamp(min=0)
         torch.testing.assert_close(scale[:, 0], (high - low) / 7, rtol=1e-3, atol=0)
@@ -99,11 +99,11 @@ def test_kept_columns_have_no_say_in_the_range() -> None:
 
 @pytest.mark.parametrize("static", [True, False])
 def test_nothing_kept_is_plain_gptq(static: bool) -> None:
-    work = quik_site(0.0)
+    context = quik_site(0.0)
     gptq = Gptq(static_groups=static, ordered_groups=not static)
-    with_rule = gptq.round(work)["layer"]
-    work.outliers = OutlierRule()
-    plain = gptq.round(work)["layer"]
+    with_rule = gptq.round(context)["layer"]
+    context.outliers = OutlierRule()
+    plain = gptq.round(context)["layer"]
     assert with_rule.outliers is None
     assert torch.equal(plain.codes, with_rule.codes)
     assert torch.equal(plain.dequantize(), with_rule.dequantize())
@@ -116,13 +116,13 @@ def test_every_order_of_groups_keeps_the_columns(
 ) -> None:
     act_order, static, ordered = order
     gptq = Gptq(act_order=act_order, static_groups=static, ordered_groups=ordered)
-    work = quik_site(0.1, columns=70)
+    context = quik_site(0.1, columns=70)
     grid = Grid(3, granularity="group" if group_size else "channel", group_size=group_size)
-    grouped = site_work(work.weights["layer"], correlated_inputs(70, 300, 70), grid)
+    grouped = site_context(context.weights["layer"], correlated_inputs(70, 300, 70), grid)
     error = grouped.statistics.output_error
-    weight = work.weights["layer"]
+    weight = context.weights["layer"]
     plain = error(weight - gptq.round(grouped)["layer"].dequantize())
-    grouped.outliers = work.outliers
+    grouped.outliers = context.outliers
     quantized = gptq.round(grouped)["layer"]
     assert quantized.float_columns is not None
     assert int(quantized.float_columns.sum()) == 7
@@ -130,10 +130,10 @@ def test_every_order_of_groups_keeps_the_columns(
 
 
 def test_all_columns_kept_is_the_weight_in_half_precision() -> None:
-    work = quik_site(1.0)
+    context = quik_site(1.0)
     for rounding in (Gptq(), Nearest()):
-        quantized = rounded(rounding, work)
-        assert torch.equal(quantized.dequantize(), work.weights["layer"].half().float())
+        quantized = rounded(rounding, context)
+        assert torch.equal(quantized.dequantize(), context.weights["layer"].half().float())
         assert quantized.operand_bits == 16
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.bench import correlated_inputs, minmax_fit, rounded, served_grid, site_work
+from quant.sites import correlated_inputs, minmax_fit, rounded, served_grid, site_context
 
 from edge_asr.errors import UserError
+from edge_asr.quant.context import SiteContext
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.outlier_rule import ENOUGH_WEIGHTS, OutlierRule, input_sensitivity
 from edge_asr.quant.outliers.unstructured import (
@@ -20,15 +21,14 @@ from edge_asr.quant.outliers.unstructured import (
     Unstructured,
     leave_one_out_gain,
 )
+from edge_asr.quant.range.double_quantization import MinMaxDoubleQuantization
 from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.range.mse import Mse
 from edge_asr.quant.range.percentile import Percentile
-from edge_asr.quant.range.second_level import MinMaxSecondLevel
 from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Range
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
-from edge_asr.quant.work import SiteWork
 
 
 def half(value: float) -> float:
@@ -50,7 +50,7 @@ def on_grid(value: float, scale: float, zero: float, bits: int) -> float:
     return scale * (code - zero)
 
 
-def second_level(values: list[float], bits: int, run: int) -> list[float]:
+def double_quantization(values: list[float], bits: int, run: int) -> list[float]:
     """Every run of neighbouring values on a grid of its own."""
     result: list[float] = []
     for first in range(0, len(values), run):
@@ -76,12 +76,12 @@ def spqr_reference(
     order = np.argsort(-np.diag(hessian), kind="stable")
     damped = hessian + np.diag(hessian).mean() * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
-    work = weight[:, order].astype(np.float64)
+    context = weight[:, order].astype(np.float64)
     diagonal = np.diag(upper)
     threshold = relative * np.mean(
-        [np.var(work[:, j], ddof=1) / diagonal[j] ** 2 for j in range(columns)]
+        [np.var(context[:, j], ddof=1) / diagonal[j] ** 2 for j in range(columns)]
     )
-    outlier = np.zeros_like(work, dtype=bool)
+    outlier = np.zeros_like(context, dtype=bool)
     scales = zeros = []
     for j in range(columns):
         if j % group == 0:
@@ -89,7 +89,7 @@ def spqr_reference(
             stop = min(j + group, columns)
             weights = [1 / diagonal[k] ** 2 for k in range(j, stop)]
             for row in range(rows):
-                values = work[row, j:stop].tolist()
+                values = context[row, j:stop].tolist()
                 whole = squared_error(values, weights, bits)
                 inside = []
                 for k in range(len(values)):
@@ -100,19 +100,19 @@ def spqr_reference(
                 scale, zero = affine(inside, bits, stored_half=False)
                 scales.append(scale)
                 zeros.append(zero)
-            scales, zeros = second_level(scales, 3, 16), second_level(zeros, 3, 16)
+            scales, zeros = double_quantization(scales, 3, 16), double_quantization(zeros, 3, 16)
         for row in range(rows):
-            exact = work[row, j]
+            exact = context[row, j]
             value = on_grid(exact, scales[row], zeros[row], bits)
             if ((exact - value) / upper[j, j]) ** 2 > threshold:
                 outlier[row, j] = True
                 value = half(exact)
             step = (exact - value) / upper[j, j]
-            work[row, j] = value
+            context[row, j] = value
             for k in range(j + 1, columns):
-                work[row, k] -= step * upper[j, k]
+                context[row, k] -= step * upper[j, k]
     natural = np.argsort(order)
-    return work[:, natural], outlier[:, natural]
+    return context[:, natural], outlier[:, natural]
 
 
 def heavy_tailed(seed: int, rows: int, columns: int) -> torch.Tensor:
@@ -122,11 +122,11 @@ def heavy_tailed(seed: int, rows: int, columns: int) -> torch.Tensor:
     return torch.where(torch.rand(rows, columns, generator=generator) < 0.02, 5 * weight, weight)
 
 
-def spqr_site(weight: torch.Tensor, bits: int, group: int, seed: int = 0) -> SiteWork:
-    ranges = MinMaxSecondLevel()
+def spqr_site(weight: torch.Tensor, bits: int, group: int, seed: int = 0) -> SiteContext:
+    ranges = MinMaxDoubleQuantization()
     asked = Grid(bits, granularity="group", group_size=group)
     inputs = correlated_inputs(seed, 300, weight.shape[1])
-    return site_work(weight, inputs, served_grid(ranges, asked), ranges)
+    return site_context(weight, inputs, served_grid(ranges, asked), ranges)
 
 
 SPQR_GPTQ = Gptq(damping=1.0, static_groups=False, ordered_groups=True)
@@ -134,11 +134,11 @@ SPQR_GPTQ = Gptq(damping=1.0, static_groups=False, ordered_groups=True)
 
 @pytest.mark.parametrize(("rows", "columns", "bits"), [(24, 48, 3), (20, 40, 2), (16, 70, 4)])
 def test_spqr_is_the_papers_algorithm(rows: int, columns: int, bits: int) -> None:
-    work = spqr_site(heavy_tailed(columns, rows, columns).double(), bits, 16)
-    work.outliers = Unstructured(fraction=1.0).rule(work.site, work.statistics)
-    ours = SPQR_GPTQ.round(work)["layer"]
+    context = spqr_site(heavy_tailed(columns, rows, columns).double(), bits, 16)
+    context.outliers = Unstructured(fraction=1.0).rule(context.site, context.statistics)
+    ours = SPQR_GPTQ.round(context)["layer"]
     values, mask = spqr_reference(
-        work.weights["layer"].numpy(), work.statistics.hessian.numpy(), bits, 16, 0.2
+        context.weights["layer"].numpy(), context.statistics.hessian.numpy(), bits, 16, 0.2
     )
     assert mask.any()
     assert ours.outliers is not None
@@ -200,11 +200,11 @@ def test_left_out_weights_take_the_mean_of_the_rest_of_their_group() -> None:
 @pytest.mark.parametrize("static", [True, False])
 def test_no_threshold_is_plain_gptq(static: bool) -> None:
     grid = Grid(3, granularity="group", group_size=16)
-    work = site_work(heavy_tailed(1, 12, 40), correlated_inputs(1, 200, 40), grid)
+    context = site_context(heavy_tailed(1, 12, 40), correlated_inputs(1, 200, 40), grid)
     gptq = Gptq(static_groups=static, ordered_groups=not static)
-    plain = gptq.round(work)["layer"]
-    work.outliers = Unstructured(math.inf).rule(work.site, work.statistics)
-    with_rule = gptq.round(work)["layer"]
+    plain = gptq.round(context)["layer"]
+    context.outliers = Unstructured(math.inf).rule(context.site, context.statistics)
+    with_rule = gptq.round(context)["layer"]
     assert with_rule.outliers is None
     assert torch.equal(plain.codes, with_rule.codes)
     assert torch.equal(plain.parameters.scale, with_rule.parameters.scale)
@@ -212,15 +212,15 @@ def test_no_threshold_is_plain_gptq(static: bool) -> None:
 
 
 @pytest.mark.parametrize("rounding", [Gptq(), Gptq(damping=1.0), SPQR_GPTQ, Nearest()])
-@pytest.mark.parametrize("ranges", [MinMax(), MinMaxSecondLevel()])
+@pytest.mark.parametrize("ranges", [MinMax(), MinMaxDoubleQuantization()])
 def test_outliers_lower_the_output_error(rounding: Gptq | Nearest, ranges: Range) -> None:
     grid = served_grid(ranges, Grid(3, granularity="group", group_size=16))
     weight = heavy_tailed(2, 32, 70)
-    work = site_work(weight, correlated_inputs(2, 400, 70), grid, ranges)
-    error = work.statistics.output_error
-    without = rounded(rounding, work)
-    work.outliers = Unstructured().rule(work.site, work.statistics)
-    kept = rounded(rounding, work)
+    context = site_context(weight, correlated_inputs(2, 400, 70), grid, ranges)
+    error = context.statistics.output_error
+    without = rounded(rounding, context)
+    context.outliers = Unstructured().rule(context.site, context.statistics)
+    kept = rounded(rounding, context)
     assert kept.outliers is not None
     share = float(kept.outliers.mask.float().mean())
     assert 0 < share < 0.1
@@ -228,25 +228,25 @@ def test_outliers_lower_the_output_error(rounding: Gptq | Nearest, ranges: Range
 
 
 def test_a_lower_threshold_keeps_more_and_errs_less() -> None:
-    work = spqr_site(heavy_tailed(3, 32, 48), 3, 16)
-    weight, shares, errors = work.weights["layer"], [], []
+    context = spqr_site(heavy_tailed(3, 32, 48), 3, 16)
+    weight, shares, errors = context.weights["layer"], [], []
     for threshold in (math.inf, 0.5, 0.1, 0.02):
-        work.outliers = SingleWeights(relative_threshold=threshold)
-        kept = SPQR_GPTQ.round(work)["layer"]
+        context.outliers = SingleWeights(relative_threshold=threshold)
+        kept = SPQR_GPTQ.round(context)["layer"]
         shares.append(kept.operand_bits)
-        errors.append(work.statistics.output_error(weight - kept.dequantize()))
+        errors.append(context.statistics.output_error(weight - kept.dequantize()))
     assert all(less < more for less, more in pairwise(shares))
     assert all(less < more for more, less in pairwise(errors))
 
 
 def test_blocks_do_not_change_the_outliers() -> None:
-    work = spqr_site(heavy_tailed(4, 16, 70), 3, 16)
-    grid = work.grids["layer"]
-    factor = factorize(work.statistics.hessian, damping=1.0, damping_limit=1.0, act_order=True)
+    context = spqr_site(heavy_tailed(4, 16, 70), 3, 16)
+    grid = context.grids["layer"]
+    factor = factorize(context.statistics.hessian, damping=1.0, damping_limit=1.0, act_order=True)
     assert factor is not None
     results = [
         gptq_round(
-            work.weights["layer"], factor, minmax_fit(grid), grid,
+            context.weights["layer"], factor, minmax_fit(grid), grid,
             block_size=size, outliers=SingleWeights(relative_threshold=0.2),
         )
         for size in (1, 13, 70)
@@ -256,9 +256,9 @@ def test_blocks_do_not_change_the_outliers() -> None:
 
 
 def test_outliers_are_stored_in_half_precision() -> None:
-    work = spqr_site(heavy_tailed(5, 16, 48), 3, 16)
-    work.outliers = SingleWeights(relative_threshold=0.05)
-    kept = SPQR_GPTQ.round(work)["layer"]
+    context = spqr_site(heavy_tailed(5, 16, 48), 3, 16)
+    context.outliers = SingleWeights(relative_threshold=0.05)
+    kept = SPQR_GPTQ.round(context)["layer"]
     assert kept.outliers is not None
     values = kept.dequantize()[kept.outliers.mask]
     assert torch.equal(values, values.half().float())
@@ -269,8 +269,8 @@ def test_stored_bits_by_hand() -> None:
     mask = torch.zeros(10, 40, dtype=torch.bool)
     mask[3, [1, 30]] = True
     mask[9, 0] = True
-    work = site_work(torch.randn(10, 40), torch.randn(50, 40), Grid(3))
-    parameters = work.fits["layer"](work.weights["layer"])
+    context = site_context(torch.randn(10, 40), torch.randn(50, 40), Grid(3))
+    parameters = context.fits["layer"](context.weights["layer"])
     weight = QuantizedWeight(codes, parameters, Grid(3), FloatWeights(mask, mask.float()))
     # Codes everywhere; a 16-bit scale and a 3-bit zero a row; three values with a column index
     # each; eleven row pointers.
@@ -294,17 +294,17 @@ def test_sensitivity_is_the_error_after_the_best_change_of_the_others() -> None:
 
 
 def test_a_failed_factorization_still_keeps_outliers() -> None:
-    work = site_work(heavy_tailed(7, 16, 20), torch.full((3, 20), math.nan), Grid(3))
-    work.outliers = SingleWeights(relative_threshold=0.05)
-    kept = Gptq().round(work)["layer"]
+    context = site_context(heavy_tailed(7, 16, 20), torch.full((3, 20), math.nan), Grid(3))
+    context.outliers = SingleWeights(relative_threshold=0.05)
+    kept = Gptq().round(context)["layer"]
     assert kept.outliers is not None
-    assert "rounded to nearest" in work.warnings[0]
+    assert "rounded to nearest" in context.warnings[0]
 
 
 def test_one_row_has_no_spread_and_keeps_nothing() -> None:
-    work = spqr_site(heavy_tailed(8, 1, 20), 3, 16)
-    work.outliers = SingleWeights(relative_threshold=0.2)
-    assert SPQR_GPTQ.round(work)["layer"].outliers is None
+    context = spqr_site(heavy_tailed(8, 1, 20), 3, 16)
+    context.outliers = SingleWeights(relative_threshold=0.2)
+    assert SPQR_GPTQ.round(context)["layer"].outliers is None
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
@@ -335,12 +335,12 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None, rang
     """
     grid = Grid(bits, granularity="group" if group_size else "channel", group_size=group_size)
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
-    work = site_work(weight, correlated_inputs(2, 400, 64), grid, ranges)
+    context = site_context(weight, correlated_inputs(2, 400, 64), grid, ranges)
     for rounding in (Gptq(), Nearest()):
         kept = []
         for budget in (0.01, 1.0):
-            work.outliers = SingleWeights(relative_threshold=1e-3, fraction=budget)
-            outliers = rounded(rounding, work).outliers
+            context.outliers = SingleWeights(relative_threshold=1e-3, fraction=budget)
+            outliers = rounded(rounding, context).outliers
             kept.append(0.0 if outliers is None else float(outliers.mask.float().mean()))
         assert 0.006 < kept[0] <= 0.01, rounding
         assert kept[1] > 3 * kept[0], rounding
@@ -349,9 +349,9 @@ def test_the_budget_holds_at_every_width(bits: int, group_size: int | None, rang
 @pytest.mark.parametrize("rounding", [Gptq(), Nearest()])
 def test_rows_without_spread_have_a_budget_too(rounding: Gptq | Nearest) -> None:
     weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)).repeat(48, 1)
-    work = site_work(weight, correlated_inputs(2, 400, 64), Grid(3))
-    work.outliers = SingleWeights(relative_threshold=0.2, fraction=0.01)
-    outliers = rounded(rounding, work).outliers
+    context = site_context(weight, correlated_inputs(2, 400, 64), Grid(3))
+    context.outliers = SingleWeights(relative_threshold=0.2, fraction=0.01)
+    outliers = rounded(rounding, context).outliers
     assert outliers is None or outliers.single_weights <= 0.01 * weight.numel()
 
 
@@ -359,9 +359,9 @@ def test_rows_without_spread_have_a_budget_too(rounding: Gptq | Nearest) -> None
 def test_one_group_a_row_needs_no_order_of_columns(group_size: int | None, stored: bool) -> None:
     grid = Grid(3, granularity="group" if group_size else "channel", group_size=group_size)
     weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
-    work = site_work(weight, correlated_inputs(2, 400, 64), grid)
-    ordered = SPQR_GPTQ.round(work)["layer"]
-    extra = ordered.stored_bits - Nearest().round(work)["layer"].stored_bits
+    context = site_context(weight, correlated_inputs(2, 400, 64), grid)
+    ordered = SPQR_GPTQ.round(context)["layer"]
+    extra = ordered.stored_bits - Nearest().round(context)["layer"].stored_bits
     assert extra == (16 * 64 if stored else 0)
     assert (ordered.parameters.order is not None) == stored
 
@@ -370,8 +370,8 @@ def test_the_budget_of_a_large_layer_is_found_on_a_part_of_its_rows() -> None:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(2 * ENOUGH_WEIGHTS // 512, 512, generator=generator)
     weight *= torch.exp(0.3 * torch.randn(len(weight), 1, generator=generator))
-    work = site_work(weight, correlated_inputs(2, 600, 512), Grid(3), Mse())
-    work.outliers = SingleWeights(relative_threshold=1e-3, fraction=0.01)
-    outliers = rounded(Nearest(), work).outliers
+    context = site_context(weight, correlated_inputs(2, 600, 512), Grid(3), Mse())
+    context.outliers = SingleWeights(relative_threshold=1e-3, fraction=0.01)
+    outliers = rounded(Nearest(), context).outliers
     assert outliers is not None
     assert 0.009 < float(outliers.mask.float().mean()) < 0.011

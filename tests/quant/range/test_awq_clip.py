@@ -10,11 +10,12 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.bench import correlated_inputs, statistics_of
+from quant.sites import correlated_inputs, statistics_of
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.config import CONF
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.awq_clip import (
@@ -26,7 +27,6 @@ from edge_asr.quant.range.awq_clip import (
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
-from edge_asr.quant.work import Layer
 
 PUBLISHED = {"steps": 20, "max_shrink": 0.5}
 VALUES, LOGITS = Layer("v", makes_logits=False), Layer("q", makes_logits=True)

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import composed
-from quant.bench import served_grid, site_work
-from quant.walks import quantized_with, stages
+from quant.passes import quantized_with, stages
+from quant.sites import served_grid, site_context
 from tiny import ListCorpus, tone
 
 from edge_asr.calibration.batches import calibration_batches
@@ -230,7 +230,7 @@ def test_it_makes_a_grid_with_float_zero_points_that_need_not_hold_zero() -> Non
     assert (made.zero_point, made.include_zero, made.bits) == ("float", False, 3)
     assert made.minimum_scale == 1 / 2e4
     weight = heavy_tailed(3, 5, 40)
-    quantized = Nearest().round(site_work(weight, torch.randn(9, 40), made, Hqq()))["layer"]
+    quantized = Nearest().round(site_context(weight, torch.randn(9, 40), made, Hqq()))["layer"]
     # 16 bits for the scale and 16 for the zero point of each of the three groups of a row.
     assert quantized.stored_bits == 5 * (40 * 3 + 3 * 32)
     for stored in (quantized.parameters.scale, quantized.parameters.zero):
@@ -275,9 +275,9 @@ def test_constant_and_tiny_groups_stay_finite() -> None:
 def test_gptq_rounds_on_hqqs_grid() -> None:
     weight = heavy_tailed(6, 12, 70)
     inputs = torch.randn(200, 70) @ torch.randn(70, 70)
-    work = site_work(weight, inputs, float_grid(3, 32, half_scales=True), Hqq())
-    error = work.statistics.output_error
-    gptq, nearest = (part.round(work)["layer"].dequantize() for part in (Gptq(), Nearest()))
+    context = site_context(weight, inputs, float_grid(3, 32, half_scales=True), Hqq())
+    error = context.statistics.output_error
+    gptq, nearest = (part.round(context)["layer"].dequantize() for part in (Gptq(), Nearest()))
     assert error(weight - gptq) < 0.7 * error(weight - nearest)
 
 

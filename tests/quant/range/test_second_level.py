@@ -10,28 +10,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.bench import served_grid
+from quant.sites import served_grid
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
+from edge_asr.quant.range.double_quantization import (
+    MinMaxDoubleQuantization,
+    MseDoubleQuantization,
+    double_quantized_parameters,
+    requantize,
+)
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import mse_parameters
-from edge_asr.quant.range.second_level import (
-    MinMaxSecondLevel,
-    MseSecondLevel,
-    requantize,
-    second_level_parameters,
-)
 from edge_asr.quant.weight import QuantizedWeight, round_nearest
-from edge_asr.quant.work import Layer
 
 FREE = Grid(3, include_zero=False, zero_point="float", granularity="group", group_size=16)
 
 
 def parameters_of(weight: torch.Tensor, grid: Grid = FREE) -> QuantizedWeight:
     first = minmax_parameters(weight, replace(grid, half_scales=False))
-    parameters = second_level_parameters(first, grid, scale_bits=3, zero_bits=3, group_size=16)
+    parameters = double_quantized_parameters(first, grid, scale_bits=3, zero_bits=3, group_size=16)
     return round_nearest(weight, parameters, grid)
 
 
@@ -109,7 +109,7 @@ def test_groups_follow_the_order_of_columns() -> None:
         assert torch.equal(zero[:, column], parameters.zero[:, position // 2])
 
 
-def test_the_second_level_costs_little_accuracy_and_saves_bits() -> None:
+def test_double_quantization_costs_little_accuracy_and_saves_bits() -> None:
     weight = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
     full = round_nearest(weight, minmax_parameters(weight, FREE), FREE)
     bilevel = parameters_of(weight)
@@ -163,7 +163,7 @@ def test_dead_weights_beside_live_ones_stay_finite_and_positive() -> None:
 )
 def test_impossible_settings_are_refused_by_name(options: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        MinMaxSecondLevel(**options)
+        MinMaxDoubleQuantization(**options)
 
 
 def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
@@ -171,7 +171,7 @@ def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
     weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(5))
     grid = replace(FREE, bits=2)
     layer, statistics = Layer("layer", makes_logits=False), InputStatistics(48)
-    part = MseSecondLevel(steps=20, norm=2.0)
+    part = MseDoubleQuantization(steps=20, norm=2.0)
     assert served_grid(part, Grid(2, granularity="group", group_size=16)) == grid
     found = part.fit(weight, grid, statistics, layer)
     first = mse_parameters(
@@ -179,7 +179,7 @@ def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
     )
     assert torch.equal(found.scale, requantize(first.scale, 3, 16).values())
     assert torch.equal(found.zero, requantize(first.zero, 3, 16).values())
-    plain = MinMaxSecondLevel().fit(weight, grid, statistics, layer)
+    plain = MinMaxDoubleQuantization().fit(weight, grid, statistics, layer)
     errors = [
         float((round_nearest(weight, one, grid).dequantize() - weight).norm())
         for one in (found, plain)
@@ -191,4 +191,4 @@ def test_the_shrunk_ranges_of_mse_are_quantized_too() -> None:
 @pytest.mark.parametrize("options", [{"norm": 0.0}, {"steps": 0}, {"zero_bits": 9}])
 def test_bad_settings_of_either_level_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"method\.range\.{next(iter(options))}="):
-        MseSecondLevel(**options)
+        MseDoubleQuantization(**options)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.bench import correlated_inputs, minmax_fit, site_work
+from quant.sites import correlated_inputs, minmax_fit, site_context
 
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
@@ -34,19 +34,19 @@ def obq_reference(
     result = np.zeros_like(weight)
     group_size = parameters.group_size
     for row in range(len(weight)):
-        work = weight[row].copy()
+        context = weight[row].copy()
         free = list(order)
         for column in order:
             inverse = np.linalg.inv(hessian[np.ix_(free, free)])
             group = column // group_size
             scale = float(parameters.scale[row, group])
             zero = float(parameters.zero[row, group])
-            code = np.clip(np.round(work[column] / scale + zero), grid.lowest, grid.highest)
+            code = np.clip(np.round(context[column] / scale + zero), grid.lowest, grid.highest)
             value = scale * (code - zero)
             position = free.index(column)
-            step = (work[column] - value) / inverse[position, position]
+            step = (context[column] - value) / inverse[position, position]
             for other, index in enumerate(free):
-                work[index] -= step * inverse[position, other]
+                context[index] -= step * inverse[position, other]
             result[row, column] = value
             free.remove(column)
     return result
@@ -111,19 +111,19 @@ def test_without_correlation_gptq_is_rounding_to_nearest() -> None:
 def test_gptq_has_less_output_error_than_nearest(bits: int, group_size: int | None) -> None:
     grid = Grid(bits, granularity="group" if group_size else "channel", group_size=group_size)
     weight = torch.randn(24, 70, generator=torch.Generator().manual_seed(bits))
-    work = site_work(weight, correlated_inputs(bits, 400, 70), grid)
-    gptq = Gptq().round(work)["layer"].dequantize()
-    nearest = Nearest().round(work)["layer"].dequantize()
-    error = work.statistics.output_error
+    context = site_context(weight, correlated_inputs(bits, 400, 70), grid)
+    gptq = Gptq().round(context)["layer"].dequantize()
+    nearest = Nearest().round(context)["layer"].dequantize()
+    error = context.statistics.output_error
     assert error(weight - gptq) < 0.5 * error(weight - nearest)
-    assert not work.warnings
+    assert not context.warnings
 
 
 def test_dead_columns_become_zero() -> None:
     inputs = correlated_inputs(4, 100, 10)
     inputs[:, [2, 7]] = 0
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(4))
-    quantized = Gptq().round(site_work(weight, inputs, Grid(4)))["layer"].dequantize()
+    quantized = Gptq().round(site_context(weight, inputs, Grid(4)))["layer"].dequantize()
     assert torch.equal(quantized[:, [2, 7]], torch.zeros(4, 2))
     assert bool((quantized[:, [0, 1, 3]] != 0).any())
 
@@ -138,14 +138,14 @@ def test_dead_columns_change_nothing_for_the_others(static: bool, power: float) 
     weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(4))
     gptq = Gptq(static_groups=static, act_order=static)
     large = torch.where(live, weight, 100.0)
-    results = [gptq.round(site_work(one, inputs, grid))["layer"] for one in (weight, large)]
+    results = [gptq.round(site_context(one, inputs, grid))["layer"] for one in (weight, large)]
     assert torch.equal(results[0].dequantize(), results[1].dequantize())
     alone = factorize(
-        site_work(weight[:, live], inputs[:, live], grid).statistics.hessian,
+        site_context(weight[:, live], inputs[:, live], grid).statistics.hessian,
         damping=gptq.damping, damping_limit=1.0, act_order=static,
     )  # fmt: skip
     beside = factorize(
-        site_work(weight, inputs, grid).statistics.hessian,
+        site_context(weight, inputs, grid).statistics.hessian,
         damping=gptq.damping, damping_limit=1.0, act_order=static,
     )  # fmt: skip
     assert alone is not None
@@ -155,38 +155,38 @@ def test_dead_columns_change_nothing_for_the_others(static: bool, power: float) 
 
 
 def test_without_calibration_rows_gptq_is_rounding_to_nearest() -> None:
-    work = site_work(torch.randn(4, 10), torch.zeros(0, 10), Grid(4))
-    quantized = Gptq().round(work)["layer"].dequantize()
-    assert torch.equal(quantized, Nearest().round(work)["layer"].dequantize())
+    context = site_context(torch.randn(4, 10), torch.zeros(0, 10), Grid(4))
+    quantized = Gptq().round(context)["layer"].dequantize()
+    assert torch.equal(quantized, Nearest().round(context)["layer"].dequantize())
     assert bool(quantized.any())
 
 
 def test_damping_rises_until_the_factorization_succeeds_and_says_so() -> None:
     # Far fewer rows than columns and wildly different scales: singular in double precision.
     inputs = correlated_inputs(5, 3, 60) * torch.logspace(-9, 9, 60)
-    work = site_work(torch.randn(2, 60), inputs, Grid(4))
-    Gptq(damping=1e-18, damping_limit=10.0).round(work)
-    assert "damping raised" in work.warnings[0]
+    context = site_context(torch.randn(2, 60), inputs, Grid(4))
+    Gptq(damping=1e-18, damping_limit=10.0).round(context)
+    assert "damping raised" in context.warnings[0]
 
 
 def test_a_failed_factorization_falls_back_to_nearest_and_says_so() -> None:
     weight = torch.randn(2, 6)
-    work = site_work(weight, torch.full((3, 6), float("nan")), Grid(4))
-    quantized = Gptq().round(work)["layer"]
-    assert torch.equal(quantized.codes, Nearest().round(work)["layer"].codes)
-    assert "rounded to nearest" in work.warnings[0]
+    context = site_context(weight, torch.full((3, 6), float("nan")), Grid(4))
+    quantized = Gptq().round(context)["layer"]
+    assert torch.equal(quantized.codes, Nearest().round(context)["layer"].codes)
+    assert "rounded to nearest" in context.warnings[0]
 
 
 def test_dynamic_groups_refit_on_updated_weights() -> None:
     grid = Grid(2, granularity="group", group_size=16)
     weight = torch.randn(8, 48, generator=torch.Generator().manual_seed(6))
-    work = site_work(weight, correlated_inputs(6, 300, 48), grid)
-    static = Gptq(act_order=False).round(work)["layer"]
-    dynamic = Gptq(act_order=False, static_groups=False).round(work)["layer"]
+    context = site_context(weight, correlated_inputs(6, 300, 48), grid)
+    static = Gptq(act_order=False).round(context)["layer"]
+    dynamic = Gptq(act_order=False, static_groups=False).round(context)["layer"]
     torch.testing.assert_close(static.parameters.scale[:, 0], dynamic.parameters.scale[:, 0])
     assert not torch.allclose(static.parameters.scale[:, 1:], dynamic.parameters.scale[:, 1:])
-    error = work.statistics.output_error
-    nearest = Nearest().round(work)["layer"].dequantize()
+    error = context.statistics.output_error
+    nearest = Nearest().round(context)["layer"].dequantize()
     assert error(weight - dynamic.dequantize()) < error(weight - nearest)
 
 

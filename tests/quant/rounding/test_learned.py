@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quant.walks import LEARNED, quantized_by_options, quantized_with, stages
+from quant.passes import LEARNED, quantized_by_options, quantized_with, stages
 
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import Grid

@@ -9,11 +9,11 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.rectified import (
-    SoftCodes,
+    TrainableCodes,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
 )
-from edge_asr.quant.soft import LayerStart
+from edge_asr.quant.trainable import LayerStart
 
 
 def test_rectified_sigmoid_and_its_inverse() -> None:
@@ -23,12 +23,14 @@ def test_rectified_sigmoid_and_its_inverse() -> None:
     assert float(rectified_sigmoid(torch.tensor(-6.0))) == 0
 
 
-def test_soft_codes_start_at_the_float_weight() -> None:
+def test_trainable_codes_start_at_the_float_weight() -> None:
     weight = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
     grid = Grid(4)
-    codes = SoftCodes({"layer": LayerStart(weight, minmax_parameters(weight, grid), grid)})
+    codes = TrainableCodes({"layer": LayerStart(weight, minmax_parameters(weight, grid), grid)})
     inside = (weight != weight.amin(1, keepdim=True)) & (weight != weight.amax(1, keepdim=True))
-    torch.testing.assert_close(codes.soft("layer")[inside], weight[inside], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        codes.fake_quantized("layer")[inside], weight[inside], atol=1e-5, rtol=0
+    )
     step = codes.parameters_of("layer").scale
     assert bool(((codes.quantized("layer").dequantize() - weight).abs() <= 0.51 * step).all())
 
@@ -40,9 +42,9 @@ def test_weights_that_lie_on_the_grid_are_trained_too(grid: Grid) -> None:
     scale = torch.full((2, 1), 0.5)
     zero = torch.full((2, 1), 0.0 if grid.symmetric else 7.0)
     start = LayerStart(scale * (codes - zero), GridParameters(scale, zero, codes.shape[1]), grid)
-    soft = SoftCodes({"layer": start})
-    torch.testing.assert_close(soft.soft("layer"), start.weight, atol=1e-4, rtol=0)
-    soft.soft("layer").sum().backward()
+    soft = TrainableCodes({"layer": start})
+    torch.testing.assert_close(soft.fake_quantized("layer"), start.weight, atol=1e-4, rtol=0)
+    soft.fake_quantized("layer").sum().backward()
     gradient = soft.logits["0"].grad
     assert gradient is not None
     assert bool((gradient > 0).all())

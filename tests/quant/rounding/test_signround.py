@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quant.bench import served_grid
+from quant.sites import served_grid
 
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.hqq import Hqq
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.signround import SignedOffsets, SignSGD
-from edge_asr.quant.soft import LayerStart
+from edge_asr.quant.trainable import LayerStart
 from edge_asr.quant.weight import round_nearest
-from edge_asr.quant.work import Layer
 
 
 @pytest.mark.parametrize("grid", [Grid(3), Grid(2, symmetric=True), Grid(3, symmetric=True,

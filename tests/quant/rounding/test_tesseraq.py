@@ -7,15 +7,15 @@ import torch
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.tesseraq import HardeningCodes, TesseraQ
-from edge_asr.quant.soft import LayerStart
+from edge_asr.quant.trainable import LayerStart
 
 
 def test_decided_codes_stay_and_the_undecided_move() -> None:
     """TesseraQ: nothing but hardening changes a fixed logit, whatever the gradients are."""
     weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
     start = LayerStart(weight, minmax_parameters(weight, Grid(3)), Grid(3))
-    part = TesseraQ(iterations=20, soft_shares=(0.5, 0.25))
-    codes = part.soft_rounding({"one": start})
+    part = TesseraQ(iterations=20, trained_shares=(0.5, 0.25))
+    codes = part.trainable_rounding({"one": start})
     assert isinstance(codes, HardeningCodes)
     (optimizer,) = codes.optimizers(20)
     target = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
@@ -23,10 +23,10 @@ def test_decided_codes_stay_and_the_undecided_move() -> None:
         before, fixed = codes.logits["0"].detach().clone(), codes.get_buffer("fixed_0").clone()
         assert int((~fixed).sum()) == (48 if step <= 10 else 24)
         optimizer.zero_grad()
-        (codes.soft("one") - target).square().sum().backward()
+        (codes.fake_quantized("one") - target).square().sum().backward()
         optimizer.step()
         assert torch.equal(codes.logits["0"][fixed], before[fixed])
         assert not torch.equal(codes.logits["0"][~fixed], before[~fixed])
         codes.after_step(step, 20)
     assert bool(codes.get_buffer("fixed_0").all())
-    assert torch.equal(codes.soft("one"), codes.quantized("one").dequantize())
+    assert torch.equal(codes.fake_quantized("one"), codes.quantized("one").dequantize())

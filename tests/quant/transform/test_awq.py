@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from quant.walks import (
+from quant.passes import (
     EncoderOnly,
+    contexts,
     largest_change,
     largest_encoder_change,
     rows_of,
@@ -19,7 +20,6 @@ from quant.walks import (
     walk,
     weights_of,
     without_rows,
-    works,
 )
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.awq import (
@@ -36,7 +37,6 @@ from edge_asr.quant.transform.awq import (
     relative_weight,
     rounded_under,
 )
-from edge_asr.quant.work import BlockWork
 
 GROUP = 16
 GRID = Grid(3, granularity="group", group_size=GROUP, half_scales=False)
@@ -79,41 +79,41 @@ def reference_scales(rows: np.ndarray, weights: list[np.ndarray], duo: bool) -> 
     return scales
 
 
-def site_rows(work: BlockWork, site: Site) -> np.ndarray:
-    return torch.cat(rows_of(work, work.layer(site.layers[0]))).double().numpy()
+def site_rows(context: BlockContext, site: Site) -> np.ndarray:
+    return torch.cat(rows_of(context, context.layer(site.layers[0]))).double().numpy()
 
 
-def site_weights(work: BlockWork, site: Site) -> list[np.ndarray]:
-    return [work.layer(name).weight.detach().double().numpy() for name in site.layers]
+def site_weights(context: BlockContext, site: Site) -> list[np.ndarray]:
+    return [context.layer(name).weight.detach().double().numpy() for name in site.layers]
 
 
 @torch.no_grad()
-def attention_outputs(work: BlockWork, attention: nn.Module) -> list[Tensor]:
+def attention_outputs(context: BlockContext, attention: nn.Module) -> list[Tensor]:
     """What the attention returns for the inputs of the float block, valid rows of each batch."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     keep = attention.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     with keep:
-        for call in work.calls:
-            work.module(*call.args, **call.kwargs)
+        for call in context.calls:
+            context.module(*call.args, **call.kwargs)
     return [
         attention(*args, **kwargs)[0][mask]
-        for (args, kwargs), mask in zip(calls, work.masks, strict=True)
+        for (args, kwargs), mask in zip(calls, context.masks, strict=True)
     ]
 
 
 def brute_force(
-    work: BlockWork, site: Site, scales: list[np.ndarray], *, attention: bool
+    context: BlockContext, site: Site, scales: list[np.ndarray], *, attention: bool
 ) -> np.ndarray:
     """Loss of every scale and batch [20, batches], with the rounded weights put in the layers."""
-    reader = work.model.get_submodule(site.reader) if attention else None
-    weights = site_weights(work, site)
-    layers = [work.layer(name) for name in site.layers]
+    reader = context.model.get_submodule(site.reader) if attention else None
+    weights = site_weights(context, site)
+    layers = [context.layer(name) for name in site.layers]
     if reader is not None:
-        targets = attention_outputs(work, reader)
+        targets = attention_outputs(context, reader)
     else:
-        rows = [batch.double() for batch in rows_of(work, layers[0])]
+        rows = [batch.double() for batch in rows_of(context, layers[0])]
     losses = []
     for scale in scales:
         rounded = [torch.from_numpy(round_weight(w * scale) / scale) for w in weights]
@@ -132,7 +132,7 @@ def brute_force(
             for layer, weight in zip(layers, rounded, strict=True):
                 layer.weight.data = weight.float()
             # The inputs of the attention do not depend on its own weights.
-            found = attention_outputs(work, reader)
+            found = attention_outputs(context, reader)
             for layer, original in zip(layers, originals, strict=True):
                 layer.weight.data = original
             changes = [one - other for one, other in zip(found, targets, strict=True)]
@@ -156,16 +156,16 @@ LINEAR_SITES = [("encoder", "out"), ("encoder", "fc1"), ("encoder", "fc2"), ("de
 def test_the_chosen_scale_is_that_of_a_brute_force(
     checkpoint: Checkpoint, stack: str, role: str, duo: bool
 ) -> None:
-    work, site = site_of(checkpoint, stack, role, uneven(checkpoint.model))
-    work.formats = dict.fromkeys(work.formats, TensorFormat(GRID))
-    scales = reference_scales(site_rows(work, site), site_weights(work, site), duo)
-    losses = brute_force(work, site, scales, attention=(stack, role) in SITES).sum(1)
+    context, site = site_of(checkpoint, stack, role, uneven(checkpoint.model))
+    context.formats = dict.fromkeys(context.formats, TensorFormat(GRID))
+    scales = reference_scales(site_rows(context, site), site_weights(context, site), duo)
+    losses = brute_force(context, site, scales, attention=(stack, role) in SITES).sum(1)
     best = int(losses.argmin())
-    before = weights_of(work.model)
-    chosen = Awq(duo_scaling=duo).search(work, site)
+    before = weights_of(context.model)
+    chosen = Awq(duo_scaling=duo).search(context, site)
     assert chosen is not None
     np.testing.assert_allclose(chosen.numpy(), scales[best], rtol=1e-4)
-    after = weights_of(work.model)
+    after = weights_of(context.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert duo or losses[best] < 0.95 * losses[0], "the scales must matter to the comparison"
 
@@ -174,50 +174,52 @@ def test_the_chosen_scale_is_that_of_a_brute_force(
 def test_losses_are_sums_over_the_valid_rows_of_all_batches(
     checkpoint: Checkpoint, stack: str, role: str
 ) -> None:
-    work, site = site_of(checkpoint, stack, role, uneven(checkpoint.model))
-    scales = reference_scales(site_rows(work, site), site_weights(work, site), False)[::5]
-    expected = brute_force(work, site, scales, attention=True)
+    context, site = site_of(checkpoint, stack, role, uneven(checkpoint.model))
+    scales = reference_scales(site_rows(context, site), site_weights(context, site), False)[::5]
+    expected = brute_force(context, site, scales, attention=True)
     assert expected.shape[1] == 2
-    assert any(not mask.all() for mask in work.masks)
+    assert any(not mask.all() for mask in context.masks)
     candidates = [
         {
-            name: rounded_under(work.layer(name).weight.detach(), torch.from_numpy(scale), GRID)
+            name: rounded_under(context.layer(name).weight.detach(), torch.from_numpy(scale), GRID)
             for name in site.layers
         }
         for scale in scales
     ]
     assert site.reader is not None
-    found = attention_losses(work, site, site.reader, candidates)
+    found = attention_losses(context, site, site.reader, candidates)
     np.testing.assert_allclose(found, expected.sum(1), rtol=1e-3)
     batches = [
-        attention_losses(replace(work, calls=[call], masks=[mask]), site, site.reader, candidates)
-        for call, mask in zip(work.calls, work.masks, strict=True)
+        attention_losses(
+            replace(context, calls=[call], masks=[mask]), site, site.reader, candidates
+        )
+        for call, mask in zip(context.calls, context.masks, strict=True)
     ]
     np.testing.assert_allclose(found, np.sum(batches, axis=0), rtol=1e-5)
 
 
 def test_keys_and_values_are_computed_once_for_all_candidates(checkpoint: Checkpoint) -> None:
-    work, site = site_of(checkpoint, "decoder", "cross_q")
+    context, site = site_of(checkpoint, "decoder", "cross_q")
     assert site.reader is not None
-    keys = work.layer(f"{site.reader}.k_proj")
+    keys = context.layer(f"{site.reader}.k_proj")
     counts = []
     for n_grid in (2, 20):
         calls: list[None] = []
         with keys.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None)):
-            Awq(n_grid=n_grid).search(work, site)
+            Awq(n_grid=n_grid).search(context, site)
         counts.append(len(calls))
-        assert work.layer(f"{site.reader}.k_proj") is keys
-    assert counts[0] == counts[1] == 2 * len(work.calls)
+        assert context.layer(f"{site.reader}.k_proj") is keys
+    assert counts[0] == counts[1] == 2 * len(context.calls)
 
 
 def test_layers_are_put_back_when_a_run_fails(checkpoint: Checkpoint) -> None:
-    work, site = site_of(checkpoint, "decoder", "cross_q")
-    modules, before = dict(work.model.named_modules()), weights_of(work.model)
+    context, site = site_of(checkpoint, "decoder", "cross_q")
+    modules, before = dict(context.model.named_modules()), weights_of(context.model)
     wrong = {name: torch.zeros(3, 3) for name in site.layers}
     with pytest.raises(RuntimeError):
-        attention_losses(work, site, site.reader or "", [wrong])
-    assert dict(work.model.named_modules()) == modules
-    after = weights_of(work.model)
+        attention_losses(context, site, site.reader or "", [wrong])
+    assert dict(context.model.named_modules()) == modules
+    after = weights_of(context.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -248,13 +250,13 @@ def test_activations_are_scaled_online_only_where_asked_and_needed(checkpoint: C
             name
             for block in blocks
             for name in block.layers
-            if len(rewritten.get_submodule(name).online)
+            if len(rewritten.get_submodule(name).input_ops)
         }
         assert online <= expected
         assert bool(online) == bool(expected)
         for name in online:
-            (work,) = rewritten.get_submodule(name).online
-            assert work.macs_per_row == rewritten.get_submodule(name).in_features
+            (context,) = rewritten.get_submodule(name).input_ops
+            assert context.macs_per_row == rewritten.get_submodule(name).in_features
         for name in unfolded - online:
             old = model.get_submodule(name).weight
             assert torch.equal(rewritten.get_submodule(name).weight, old)
@@ -288,18 +290,18 @@ def test_all_cross_keys_and_values_share_one_scale(checkpoint: Checkpoint) -> No
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_handful_of_rows_is_enough(checkpoint: Checkpoint, rows: int) -> None:
-    for work in works(checkpoint):
-        masks = [torch.zeros_like(mask) for mask in work.masks]
+    for context in contexts(checkpoint):
+        masks = [torch.zeros_like(mask) for mask in context.masks]
         masks[0][0, :rows] = True
-        bench = replace(work, masks=masks, warnings=[], _statistics={})
+        bench = replace(context, masks=masks, warnings=[], _statistics={})
         assert bench.statistics(bench.block.sites[0]).rows == rows
         Awq(n_grid=4).rewrite_block(bench)
         assert not bench.warnings
 
 
 def test_without_rows_a_site_is_left_alone_with_a_warning(checkpoint: Checkpoint) -> None:
-    for work in works(checkpoint):
-        bench = without_rows(work)
+    for context in contexts(checkpoint):
+        bench = without_rows(context)
         before = weights_of(bench.model)
         Awq().rewrite_block(bench)
         after = weights_of(bench.model)
@@ -310,13 +312,13 @@ def test_without_rows_a_site_is_left_alone_with_a_warning(checkpoint: Checkpoint
 
 
 def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: Checkpoint) -> None:
-    work, site = site_of(whisper, "encoder", "qkv")
-    work.calls[0].hidden.fill_(float("nan"))
-    work.inputs_changed()
-    before = work.layer(site.layers[0]).weight.detach().clone()
-    Awq(n_grid=3).rewrite_block(work)
-    assert torch.equal(work.layer(site.layers[0]).weight, before)
-    assert "finite output" in work.warnings[0]
+    context, site = site_of(whisper, "encoder", "qkv")
+    context.calls[0].hidden.fill_(float("nan"))
+    context.inputs_changed()
+    before = context.layer(site.layers[0]).weight.detach().clone()
+    Awq(n_grid=3).rewrite_block(context)
+    assert torch.equal(context.layer(site.layers[0]).weight, before)
+    assert "finite output" in context.warnings[0]
 
 
 def test_candidates_without_any_input_are_all_ones() -> None:

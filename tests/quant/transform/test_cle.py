@@ -10,8 +10,9 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from quant.walks import (
+from quant.passes import (
     EncoderOnly,
+    contexts,
     largest_change,
     largest_encoder_change,
     site_of,
@@ -19,7 +20,6 @@ from quant.walks import (
     walk,
     weights_of,
     without_rows,
-    works,
 )
 
 from edge_asr.config import CONF
@@ -96,21 +96,21 @@ def test_equalizing_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Check
 
 def test_rounded_values_of_the_cross_attention_are_not_touched(checkpoint: Checkpoint) -> None:
     """On a decoder block's bench only the block's own layers may change."""
-    for work in works(checkpoint):
-        before = weights_of(work.model)
-        CrossLayerEqualization().rewrite_block(work)
-        after = weights_of(work.model)
+    for context in contexts(checkpoint):
+        before = weights_of(context.model)
+        CrossLayerEqualization().rewrite_block(context)
+        after = weights_of(context.model)
         for name in before:
             if not torch.equal(before[name], after[name]):
                 layer = name.rpartition(".")[0]
-                own = layer in work.block.layers
-                waiting = work.block.module == work.architecture.encoder_norm
+                own = layer in context.block.layers
+                waiting = context.block.module == context.architecture.encoder_norm
                 assert own or (waiting and layer.endswith(("out_proj", "o_proj"))), name
 
 
 def test_equalization_needs_no_calibration(checkpoint: Checkpoint) -> None:
-    work, site = site_of(checkpoint, "encoder", "out")
-    bench = without_rows(work)
+    context, site = site_of(checkpoint, "encoder", "out")
+    bench = without_rows(context)
     CrossLayerEqualization().rewrite_block(bench)
     source = bench.layer(site.source or "").weight.abs().amax(1)
     torch.testing.assert_close(source, bench.layer(site.layers[0]).weight.abs().amax(0))
@@ -118,14 +118,14 @@ def test_equalization_needs_no_calibration(checkpoint: Checkpoint) -> None:
 
 
 def test_weights_that_are_not_finite_are_left_alone_with_a_warning(whisper: Checkpoint) -> None:
-    work, site = site_of(whisper, "encoder", "out")
-    layer = work.layer(site.layers[0])
+    context, site = site_of(whisper, "encoder", "out")
+    layer = context.layer(site.layers[0])
     with torch.no_grad():
         layer.weight[0, 0] = float("inf")
     before = copy.deepcopy(layer.weight)
-    CrossLayerEqualization().rewrite_block(work)
+    CrossLayerEqualization().rewrite_block(context)
     assert torch.equal(layer.weight, before)
-    assert "not finite" in work.warnings[0]
+    assert "not finite" in context.warnings[0]
 
 
 def test_the_part_is_registered_without_settings() -> None:

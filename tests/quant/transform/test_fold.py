@@ -6,33 +6,33 @@ import copy
 
 import pytest
 import torch
-from quant.walks import (
+from quant.passes import (
     EncoderOnly,
     Inspect,
+    contexts,
     largest_change,
     largest_encoder_change,
     site_of,
     walk,
     weights_of,
-    works,
 )
 from torch import nn
 
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.layers import ChannelScale
 from edge_asr.quant.transform.fold import can_fold, fed_by_norm, scale_site
-from edge_asr.quant.work import BlockWork
 
 
 def random_scale(count: int, seed: int) -> torch.Tensor:
     return torch.exp(torch.randn(count, generator=torch.Generator().manual_seed(seed)))
 
 
-def scale_everything(work: BlockWork) -> None:
+def scale_everything(context: BlockContext) -> None:
     """A random scale at every site, online where it cannot fold."""
-    for index, site in enumerate(work.block.sites):
-        scale = random_scale(work.layer(site.layers[0]).in_features, index)
-        scale_site(work, site, scale, online=not can_fold(work, site))
+    for index, site in enumerate(context.block.sites):
+        scale = random_scale(context.layer(site.layers[0]).in_features, index)
+        scale_site(context, site, scale, online=not can_fold(context, site))
 
 
 def test_scaling_every_site_leaves_the_logits_as_they_are(checkpoint: Checkpoint) -> None:
@@ -53,80 +53,82 @@ def test_scaling_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoi
 def test_what_can_fold(checkpoint: Checkpoint) -> None:
     """Norms and layers of the same block can; rounded values and activations cannot."""
     gated = checkpoint.architecture.family == "moonshine"
-    for work in works(checkpoint):
-        for site in work.block.sites:
-            assert fed_by_norm(work, site) == (site.role not in ("out", "fc2"))
-            cross = site.role == "out" and site.source not in work.block.layers
+    for context in contexts(checkpoint):
+        for site in context.block.sites:
+            assert fed_by_norm(context, site) == (site.role not in ("out", "fc2"))
+            cross = site.role == "out" and site.source not in context.block.layers
             blocked = cross or (site.role == "fc2" and not (gated and site.stack == "decoder"))
-            assert can_fold(work, site) != blocked, site.layers
+            assert can_fold(context, site) != blocked, site.layers
             if cross:
                 assert "encoder_attn" in site.layers[0]
 
 
 def test_a_source_that_is_rounded_already_is_refused(checkpoint: Checkpoint) -> None:
-    work = next(w for w in works(checkpoint) if any(s.role == "cross_q" for s in w.block.sites))
-    site = [site for site in work.block.sites if site.role == "out"][1]
-    before = weights_of(work.model)
+    context = next(
+        w for w in contexts(checkpoint) if any(s.role == "cross_q" for s in w.block.sites)
+    )
+    site = [site for site in context.block.sites if site.role == "out"][1]
+    before = weights_of(context.model)
     with pytest.raises(ValueError, match="cannot absorb"):
-        scale_site(work, site, random_scale(work.layer(site.layers[0]).in_features, 0))
-    after = weights_of(work.model)
+        scale_site(context, site, random_scale(context.layer(site.layers[0]).in_features, 0))
+    after = weights_of(context.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_must_be_above_zero_and_finite(whisper: Checkpoint, bad: float) -> None:
-    work, site = site_of(whisper, "encoder", "fc1")
+    context, site = site_of(whisper, "encoder", "fc1")
     scale = torch.ones(48)
     scale[3] = bad
     with pytest.raises(ValueError, match="not above zero and finite"):
-        scale_site(work, site, scale)
+        scale_site(context, site, scale)
 
 
 def test_only_the_up_half_of_a_gated_layer_takes_the_scale(moonshine: Checkpoint) -> None:
-    work, site = site_of(moonshine, "decoder", "fc2")
-    source = work.layer(site.source or "")
-    reader = work.layer(site.layers[0])
+    context, site = site_of(moonshine, "decoder", "fc2")
+    source = context.layer(site.source or "")
+    reader = context.layer(site.layers[0])
     before = copy.deepcopy((source, reader))
     scale = random_scale(80, 1)
-    scale_site(work, site, scale)
+    scale_site(context, site, scale)
     assert torch.equal(source.weight[80:], before[0].weight[80:])
     assert torch.equal(source.bias[80:], before[0].bias[80:])
     torch.testing.assert_close(source.weight[:80] * scale[:, None], before[0].weight[:80])
     torch.testing.assert_close(source.bias[:80] * scale, before[0].bias[:80])
     torch.testing.assert_close(reader.weight / scale, before[1].weight)
-    assert not reader.online
+    assert not reader.input_ops
 
 
 def test_values_shared_by_several_heads_do_not_fold(moonshine: Checkpoint) -> None:
-    work, site = site_of(moonshine, "encoder", "out")
-    assert can_fold(work, site)
-    work.layer(site.source or "").out_features = 20
-    assert not can_fold(work, site)
+    context, site = site_of(moonshine, "encoder", "out")
+    assert can_fold(context, site)
+    context.layer(site.source or "").out_features = 20
+    assert not can_fold(context, site)
 
 
 def test_a_norm_without_weight_does_not_fold(whisper: Checkpoint) -> None:
-    work, site = site_of(whisper, "encoder", "fc1")
-    work.model.set_submodule(site.source or "", nn.LayerNorm(48, elementwise_affine=False))
-    assert not can_fold(work, site)
+    context, site = site_of(whisper, "encoder", "fc1")
+    context.model.set_submodule(site.source or "", nn.LayerNorm(48, elementwise_affine=False))
+    assert not can_fold(context, site)
 
 
-def test_online_work_is_visible_and_keeps_later_scales_from_folding(whisper: Checkpoint) -> None:
-    work, site = site_of(whisper, "encoder", "fc1")
-    scale, layer = random_scale(48, 2), work.layer(site.layers[0])
+def test_runtime_ops_are_visible_and_keep_later_scales_from_folding(whisper: Checkpoint) -> None:
+    context, site = site_of(whisper, "encoder", "fc1")
+    scale, layer = random_scale(48, 2), context.layer(site.layers[0])
     before = layer.weight.detach().clone()
-    scale_site(work, site, scale, online=True)
-    (online,) = layer.online
+    scale_site(context, site, scale, online=True)
+    (online,) = layer.input_ops
     assert isinstance(online, ChannelScale)
     # Stored in float16, and the weight undoes what is stored.
     assert torch.equal(online.factor, (1 / scale).half().float())
     torch.testing.assert_close(layer.weight * online.factor, before)
     assert online.macs_per_row == 48
-    assert not can_fold(work, site)
+    assert not can_fold(context, site)
 
 
 def test_statistics_are_taken_anew(checkpoint: Checkpoint) -> None:
-    work, site = site_of(checkpoint, "encoder", "qkv")
-    before = work.statistics(site).largest_magnitude
+    context, site = site_of(checkpoint, "encoder", "qkv")
+    before = context.statistics(site).largest_magnitude
     scale = random_scale(len(before), 3)
-    scale_site(work, site, scale)
-    torch.testing.assert_close(work.statistics(site).largest_magnitude * scale, before)
+    scale_site(context, site, scale)
+    torch.testing.assert_close(context.statistics(site).largest_magnitude * scale, before)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from quant.walks import batches_of, largest_change, quantized_with, stages, walk
+from quant.passes import batches_of, largest_change, quantized_with, stages, walk
 from tiny import tone
 from torch import nn
 from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
@@ -19,13 +19,13 @@ from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import ModelContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.layers import install_layers, runtime_ops
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.hadamard import Hadamard
 from edge_asr.quant.transform.hadamard_matrices import FastHadamard, hadamard_matrix
 from edge_asr.quant.transform.stream_modules import StreamEntry
-from edge_asr.quant.work import ModelWork
 from edge_asr.runtimes.torch_greedy import greedy
 
 SETTINGS = [
@@ -42,9 +42,9 @@ def rewritten(
     model = copy.deepcopy(model)
     names = [name for block in architecture.blocks(model.config) for name in block.layers]
     install_layers(model, names)
-    work = ModelWork(model, architecture, [], dict.fromkeys(names, TensorFormat(Grid(8))))
-    part.rewrite_model(work)
-    return model, work.warnings
+    context = ModelContext(model, architecture, [], dict.fromkeys(names, TensorFormat(Grid(8))))
+    part.rewrite_model(context)
+    return model, context.warnings
 
 
 def recipe(rounding: str) -> dict[str, dict[str, Any]]:
@@ -161,11 +161,11 @@ def test_rotation_hides_a_loud_channel(checkpoint: Checkpoint) -> None:
     assert peaks[1] < 0.7 * peaks[0]
 
 
-def test_online_work_is_visible_and_listed_once(checkpoint: Checkpoint) -> None:
+def test_runtime_ops_are_visible_and_listed_once(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.architecture
     model, _ = rewritten(checkpoint.model, architecture, Hadamard())
     sites = [site for block in architecture.blocks(model.config) for site in block.sites]
-    expected = {f"{site.layers[0]}.online.0" for site in sites if site.role in ("out", "fc2")}
+    expected = {f"{site.layers[0]}.input_ops.0" for site in sites if site.role in ("out", "fc2")}
     expected |= {
         f"{architecture.encoder_block(0).module}.stream_entry",
         f"{architecture.decoder_block(0).module}.stream_entry",
@@ -175,7 +175,7 @@ def test_online_work_is_visible_and_listed_once(checkpoint: Checkpoint) -> None:
     untied, _ = rewritten(checkpoint.model, architecture, Hadamard(untie=True, across_heads=False))
     assert set(runtime_ops(untied)) == {
         f"{architecture.encoder_block(0).module}.stream_entry",
-        *(f"{site.layers[0]}.online.0" for site in sites if site.role == "fc2"),
+        *(f"{site.layers[0]}.input_ops.0" for site in sites if site.role == "fc2"),
     }
 
 
@@ -187,16 +187,16 @@ def test_costs_at_the_shape_of_whisper_tiny() -> None:
         decoder_start_token_id=1,
     )  # fmt: skip
     model, warnings = rewritten(WhisperForConditionalGeneration(config), Whisper(), Hadamard())
-    costs = {name: work.macs_per_row for name, work in runtime_ops(model).items()}
+    costs = {name: context.macs_per_row for name, context in runtime_ops(model).items()}
     stream = 384 * (12 + 5 + 1)  # 384 = 12 x 2^5
     assert costs == {
         "model.encoder.layers.0.stream_entry": 384 + stream,
-        "model.encoder.layers.0.self_attn.out_proj.online.0": 384 * (1 + 1),
-        "model.encoder.layers.0.fc2.online.0": 1536 * (12 + 7 + 1),
+        "model.encoder.layers.0.self_attn.out_proj.input_ops.0": 384 * (1 + 1),
+        "model.encoder.layers.0.fc2.input_ops.0": 1536 * (12 + 7 + 1),
         "model.decoder.layers.0.stream_entry": 384 + stream,
-        "model.decoder.layers.0.self_attn.out_proj.online.0": 384 * (1 + 1),
-        "model.decoder.layers.0.encoder_attn.out_proj.online.0": 384 * (1 + 1),
-        "model.decoder.layers.0.fc2.online.0": 1536 * (12 + 7 + 1),
+        "model.decoder.layers.0.self_attn.out_proj.input_ops.0": 384 * (1 + 1),
+        "model.decoder.layers.0.encoder_attn.out_proj.input_ops.0": 384 * (1 + 1),
+        "model.decoder.layers.0.fc2.input_ops.0": 1536 * (12 + 7 + 1),
         "model.decoder.layer_norm.rotation": stream,
     }
     assert warnings == [
@@ -233,12 +233,12 @@ def test_widths_without_a_hadamard_fall_back_and_say_so() -> None:
         "35 channels are not mixed",
     ):
         assert any(text in warning for warning in warnings), text
-    work = runtime_ops(model)
-    assert not any("decoder.layers.0.fc2" in name or "out_proj" in name for name in work)
-    entry = work["model.encoder.layers.0.stream_entry"]
+    context = runtime_ops(model)
+    assert not any("decoder.layers.0.fc2" in name or "out_proj" in name for name in context)
+    entry = context["model.encoder.layers.0.stream_entry"]
     assert isinstance(entry, StreamEntry)
     assert entry.macs_per_row == 30 * 30 + 30
-    assert isinstance(work["model.encoder.layers.0.fc2.online.0"], FastHadamard)
+    assert isinstance(context["model.encoder.layers.0.fc2.input_ops.0"], FastHadamard)
 
 
 def test_the_seed_decides_the_signs(checkpoint: Checkpoint) -> None:

@@ -126,10 +126,10 @@ def test_the_fast_product_is_the_matrix_product(
     if signed:
         full = np.diag(signs.numpy()) @ full
     expected = inputs.numpy() @ (full.T if inverse else full)
-    work = FastHadamard(
+    context = FastHadamard(
         width, order, stride=stride, signs=signs if signed else None, inverse=inverse
     )
-    np.testing.assert_allclose(work(inputs).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(context(inputs).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -138,16 +138,16 @@ def test_the_fast_product_is_the_matrix_product(
 )
 def test_the_cost_is_what_the_product_runs(width: int, steps: int) -> None:
     """Products with dense factors as PyTorch counts them, the other steps by hand."""
-    work = FastHadamard(width, width)
-    assert work.macs_per_row == width * (steps + 1)
+    context = FastHadamard(width, width)
+    assert context.macs_per_row == width * (steps + 1)
     orders = kronecker_orders(width)
     assert orders is not None
     twos = orders.count(2)
     counter = FlopCounterMode(display=False)
     with counter:
-        work(torch.randn(7, width))
-    assert counter.get_total_flops() == 2 * 7 * (work.macs_per_row - width * (twos + 1))
-    assert work.stored_bits == sum(order**2 for order in set(orders) - {2})
+        context(torch.randn(7, width))
+    assert counter.get_total_flops() == 2 * 7 * (context.macs_per_row - width * (twos + 1))
+    assert context.stored_bits == sum(order**2 for order in set(orders) - {2})
 
 
 def test_a_product_that_does_not_fit_is_refused() -> None:
@@ -177,6 +177,6 @@ def test_a_random_hadamard_runs_online_as_its_matrix(inverse: bool) -> None:
     rotation = RandomHadamard.draw(48, torch.Generator().manual_seed(1))
     inputs = torch.randn(5, 48, dtype=torch.float64)
     expected = inputs @ (rotation.matrix.T if inverse else rotation.matrix)
-    work = rotation.online(inverse=inverse)
-    torch.testing.assert_close(work(inputs), expected, atol=1e-12, rtol=0)
-    assert work.stored_bits == 12**2 + 48
+    context = rotation.runtime_op(inverse=inverse)
+    torch.testing.assert_close(context(inputs), expected, atol=1e-12, rtol=0)
+    assert context.stored_bits == 12**2 + 48

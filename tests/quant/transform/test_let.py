@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from options import composed
-from quant.walks import quantized_with, stages, works_with_targets
+from quant.passes import contexts_with_targets, quantized_with, stages
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
@@ -15,23 +15,23 @@ from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.reconstruction import BlockLoss
 from edge_asr.quant.scheme import Scheme
-from edge_asr.quant.soft import RewrittenBlock
+from edge_asr.quant.trainable import RewrittenBlock
 from edge_asr.quant.transform.let import LearnedEquivalentTransformation
 
 
 def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoint) -> None:
     """Random scales, shifts and query-key scales: the block's outputs must not move."""
     shifts = 0
-    for work in works_with_targets(checkpoint):
-        soft = LearnedEquivalentTransformation().soft_transform(work)
+    for context in contexts_with_targets(checkpoint):
+        soft = LearnedEquivalentTransformation().trainable_transform(context)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in soft.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.mul_(torch.exp(0.3 * noise)).add_(0.05 * noise)
-        block = RewrittenBlock(work, soft, MinMax().soft_range(work))
-        size = sum(float(target.square().sum(-1).mean()) for target in work.targets)
-        assert BlockLoss(work).over_all(block.rewritten()) < 1e-8 * size, work.block.module
+        block = RewrittenBlock(context, soft, MinMax().trainable_range(context))
+        size = sum(float(target.square().sum(-1).mean()) for target in context.targets)
+        assert BlockLoss(context).over_all(block.rewritten()) < 1e-8 * size, context.block.module
         shifts += len(soft.shift)
     assert bool(shifts) == (checkpoint.architecture.family == "whisper")
 

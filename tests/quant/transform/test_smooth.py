@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from quant.walks import (
+from quant.passes import (
     EncoderOnly,
     Inspect,
+    contexts,
     formats_of,
     largest_change,
     largest_encoder_change,
@@ -20,17 +21,16 @@ from quant.walks import (
     walk,
     weights_of,
     without_rows,
-    works,
 )
 
 from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import BlockContext, ModelContext
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.smooth import Smooth, smooth_scale
-from edge_asr.quant.work import BlockWork, ModelWork
 
 SMOOTHED = ("qkv", "cross_q", "cross_kv", "fc1")
 
@@ -66,9 +66,9 @@ def test_smoothing_for_float_activations_is_warned_of(
     moonshine: Checkpoint, activation: ActivationGrid | None
 ) -> None:
     formats = formats_of(moonshine, Grid(4), activation)
-    work = ModelWork(moonshine.model, moonshine.architecture, (), formats)
-    Smooth().rewrite_model(work)
-    assert len(work.warnings) == (activation is None)
+    context = ModelContext(moonshine.model, moonshine.architecture, (), formats)
+    Smooth().rewrite_model(context)
+    assert len(context.warnings) == (activation is None)
 
 
 def test_smoothing_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
@@ -81,20 +81,20 @@ def test_scales_are_those_of_the_paper(checkpoint: Checkpoint, alpha: float) -> 
     """Read off what became of every smoothed site's weights and norm."""
     seen = []
 
-    def compare(work: BlockWork) -> None:
-        sites = [site for site in work.block.sites if site.role in SMOOTHED]
+    def compare(context: BlockContext) -> None:
+        sites = [site for site in context.block.sites if site.role in SMOOTHED]
         expected = []
         for site in sites:
-            inputs = torch.cat(rows_of(work, work.layer(site.layers[0]))).numpy()
-            weights = [work.layer(name).weight.detach().numpy() for name in site.layers]
+            inputs = torch.cat(rows_of(context, context.layer(site.layers[0]))).numpy()
+            weights = [context.layer(name).weight.detach().numpy() for name in site.layers]
             expected.append(reference_scale(inputs, weights, alpha))
-        before = copy.deepcopy(work.model)
-        Smooth(alpha).rewrite_block(work)
+        before = copy.deepcopy(context.model)
+        Smooth(alpha).rewrite_block(context)
         for site, scale in zip(sites, expected, strict=True):
             for name in site.layers:
-                old, new = before.get_submodule(name).weight, work.layer(name).weight
+                old, new = before.get_submodule(name).weight, context.layer(name).weight
                 np.testing.assert_allclose(new.detach(), old.detach() * scale, rtol=1e-4)
-            norm = work.model.get_submodule(site.source)
+            norm = context.model.get_submodule(site.source)
             for part in ("weight", "bias"):
                 old = getattr(before.get_submodule(site.source), part)
                 if old is not None:
@@ -114,7 +114,7 @@ def test_out_and_fc2_stay_as_they_are(checkpoint: Checkpoint) -> None:
                 (name,) = site.layers
                 old = checkpoint.model.get_submodule(name).weight
                 assert torch.equal(model.get_submodule(name).weight, old)
-                assert not model.get_submodule(name).online
+                assert not model.get_submodule(name).input_ops
 
 
 def test_all_cross_keys_and_values_share_one_scale(checkpoint: Checkpoint) -> None:
@@ -135,14 +135,14 @@ def test_padding_is_not_learned_from(checkpoint: Checkpoint) -> None:
     """Whatever the padded rows of the first block hold, its first norm gets the same scale."""
     ratios = []
     for exponent in (1, 21):
-        work, site = site_of(checkpoint, "encoder", "qkv")
-        assert any(not mask.all() for mask in work.masks)
-        norm = work.model.get_submodule(site.source or "")
+        context, site = site_of(checkpoint, "encoder", "qkv")
+        assert any(not mask.all() for mask in context.masks)
+        norm = context.model.get_submodule(site.source or "")
         before = norm.weight.detach().clone()
-        for call, mask in zip(work.calls, work.masks, strict=True):
+        for call, mask in zip(context.calls, context.masks, strict=True):
             call.hidden[~mask] = torch.linspace(-1, 1, len(before)) ** exponent
-        work.inputs_changed()
-        Smooth().rewrite_block(work)
+        context.inputs_changed()
+        Smooth().rewrite_block(context)
         ratios.append(before / norm.weight)
     torch.testing.assert_close(ratios[0], ratios[1])
 
@@ -155,25 +155,25 @@ def test_dead_channels_and_zero_columns_stay_finite() -> None:
 
 
 def test_without_rows_a_site_is_left_alone_with_a_warning(checkpoint: Checkpoint) -> None:
-    for work in works(checkpoint):
-        bench = without_rows(work)
+    for context in contexts(checkpoint):
+        bench = without_rows(context)
         before = weights_of(bench.model)
         Smooth().rewrite_block(bench)
         after = weights_of(bench.model)
         assert all(torch.equal(before[name], after[name]) for name in before)
-        smoothed = sum(site.role in SMOOTHED for site in work.block.sites)
+        smoothed = sum(site.role in SMOOTHED for site in context.block.sites)
         assert len(bench.warnings) == smoothed
         assert all("no calibration rows" in warning for warning in bench.warnings)
 
 
 def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: Checkpoint) -> None:
-    work, site = site_of(whisper, "encoder", "qkv")
-    work.calls[0].hidden.fill_(float("nan"))
-    work.inputs_changed()
-    before = work.layer(site.layers[0]).weight.detach().clone()
-    Smooth().rewrite_block(work)
-    assert torch.equal(work.layer(site.layers[0]).weight, before)
-    assert "not finite" in work.warnings[0]
+    context, site = site_of(whisper, "encoder", "qkv")
+    context.calls[0].hidden.fill_(float("nan"))
+    context.inputs_changed()
+    before = context.layer(site.layers[0]).weight.detach().clone()
+    Smooth().rewrite_block(context)
+    assert torch.equal(context.layer(site.layers[0]).weight, before)
+    assert "not finite" in context.warnings[0]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])

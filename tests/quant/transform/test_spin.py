@@ -7,61 +7,61 @@ from typing import Any
 
 import pytest
 import torch
-from quant.walks import batches_of, formats_of, largest_change
+from quant.passes import batches_of, formats_of, largest_change
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import ModelContext
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear, install_layers
 from edge_asr.quant.transform import spin
 from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.transform.spin import Spin, Spins, _add_gradients, _next_tokens, _tensors
-from edge_asr.quant.work import ModelWork
 
 
-def bench(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelWork:
+def bench(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelContext:
     """A copy of the model, ready for a rewrite."""
     model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
     formats = formats_of(checkpoint, Grid(3), activation)
     install_layers(model, formats)
-    return ModelWork(model, architecture, batches_of(checkpoint), formats)
+    return ModelContext(model, architecture, batches_of(checkpoint), formats)
 
 
 @pytest.mark.parametrize("activation", [None, ActivationGrid(3)], ids=["weights", "activations"])
 def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
     checkpoint: Checkpoint, activation: ActivationGrid | None
 ) -> None:
-    work = bench(checkpoint, activation)
-    Spin(steps=8).rewrite_model(work)
-    (learned,) = work.reconstructions
+    context = bench(checkpoint, activation)
+    Spin(steps=8).rewrite_model(context)
+    (learned,) = context.reconstructions
     assert learned.loss_after < learned.loss_before
-    assert 0 < largest_change(checkpoint, checkpoint.model, work.model) < 1e-4
+    assert 0 < largest_change(checkpoint, checkpoint.model, context.model) < 1e-4
     assert not any(
         len(list(layer.quantize_input.parameters())) or layer.quantize_input.__class__.__name__
         != "Identity"
-        for layer in work.model.modules()
+        for layer in context.model.modules()
         if isinstance(layer, QuantizedLinear)
     )  # fmt: skip
 
 
 def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
-    work = bench(whisper)
-    Spin(steps=3, untie=True).rewrite_model(work)
-    assert 0 < largest_change(whisper, whisper.model, work.model) < 1e-4
+    context = bench(whisper)
+    Spin(steps=3, untie=True).rewrite_model(context)
+    assert 0 < largest_change(whisper, whisper.model, context.model) < 1e-4
 
 
 def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint) -> None:
     architecture, grams = checkpoint.architecture, []
     for seed in range(2):
-        work = bench(checkpoint)
-        rotate_model(work, seed=seed, untie=False, across_heads=False, dense=True)
-        assert largest_change(checkpoint, checkpoint.model, work.model) < 1e-4
-        config = work.model.config
+        context = bench(checkpoint)
+        rotate_model(context, seed=seed, untie=False, across_heads=False, dense=True)
+        assert largest_change(checkpoint, checkpoint.model, context.model) < 1e-4
+        config = context.model.config
         head_dim = architecture.width(config) // architecture.heads(config)[0]
         (name,) = [
             site.layers[0] for site in architecture.encoder_block(0).sites if site.role == "out"
         ]
-        first_head = work.model.get_submodule(name).weight[:, :head_dim]
+        first_head = context.model.get_submodule(name).weight[:, :head_dim]
         # The stream's rotation, on the other side, leaves these products as they are.
         grams.append(first_head.T @ first_head)
     assert not torch.allclose(*grams, rtol=1e-2)
@@ -71,14 +71,14 @@ def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint)
 def test_gradients_are_the_same_however_many_clips_pass_at_once(
     checkpoint: Checkpoint, activation: ActivationGrid | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = bench(checkpoint, activation)
-    rotate_model(work, seed=0, untie=False, across_heads=False, dense=True)
-    fixed = {path: value.detach() for path, value in _tensors(work.model).items()}
+    context = bench(checkpoint, activation)
+    rotate_model(context, seed=0, untie=False, across_heads=False, dense=True)
+    fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
     gradients = []
     for frames in (1, 10**6):
         monkeypatch.setattr(spin, "FRAMES_AT_ONCE", frames)
-        spins = Spins(work)
-        _add_gradients(work, work.batches[1], spins, fixed, torch.arange(2))
+        spins = Spins(context)
+        _add_gradients(context, context.batches[1], spins, fixed, torch.arange(2))
         assert all(matrix.grad is not None for matrix in spins.parameters())
         gradients.append([matrix.grad for matrix in spins.parameters()])
     for one, other in zip(*gradients, strict=True):

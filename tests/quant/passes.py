@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
-from edge_asr.calibration.capture import Passage
+from edge_asr.calibration.capture import CalibrationPass
 from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.context import BlockContext, ModelContext, Reconstruction
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.layers import install_layers, quantized_layers
 from edge_asr.quant.recipe import Recipe
@@ -26,7 +27,6 @@ from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.sequential import Progress, quantize_model
 from edge_asr.quant.stages import Transform
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import BlockWork, ModelWork, Reconstruction
 
 GRID = Grid(3, granularity="group", group_size=16)
 # Learned parts, trained just long enough for small models.
@@ -47,10 +47,10 @@ LEARNED: dict[str, dict[str, dict[str, Any]]] = {
 class Inspect(Transform):
     """Calls a function of the test with every block."""
 
-    action: Callable[[BlockWork], None]
+    action: Callable[[BlockContext], None]
 
-    def rewrite_block(self, work: BlockWork) -> None:
-        self.action(work)
+    def rewrite_block(self, context: BlockContext) -> None:
+        self.action(context)
 
 
 def batches_of(checkpoint: Checkpoint, seed: int = 0) -> list[CalibrationBatch]:
@@ -155,25 +155,27 @@ def walk(
     architecture, batches = checkpoint.architecture, batches_of(checkpoint)
     formats = formats_of(checkpoint, grid)
     install_layers(model, formats)
-    whole = ModelWork(model, architecture, batches, formats)
+    whole = ModelContext(model, architecture, batches, formats)
     transform.rewrite_model(whole)
     warnings = whole.warnings
-    for station in Passage(model, architecture, batches).stations():
-        work = BlockWork(
-            model, architecture, station.block, station.module,
-            station.calls, station.masks, formats,
+    for captured in CalibrationPass(model, architecture, batches).captured_blocks():
+        context = BlockContext(
+            model, architecture, captured.block, captured.module,
+            captured.calls, captured.masks, formats,
         )  # fmt: skip
         # As in a run that measures errors: statistics are there before anything is rewritten.
-        for site in station.block.sites:
-            work.statistics(site)
-        transform.rewrite_block(work)
-        warnings += work.warnings
+        for site in captured.block.sites:
+            context.statistics(site)
+        transform.rewrite_block(context)
+        warnings += context.warnings
     return model, Quantization(warnings=warnings)
 
 
-def works(checkpoint: Checkpoint, model: PreTrainedModel | None = None) -> Iterator[BlockWork]:
+def contexts(
+    checkpoint: Checkpoint, model: PreTrainedModel | None = None
+) -> Iterator[BlockContext]:
     """The float bench of every block in turn."""
-    seen: list[BlockWork] = []
+    seen: list[BlockContext] = []
     walk(checkpoint, Inspect(seen.append), model=model)
     yield from seen
 
@@ -183,17 +185,17 @@ def site_of(
     stack: str,
     role: str,
     model: PreTrainedModel | None = None,
-) -> tuple[BlockWork, Site]:
+) -> tuple[BlockContext, Site]:
     """The first site of that role in that stack, on its bench."""
-    for work in works(checkpoint, model):
-        for site in work.block.sites:
+    for context in contexts(checkpoint, model):
+        for site in context.block.sites:
             if (site.stack, site.role) == (stack, role):
-                return work, site
+                return context, site
     raise LookupError(f"no {role} in the {stack}")
 
 
 @torch.no_grad()
-def rows_of(work: BlockWork, module: nn.Module) -> list[Tensor]:
+def rows_of(context: BlockContext, module: nn.Module) -> list[Tensor]:
     """What `module` reads in every batch, valid rows only, by a hook of our own."""
     seen: list[Tensor] = []
 
@@ -201,15 +203,15 @@ def rows_of(work: BlockWork, module: nn.Module) -> list[Tensor]:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
     with module.register_forward_pre_hook(catch, with_kwargs=True):
-        for call in work.calls:
-            work.module(*call.args, **call.kwargs)
-    return [inputs[mask] for inputs, mask in zip(seen, work.masks, strict=True)]
+        for call in context.calls:
+            context.module(*call.args, **call.kwargs)
+    return [inputs[mask] for inputs, mask in zip(seen, context.masks, strict=True)]
 
 
-def without_rows(work: BlockWork) -> BlockWork:
+def without_rows(context: BlockContext) -> BlockContext:
     """The same bench, with every row masked."""
-    masks = [torch.zeros_like(mask) for mask in work.masks]
-    return replace(work, masks=masks, warnings=[], _statistics={})
+    masks = [torch.zeros_like(mask) for mask in context.masks]
+    return replace(context, masks=masks, warnings=[], _statistics={})
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -240,9 +242,9 @@ class EncoderOnly(Transform):
 
     part: Transform
 
-    def rewrite_block(self, work: BlockWork) -> None:
-        if work.block.stack == "encoder":
-            self.part.rewrite_block(work)
+    def rewrite_block(self, context: BlockContext) -> None:
+        if context.block.stack == "encoder":
+            self.part.rewrite_block(context)
 
 
 @torch.no_grad()
@@ -312,13 +314,15 @@ def quantized_by_options(
     return model, with_weights(model, result)
 
 
-def works_with_targets(checkpoint: Checkpoint) -> Iterator[BlockWork]:
+def contexts_with_targets(checkpoint: Checkpoint) -> Iterator[BlockContext]:
     """Every block of a copy of the model, with its own outputs as targets."""
     model = copy.deepcopy(checkpoint.model)
     blocks = checkpoint.architecture.blocks(model.config)
     install_layers(model, [name for block in blocks for name in block.layers])
-    for station in Passage(model, checkpoint.architecture, batches_of(checkpoint)).stations():
-        yield BlockWork(
-            model, checkpoint.architecture, station.block, station.module,
-            station.calls, station.masks, formats_of(checkpoint, Grid(4)), station.outputs(),
+    for captured in CalibrationPass(
+        model, checkpoint.architecture, batches_of(checkpoint)
+    ).captured_blocks():
+        yield BlockContext(
+            model, checkpoint.architecture, captured.block, captured.module,
+            captured.calls, captured.masks, formats_of(checkpoint, Grid(4)), captured.outputs(),
         )  # fmt: skip

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, decode, encode, straight_through_round
+from edge_asr.quant.grid import GridParameters, dequantize, quantize, straight_through_round
 from edge_asr.quant.reconstruction import Learnable, Trainable
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
-from edge_asr.quant.work import BlockWork
 
 
-class SoftTransform(Trainable):
+class TrainableTransform(Trainable):
     """A trainable rewrite of a block's float parameters."""
 
     @abstractmethod
@@ -28,7 +28,7 @@ class SoftTransform(Trainable):
         """The parameters by path after the rewrite; those it leaves alone included."""
 
 
-class SoftRange(Trainable):
+class TrainableRange(Trainable):
     """Trainable scales and zero points."""
 
     @abstractmethod
@@ -36,11 +36,11 @@ class SoftRange(Trainable):
         """Differentiable grid parameters of layer `name` with `weight` [rows, columns]."""
 
 
-class SoftRounding(Trainable):
+class TrainableRounding(Trainable):
     """Trainable grid points."""
 
     @abstractmethod
-    def soft(self, name: str) -> Tensor:
+    def fake_quantized(self, name: str) -> Tensor:
         """The layer's weight as training sees it, float32 [rows, columns]."""
 
     @abstractmethod
@@ -70,12 +70,14 @@ class LayerStart:
 class RewrittenBlock(Learnable):
     """A block whose transform, range or both are learned; weights go to the nearest point."""
 
-    def __init__(self, work: BlockWork, transform: SoftTransform | None, ranges: SoftRange) -> None:
+    def __init__(
+        self, context: BlockContext, transform: TrainableTransform | None, ranges: TrainableRange
+    ) -> None:
         super().__init__()
         self.transform, self.ranges = transform, ranges
-        self._grids = work.grids(work.block.layers)
+        self._grids = context.grids(context.block.layers)
         self._float = {
-            name: value.detach().clone() for name, value in _parameters_by_path(work).items()
+            name: value.detach().clone() for name, value in _parameters_by_path(context).items()
         }
 
     def rewritten(self) -> dict[str, Tensor]:
@@ -91,8 +93,8 @@ class RewrittenBlock(Learnable):
             weight = tensors[path]
             parameters = self.ranges.parameters_of(name, weight)
             scale, zero = parameters.expand(weight.shape[1])
-            codes = encode(weight, scale, zero, grid, straight_through_round)
-            tensors[path] = decode(codes, scale, zero)
+            codes = quantize(weight, scale, zero, grid, straight_through_round)
+            tensors[path] = dequantize(codes, scale, zero)
         return tensors
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
@@ -114,13 +116,15 @@ class RewrittenBlock(Learnable):
 class RoundedBlock(Learnable):
     """A block whose rounding is learned, but for the `outliers` of its layers (None: none)."""
 
-    def __init__(self, rounding: SoftRounding, outliers: Mapping[str, FloatWeights | None]) -> None:
+    def __init__(
+        self, rounding: TrainableRounding, outliers: Mapping[str, FloatWeights | None]
+    ) -> None:
         super().__init__()
         self.rounding, self._outliers = rounding, outliers
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            f"{name}.weight": self._with_outliers(name, self.rounding.soft(name))
+            f"{name}.weight": self._with_outliers(name, self.rounding.fake_quantized(name))
             for name in self._outliers
         }
 
@@ -144,7 +148,7 @@ class RoundedBlock(Learnable):
         self.rounding.after_step(step, iterations)
 
 
-def _parameters_by_path(work: BlockWork) -> dict[str, Tensor]:
+def _parameters_by_path(context: BlockContext) -> dict[str, Tensor]:
     """Every parameter of the block by its path in the model."""
-    inside = {id(value) for value in work.module.parameters()}
-    return {path: value for path, value in work.model.named_parameters() if id(value) in inside}
+    inside = {id(value) for value in context.module.parameters()}
+    return {path: value for path, value in context.model.named_parameters() if id(value) in inside}

@@ -55,7 +55,7 @@ class ReorderableFit(Fit, Protocol):
 
 
 @dataclass
-class ModelWork:
+class ModelContext:
     """The whole float model on the bench, before the walk.
 
     Attributes:
@@ -100,7 +100,7 @@ class _AllSeen(Exception):
 
 
 @dataclass
-class BlockWork:
+class BlockContext:
     """One block on the bench.
 
     Attributes:
@@ -240,7 +240,7 @@ class BlockWork:
 
 
 @dataclass
-class SiteWork:
+class SiteContext:
     """One site on the bench, when its weights are about to be rounded.
 
     Attributes:

@@ -11,12 +11,12 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import Slot
+from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import BITS, Grid, TensorFormat
-from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, encode
+from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, quantize
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.quant.work import Layer
 
 
 def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
@@ -34,7 +34,7 @@ def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
     )
     upright = values.T
     parameters = minmax_parameters(upright, grid)
-    codes = encode(upright, *parameters.expand(upright.shape[1]), grid)
+    codes = quantize(upright, *parameters.expand(upright.shape[1]), grid)
     return DoubleQuantized(
         codes.T.to(torch.uint8).contiguous(),
         parameters.scale.T.contiguous(),
@@ -44,7 +44,7 @@ def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
     )
 
 
-def second_level_parameters(
+def double_quantized_parameters(
     first: GridParameters, grid: Grid, *, scale_bits: int, zero_bits: int, group_size: int
 ) -> GridParameters:
     """Parameters `first` of some weight on `grid`, quantized to a second level.
@@ -61,7 +61,7 @@ def second_level_parameters(
 
 
 @dataclass(frozen=True)
-class SecondLevel(Range):
+class DoubleQuantization(Range):
     """A range whose scales and zero points are quantized themselves.
 
     Attributes:
@@ -99,7 +99,7 @@ class SecondLevel(Range):
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
     ) -> GridParameters:
         del statistics, layer
-        return second_level_parameters(
+        return double_quantized_parameters(
             self.first_level(weight, replace(grid, half_scales=False)),
             grid,
             scale_bits=self.scale_bits,
@@ -108,28 +108,28 @@ class SecondLevel(Range):
         )
 
 
-@ranges.register("minmax_second_level")
+@ranges.register("minmax_double_quant")
 @dataclass(frozen=True)
-class MinMaxSecondLevel(SecondLevel):
-    """Range stage `minmax_second_level`.
+class MinMaxDoubleQuantization(DoubleQuantization):
+    """Range stage `minmax_double_quant`.
 
     Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
     that need not contain zero, with zero points that are not rounded; the scales of
     neighbouring output channels in one group of columns are quantized together, and so are
-    the zero points. Settings are those of `SecondLevel`.
+    the zero points. Settings are those of `DoubleQuantization`.
     """
 
     def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
         return minmax_parameters(weight, grid)
 
 
-@ranges.register("mse_second_level")
+@ranges.register("mse_double_quant")
 @dataclass(frozen=True)
-class MseSecondLevel(SecondLevel):
-    """Range stage `mse_second_level`: the same over the ranges of `mse`, a mix of our own.
+class MseDoubleQuantization(DoubleQuantization):
+    """Range stage `mse_double_quant`: the same over the ranges of `mse`, a mix of our own.
 
     Attributes:
-        scale_bits, zero_bits, group_size: See `SecondLevel`.
+        scale_bits, zero_bits, group_size: See `DoubleQuantization`.
         steps, max_shrink, norm: See `Mse`.
     """
 

@@ -7,13 +7,13 @@ import torch
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Role, Slot
+from edge_asr.quant.context import Fit, Layer, SiteContext
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import MinMax, minmax_parameters
 from edge_asr.quant.stages import LayerFit, Part, Range, SiteRounding
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.quant.work import Fit, Layer, SiteWork
 
 
 def correlated_inputs(seed: int, rows: int, columns: int) -> torch.Tensor:
@@ -31,19 +31,19 @@ def statistics_of(inputs: torch.Tensor) -> InputStatistics:
     return statistics
 
 
-def site_work(
+def site_context(
     weight: torch.Tensor, inputs: torch.Tensor, grid: Grid, ranges: Range | None = None
-) -> SiteWork:
+) -> SiteContext:
     """A site with one layer named `layer`."""
     statistics = statistics_of(inputs)
     site = Site("fc1", "encoder", ("layer",), None, "frame")
     fit = LayerFit(ranges or MinMax(), grid, statistics, Layer("layer", False))
-    return SiteWork(site, {"layer": weight}, statistics, {"layer": grid}, {"layer": fit})
+    return SiteContext(site, {"layer": weight}, statistics, {"layer": grid}, {"layer": fit})
 
 
-def rounded(rounding: SiteRounding, work: SiteWork) -> QuantizedWeight:
+def rounded(rounding: SiteRounding, context: SiteContext) -> QuantizedWeight:
     """`layer` of the site as the sequential pass stores it, outliers put back."""
-    seen = work if rounding.updates_outliers else without_outliers(work)
+    seen = context if rounding.updates_outliers else without_outliers(context)
     return sealed(type(rounding).__name__, seen, "layer", rounding.round(seen)["layer"])
 
 
