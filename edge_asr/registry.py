@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Generic, TypeVar
 
 from edge_asr.errors import UserError
+from edge_asr.settings import check_value, field_types, show_value
 
 T = TypeVar("T")
 
@@ -32,7 +31,7 @@ class Registry(Generic[T]):
         if kind in REGISTRIES:
             raise ValueError(f"the kind {kind!r} is registered twice")
         REGISTRIES[kind] = self
-        self.kind, self._option = kind, option or kind
+        self.kind, self.option = kind, option or kind
         self._entries: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -52,7 +51,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         """Raises UserError for an unknown name, with the nearest known one."""
         if name not in self._entries:
-            raise UserError(f"{self._option}={name}: {nearest(name, self)}")
+            raise UserError(f"{self.option}={name}: {nearest(name, self)}")
         return self._entries[name]
 
     def name_of(self, entry: object) -> str:
@@ -62,28 +61,27 @@ class Registry(Generic[T]):
                 return name
         raise KeyError(f"{type(entry).__name__} is no registered {self.kind}")
 
-    def build(self, options: Mapping[str, Any]) -> T:
+    def build(self, options: Mapping[str, Any], prefix: str | None = None) -> T:
         """The entry named `options["name"]`, a dataclass, with the other options as its settings.
 
+        Args:
+            options: Name and settings.
+            prefix: What stands before a setting on the command line, if not this registry's option.
+
         Raises:
-            UserError: for an unknown name or setting, with the nearest known one, or a value of
-                another type.
+            UserError: for an unknown name or setting, with the nearest known one, or a value that
+                is not allowed.
         """
         name = str(options.get("name", "none"))
-        entry, prefix = self[name], self._option.replace("/", ".")
+        entry, prefix = self[name], prefix or self.option.replace("/", ".")
         settings = {key: value for key, value in options.items() if key != "name"}
-        known = {field.name for field in dataclasses.fields(entry)}  # type: ignore[arg-type]
-        for key in settings:
+        known = field_types(entry)
+        for key, value in settings.items():
             if key not in known:
                 allowed = nearest(key, known) if known else f"{name!r} has no settings"
-                raise UserError(f"{prefix}.{key}={settings[key]}: {allowed}")
-        kinds = get_type_hints(entry)
-        return entry(
-            **{
-                key: _checked(f"{prefix}.{key}", kinds[key], value)
-                for key, value in settings.items()
-            }
-        )
+                raise UserError(f"{prefix}.{key}={show_value(value)}: {allowed}")
+            settings[key] = check_value(f"{prefix}.{key}", known[key], value)
+        return entry(**settings)
 
     def identity(self, entry: T) -> dict[str, Any]:
         """What makes results of this entry differ from another's: name, version and settings."""
@@ -92,15 +90,6 @@ class Registry(Generic[T]):
             "version": getattr(entry, "version", 1),
             **dataclasses.asdict(entry),  # type: ignore[call-overload]
         }
-
-
-def _checked(option: str, kind: Any, value: Any) -> Any:
-    # A frozen dataclass holds tuples where a configuration file has lists.
-    value = tuple(value) if isinstance(value, list) else value
-    try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise UserError(f"{option}={value!r}: {error.errors()[0]['msg']}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -25,9 +25,10 @@ from edge_asr.quant.reconstruction import Schedule
 from edge_asr.quant.trainable import TrainableRange, TrainableTransform
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.registry import Registry
+from edge_asr.settings import Checked
 
 
-class Part:
+class Part(Checked):
     """What parts of all stages have.
 
     Attributes:
@@ -42,6 +43,10 @@ class Part:
     version: ClassVar[int] = 1
     learned: ClassVar[bool] = False
     reads_statistics: ClassVar[bool] = False
+
+    @classmethod
+    def option(cls) -> str:
+        return f"method.{cls.stage}"
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         """The format in which this part serves the weight and input of `slot`, asked for `format`.
