@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.cli.main import exit_code
+from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, read_hypotheses
 from edge_asr.evaluation.scoring import paired, score_hypotheses
 from edge_asr.evaluation.significance import paired_difference
 from edge_asr.report.cells import with_interval
-from edge_asr.report.console import WIDEST
+from edge_asr.report.console import open_console
 from edge_asr.report.tables import scheme_of
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import (
@@ -177,20 +177,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the comparisons; the exit code is 2 where two runs cannot be compared."""
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Print the comparisons. Raises UserError where two runs cannot be compared."""
     options = _parser().parse_args(arguments)
-    try:
-        against = read_run(options.against)
-        comparisons = [compare(read_run(folder), against) for folder in options.run]
-        if options.out:
-            _write(options.out, comparisons)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDEST)).print(_table(comparisons))
-    return 0
+    against = read_run(options.against)
+    comparisons = [compare(read_run(folder), against) for folder in options.run]
+    if options.out:
+        _write(options.out, comparisons)
+    open_console().print(_table(comparisons))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command."""
+    return exit_code(lambda: command(arguments))
 
 
 if __name__ == "__main__":

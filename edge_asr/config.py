@@ -1,52 +1,56 @@
 """All settings of a run as frozen dataclasses, validated when they are built.
 
-Everything below takes these, never the composed configuration itself.
+Everything below takes these, never the composed configuration itself. Each setting is declared
+here, once: its type, range, default and sentence; those of a part, a source of clips or a protocol
+stand with that class. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
+import edge_asr
 from edge_asr.errors import UserError
-from edge_asr.evaluation.wer import protocol_named
-from edge_asr.quant.scheme import DEFAULT
+from edge_asr.quant.scheme import DEFAULT, Scheme
+from edge_asr.settings import Bits, Checked, Count, Rate, Seed, build
 from edge_asr.store.files import parse_size
 
-STRICT = ConfigDict(extra="forbid")
-# A manifest's field is compared as text, and `where.speaker=84` arrives as a number.
-LENIENT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-FLOAT_BITS = (16, 32)
-CONF = Path(__file__).resolve().parents[1] / "conf"
+PACKAGE = Path(edge_asr.__file__).resolve().parent
+# In an installed package it lies inside, in a checkout beside it.
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 BASE_RECIPE = "base"  # what the files of conf/method share; no method
-MOST_THREADS = 1024
+
+Text = Annotated[str, Field(min_length=1)]
+# Of a shorthand, `default` is not given: what recipe and scheme say holds.
+WeightBits = Bits | Literal["float", "default"]
+ActivationBits = Bits | Literal["default"] | None
+GroupSize = Count | Literal["default"] | None
+Symmetric = bool | Literal["unsigned", "signed", "signed_scale", "default"]
 
 
-@dataclass(frozen=True, config=STRICT)
-class ModelSettings:
-    """Which checkpoint: hub id, folder or embedded name."""
+@dataclass(frozen=True)
+class ModelSettings(Checked):
+    """Which checkpoint.
 
-    path: str
-    name: str | None = None
-    tokens_per_second: float | None = None
+    Attributes:
+        path: Its hub id, local folder or embedded name.
+        name: Its name in tables and folders; null: the last part of the path.
+        tokens_per_second: Cap on generated tokens a second of audio; null: the family's own.
+    """
 
-    def __post_init__(self) -> None:
-        if self.tokens_per_second is not None and self.tokens_per_second <= 0:
-            raise UserError(
-                f"model.tokens_per_second={self.tokens_per_second}: must be above 0, or null"
-            )
+    path: Text
+    name: Text | None = None
+    tokens_per_second: Rate | None = None
 
 
-@dataclass(frozen=True, config=STRICT)
-class MethodSettings:
+@dataclass(frozen=True)
+class MethodSettings(Checked):
     """A recipe.
 
     Attributes:
@@ -56,83 +60,124 @@ class MethodSettings:
     """
 
     name: str
-    stages: dict[str, dict[str, Any]]
-    rules: list[dict[str, Any]] = field(default_factory=list)
+    stages: Mapping[str, Any]
+    rules: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True, config=STRICT)
-class SchemeSettings:
-    """A named scheme: what tensors are stored as, rule by rule; see `edge_asr.quant.scheme`."""
+@dataclass(frozen=True)
+class SchemeSettings(Checked):
+    """What tensors are stored as, rule by rule.
+
+    Attributes:
+        name: The file of conf/scheme it comes from; decides nothing.
+        rules: Rules of which later ones win, such as [{bits: 4}, {role: fc2, bits: 8}]; each
+            selects by stack, role, name (a pattern) and kind, and sets bits, group_size, symmetric,
+            act_bits, act_symmetric, act_granularity, act_range and act_clip_ratio.
+    """
 
     name: str = "default"
-    rules: list[dict[str, Any]] = field(default_factory=list)
+    rules: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True, config=STRICT)
-class Shorthands:
-    """Formats of all Linear layers, or of one stack's; `default` is not given."""
+@dataclass(frozen=True)
+class Shorthands(Checked):
+    """The same for one stack.
 
-    bits: int | str = DEFAULT
-    group_size: int | str | None = DEFAULT
-    symmetric: bool | str = DEFAULT
-    act_bits: int | str | None = DEFAULT
+    Attributes:
+        bits: Weight bits of this stack.
+        group_size: Columns that share a scale in this stack.
+        symmetric: No zero point in this stack, and by which convention.
+        act_bits: Activation bits of this stack.
+    """
 
-
-@dataclass(frozen=True, config=LENIENT)
-class DataSettings:
-    """The clips to transcribe."""
-
-    name: Literal["embedded", "manifest"]
-    path: str | None = None
-    condition: Literal["all", "clean", "noisy"] = "all"
-    limit: int | None = None
-    where: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _needs_path("data", self.name, self.path)
-        if self.name == "manifest" and self.condition != "all":
-            raise UserError(
-                f"data.condition={self.condition} is for data=embedded; "
-                f"use data.where.condition={self.condition}"
-            )
-        _at_least("data.limit", self.limit, 1)
+    bits: WeightBits = DEFAULT
+    group_size: GroupSize = DEFAULT
+    symmetric: Symmetric = DEFAULT
+    act_bits: ActivationBits = DEFAULT
 
 
-@dataclass(frozen=True, config=LENIENT)
-class CalibrationSettings:
-    """The clips to calibrate on."""
+@dataclass(frozen=True)
+class DataSettings(Checked):
+    """The clips to transcribe.
 
-    name: Literal["embedded", "manifest"]
-    path: str | None = None
-    where: dict[str, str] = field(default_factory=dict)
-    clips: int = 128
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _needs_path("calibration", self.name, self.path)
-        _at_least("calibration.clips", self.clips, 1)
-        _at_least("calibration.batch_size", self.batch_size, 1)
-        _at_least("calibration.seed", self.seed, 0)
-
-
-@dataclass(frozen=True, config=STRICT)
-class ProtocolSettings:
-    """How hypotheses are scored."""
+    Attributes:
+        name: Where they come from.
+        limit: Only this many clips; null: all.
+        options: Settings of where they come from.
+    """
 
     name: str
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        protocol_named(self.name)
-        _at_least("protocol.resamples", self.resamples, 100)
-        _at_least("protocol.seed", self.seed, 0)
+    limit: Count | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=STRICT)
-class Settings:
-    """One run, whole."""
+@dataclass(frozen=True)
+class CalibrationSettings(Checked):
+    """The clips to calibrate on.
+
+    Attributes:
+        name: Where they come from.
+        clips: How many clips to draw.
+        batch_size: Clips a calibration batch.
+        seed: Seed of the draw.
+        allow_test_clips: Calibrate even on clips that are transcribed too, whose error then is no
+            longer that of unknown speech.
+        options: Settings of where they come from.
+    """
+
+    name: str
+    clips: Count = 128
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    seed: Seed = 0
+    allow_test_clips: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProtocolSettings(Checked):
+    """How hypotheses are scored.
+
+    Attributes:
+        name: The protocol.
+        resamples: Bootstrap draws behind every interval.
+        seed: Seed of the bootstrap.
+    """
+
+    name: str
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
+    """One run, whole.
+
+    Attributes:
+        model: Checkpoint, a name from conf/model, or custom with model.path.
+        method: Recipe, a name from conf/method.
+        scheme: What tensors are stored as, a name from conf/scheme.
+        data: Clips to transcribe.
+        calibration: Clips to calibrate on.
+        protocol: How hypotheses are scored.
+        encoder: Shorthands for the encoder alone.
+        decoder: Shorthands for the decoder alone.
+        bits: Shorthand of the scheme: weight bits; default: what recipe and scheme say, else 4.
+        act_bits: Shorthand: activation bits, a scale a token; null: float.
+        group_size: Shorthand: columns that share a scale; null: one scale an output channel.
+        symmetric: Shorthand: no zero point, and by which convention.
+        runtime: Who transcribes.
+        batch_size: Clips decoded together; 1 is Moonshine's exact mode.
+        max_new_tokens: Cap on every clip's tokens below the model's own; null: none.
+        float_bits: Width of the float baseline and of what stays float; null: as the checkpoint
+            stores it.
+        layer_errors: Measure layers' output errors; null: where clips pass through anyway.
+        device: cpu, cuda, cuda:0, ...
+        threads: CPU threads; null: the library's choice.
+        results: Folder of records and hypotheses.
+        store: Folder of finished steps, shared by runs; null: .edge_asr beside results.
+        store_cap: Quantized models in the store take at most so much, such as 10GB.
+        rerun: Quantize and transcribe again even if that is in the store.
+    """
 
     model: ModelSettings
     method: MethodSettings
@@ -140,33 +185,33 @@ class Settings:
     data: DataSettings
     calibration: CalibrationSettings
     protocol: ProtocolSettings
-    encoder: Shorthands
-    decoder: Shorthands
-    bits: int | str
-    act_bits: int | str | None
-    group_size: int | str | None
-    symmetric: bool | str
-    runtime: str
-    batch_size: int
-    max_new_tokens: int | None
-    float_bits: int | None
-    layer_errors: bool | None
-    device: str
-    threads: int | None
-    results: str
-    store: str | None
-    store_cap: str
+    encoder: Shorthands = field(default_factory=Shorthands)
+    decoder: Shorthands = field(default_factory=Shorthands)
+    bits: WeightBits = DEFAULT
+    act_bits: ActivationBits = DEFAULT
+    group_size: GroupSize = DEFAULT
+    symmetric: Symmetric = DEFAULT
+    runtime: Text = "torch"
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    max_new_tokens: Count | None = None
+    float_bits: Literal[16, 32] | None = None
+    layer_errors: bool | None = None
+    device: Text = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    results: Text = "runs"
+    store: Text | None = None
+    store_cap: Text = "10GB"
     rerun: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
-        _at_least("threads", self.threads, 1)
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise UserError(f"threads={self.threads}: must be at most {MOST_THREADS}")
-        if self.float_bits is not None and self.float_bits not in FLOAT_BITS:
-            raise UserError(f"float_bits={self.float_bits}: allowed are 16, 32 and null")
+        super().__post_init__()
         _ = self.store_cap_bytes
+        # Its values out of range, before anything heavy is imported.
+        self.rules().role_formats()
+
+    def rules(self) -> Scheme:
+        """The scheme of all rules and shorthands. Raises UserError for one that cannot be read."""
+        return Scheme.build(self.method.rules, self.scheme.rules, self.shorthands)
 
     @property
     def shorthands(self) -> dict[str, dict[str, Any]]:
@@ -208,97 +253,45 @@ def settings_from(plain: Mapping[str, Any]) -> Settings:
     """Build the settings of one run from a resolved configuration.
 
     Raises:
-        UserError: naming every field that does not fit, its value and what is wanted.
+        UserError: naming the field that does not fit, its value and what is wanted.
     """
     whole = dict(plain)
-    method = dict(whole.get("method") or {})
-    own = {name: method.pop(name) for name in ("name", "rules") if name in method}
-    whole["method"] = {**own, "stages": method}
-    try:
-        return TypeAdapter(Settings).validate_python(whole)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc'])}={item['input']!r}: {item['msg']}"
-            for item in error.errors()
-        ]
-        raise UserError("; ".join(lines)) from error
+    for group, kind, rest in (
+        ("method", MethodSettings, "stages"),
+        ("data", DataSettings, "options"),
+        ("calibration", CalibrationSettings, "options"),
+    ):
+        if isinstance(whole.get(group), Mapping):
+            whole[group] = _gathered(whole[group], kind, rest)
+    for group in ("model", "method", "scheme", "data", "calibration", "protocol"):
+        if not whole.get(group) or "name" not in whole[group]:
+            raise UserError(
+                f"{group}={whole.get(group) or 'null'}: is needed; choose one, {group}=NAME"
+            )
+    return build(Settings, whole)
 
 
-def check_choices(overrides: list[str], conf: Path) -> None:
-    """Check every `option=value` on a command line against the files of `conf`.
+def _gathered(plain: Mapping[str, Any], kind: type[Checked], rest: str) -> dict[str, Any]:
+    """`plain` with all that is no field of `kind` under its field `rest`."""
+    own = {entry.name for entry in dataclasses.fields(kind)} - {rest}  # type: ignore[arg-type]
+    return {
+        **{name: value for name, value in plain.items() if name in own},
+        rest: {name: value for name, value in plain.items() if name not in own},
+    }
 
-    An option inside a group, as method.range.steps, has to be in one of the group's files; whether
-    the chosen one has it is Hydra's to check.
 
-    Raises:
-        UserError: for an unknown option or choice, with the nearest known one.
+def defaults_of(kind: type[Any]) -> dict[str, Any]:
+    """The defaults of a dataclass of settings, as plain values; of settings inside of it too.
+
+    What has no default is `???`, Hydra's word for a value that must be given.
     """
-    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
-    top = OmegaConf.load(conf / "config.yaml")
-    assert isinstance(top, DictConfig)
-    options = groups | {str(key) for key in top}
-    for override in overrides:
-        name, separator, value = override.lstrip("+~").partition("=")
-        # What begins with a dash is a flag; Hydra looks after its own.
-        if not separator or name.startswith(("-", "hydra")):
-            continue
-        option, *inner = name.split(".")
-        # With a plus a name may be new.
-        if not override.startswith("+"):
-            if option not in options:
-                hint = _nearest(option, options)
-                raise UserError(f"{override}: no option {option}; {hint}--help lists them all")
-            _check_inner_option(override, conf / option, inner)
-            _check_inner_default(override, top.get(option), inner)
-        # A sweep in Hydra's own words, as choice(rtn,gptq), is Hydra's to check.
-        if name not in groups or "(" in value:
-            continue
-        known = sorted(path.stem for path in (conf / name).glob("*.yaml"))
-        known = [choice for choice in known if choice != BASE_RECIPE]
-        for choice in map(str.strip, value.split(",")):
-            if choice not in (*known, "null", ""):
-                hint = _nearest(choice, known)
-                raise UserError(f"{name}={choice}: {hint}known are {', '.join(known)}")
-
-
-def _check_inner_option(override: str, group: Path, keys: Sequence[str]) -> None:
-    while keys and (group / keys[0]).is_dir():
-        group, keys = group / keys[0], keys[1:]
-    if not keys or not group.is_dir():
-        return
-    known = {str(key) for path in group.glob("*.yaml") for key in OmegaConf.load(path)}
-    known |= {path.name for path in group.iterdir() if path.is_dir()}
-    known.discard("defaults")
-    if keys[0] not in known:
-        hint = _nearest(keys[0], known)
-        raise UserError(
-            f"{override}: no option {keys[0]}; {hint}known are {', '.join(sorted(known))}"
-        )
-
-
-def _check_inner_default(override: str, default: Any, keys: Sequence[str]) -> None:
-    """Of an option that config.yaml itself spells out, such as encoder.bits."""
-    if keys and isinstance(default, DictConfig) and keys[0] not in default:
-        known = sorted(map(str, default))
-        raise UserError(
-            f"{override}: no option {keys[0]}; {_nearest(keys[0], known)}"
-            f"known are {', '.join(known)}"
-        )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {near[0]}? " if near else ""
-
-
-def _needs_path(group: str, name: str, path: str | None) -> None:
-    if (name == "manifest") != (path is not None):
-        raise UserError(
-            f"{group}.path={path} with {group}={name}: "
-            + (f"give {group}.path=FILE.jsonl" if path is None else f"add {group}=manifest")
-        )
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UserError(f"{name}={value}: must be at least {least}")
+    plain: dict[str, Any] = {}
+    for entry in dataclasses.fields(kind):
+        value: Any = "???"
+        if entry.default is not dataclasses.MISSING:
+            value = entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            value = entry.default_factory()
+        inner = isinstance(value, Checked)
+        plain[entry.name] = defaults_of(type(value)) if inner else value
+    return plain

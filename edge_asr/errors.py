@@ -1,7 +1,4 @@
-"""The one exception a user is meant to see, and what a command then exits with."""
-
-# As argparse does for a wrong option.
-USAGE_ERROR = 2
+"""The one exception a user is meant to see."""
 
 
 class UserError(Exception):

@@ -1,22 +1,44 @@
-"""One registry for all that is chosen by name: parts, families, runtimes, runtime ops.
+"""One registry for all that is chosen by name: parts, families, corpora, protocols, runtimes.
 
 A kind of thing (`rounding`, `family`, ...) has a `Registry` of its own, and `REGISTRIES` holds all
-of them, so that a contract can be tested over everything there is.
+of them, so that a contract can be tested over everything there is. Another package adds to them by
+an entry point of the group `edge_asr.plugins`, which names the module that registers its things.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from edge_asr.errors import UserError
-from edge_asr.settings import check_value, field_types, show_value
+from edge_asr.settings import build, nearest
 
 T = TypeVar("T")
 
+PLUGINS = "edge_asr.plugins"
 REGISTRIES: dict[str, Registry[Any]] = {}
+
+
+@cache
+def load_plugins() -> tuple[str, ...]:
+    """Import what other packages announce, once; their names.
+
+    Raises UserError for one that cannot be imported.
+    """
+    points = sorted(entry_points(group=PLUGINS), key=lambda point: point.name)
+    for point in points:
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            raise UserError(
+                f"plugin {point.name} ({point.value}) cannot be imported: "
+                f"{type(error).__name__}: {error}; mend or uninstall {package}"
+            ) from error
+    return tuple(point.name for point in points)
 
 
 class Registry(Generic[T]):
@@ -24,15 +46,21 @@ class Registry(Generic[T]):
 
     Args:
         kind: Its name, unique.
-        option: What a user types before the name, for messages: `method/rounding`.
+        options: What a user types before the name, such as `method/rounding`; several where things
+            of the kind are chosen in several places, none where no user chooses.
     """
 
-    def __init__(self, kind: str, option: str | None = None) -> None:
+    def __init__(self, kind: str, *options: str) -> None:
         if kind in REGISTRIES:
             raise ValueError(f"the kind {kind!r} is registered twice")
         REGISTRIES[kind] = self
-        self.kind, self.option = kind, option or kind
+        self.kind, self.options = kind, options
         self._entries: dict[str, type[T]] = {}
+
+    @property
+    def option(self) -> str:
+        """What stands before a name in messages."""
+        return self.options[0] if self.options else self.kind
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator. Raises ValueError when the name is taken."""
@@ -50,6 +78,8 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         """Raises UserError for an unknown name, with the nearest known one."""
+        if name not in self._entries:
+            load_plugins()
         if name not in self._entries:
             raise UserError(f"{self.option}={name}: {nearest(name, self)}")
         return self._entries[name]
@@ -73,15 +103,8 @@ class Registry(Generic[T]):
                 is not allowed.
         """
         name = str(options.get("name", "none"))
-        entry, prefix = self[name], prefix or self.option.replace("/", ".")
         settings = {key: value for key, value in options.items() if key != "name"}
-        known = field_types(entry)
-        for key, value in settings.items():
-            if key not in known:
-                allowed = nearest(key, known) if known else f"{name!r} has no settings"
-                raise UserError(f"{prefix}.{key}={show_value(value)}: {allowed}")
-            settings[key] = check_value(f"{prefix}.{key}", known[key], value)
-        return entry(**settings)
+        return build(self[name], settings, prefix or self.option.replace("/", "."))
 
     def identity(self, entry: T) -> dict[str, Any]:
         """What makes results of this entry differ from another's: name, version and settings."""
@@ -90,10 +113,3 @@ class Registry(Generic[T]):
             "version": getattr(entry, "version", 1),
             **dataclasses.asdict(entry),  # type: ignore[call-overload]
         }
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt `word`: the nearest known one and all of them."""
-    options = sorted(known)
-    match = difflib.get_close_matches(word, options, n=1)
-    return (f"did you mean {match[0]}? " if match else "") + f"known are {', '.join(options)}"

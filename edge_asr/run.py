@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import sys
 
-from edge_asr.errors import USAGE_ERROR, UserError
-
-INTERRUPTED = 130
+from edge_asr.cli.main import exit_code
 
 
-def main() -> None:
-    """Run what the command line asks for; one line for a mistake, no traceback for Ctrl-C."""
-    try:
-        # Imported here because it takes seconds, in which Ctrl-C must be quiet too.
-        from edge_asr.cli.command import run_command
+def run() -> None:
+    """Run what the command line asks for."""
+    if "--version" in sys.argv[1:]:
+        import edge_asr
 
-        if not run_command(sys.argv[1:]):
-            sys.exit(USAGE_ERROR)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-    except KeyboardInterrupt:
-        print(
-            "interrupted: finished records stay, the run under way has none; the same command "
-            "goes on from the steps, blocks and hypotheses already there",
-            file=sys.stderr,
-        )
-        sys.exit(INTERRUPTED)
+        print(f"edge_asr {edge_asr.__version__}")
+        return
+    # Imported here because it takes a moment, in which Ctrl-C must be quiet too.
+    from edge_asr.cli.command import run_command
+
+    run_command(sys.argv[1:])
+
+
+def main() -> int:
+    """The exit code of the command."""
+    return exit_code(
+        run,
+        "interrupted: finished records stay, the run under way has none; the same command goes on "
+        "from the steps, blocks and hypotheses already there",
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

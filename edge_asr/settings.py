@@ -8,16 +8,19 @@ torch.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from edge_asr.errors import UserError
+
+T = TypeVar("T")
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -44,8 +47,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raises UserError that names the option, its value and what is allowed."""
+        prefix = f"{self.option()}." if self.option() else ""
         for name, hint in field_types(type(self)).items():
-            prefix = f"{self.option()}." if self.option() else ""
             checked = check_value(f"{prefix}{name}", hint, getattr(self, name))
             object.__setattr__(self, name, checked)
 
@@ -54,6 +57,47 @@ def field_types(kind: type[Any]) -> Mapping[str, Any]:
     """The annotation of every field of a dataclass, ranges included."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def build(kind: type[T], plain: Mapping[str, Any], prefix: str = "") -> T:
+    """A dataclass of settings, those inside of it too, from plain values by name.
+
+    Args:
+        kind: The class, `Checked` or with fields like one.
+        plain: Values by the names of its fields; a value of a field that is settings itself is a
+            mapping.
+        prefix: What stands before a name on the command line.
+
+    Raises:
+        UserError: for an unknown name, with the nearest known one, a missing value, or one that is
+            not allowed.
+    """
+    known, values = field_types(kind), {}
+    for name, value in plain.items():
+        option = f"{prefix}.{name}" if prefix else str(name)
+        if name not in known:
+            where = nearest(str(name), known) if known else "it has no settings"
+            raise UserError(f"{option}={show_value(value)}: no such setting; {where}")
+        inner = known[name]
+        if isinstance(inner, type) and issubclass(inner, Checked):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{option}={show_value(value)}: is needed; choose one")
+            values[name] = build(inner, value, option)
+        else:
+            values[name] = check_value(option, inner, value)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING
+        if field.name not in values and required and field.default_factory is dataclasses.MISSING:
+            option = f"{prefix}.{field.name}" if prefix else field.name
+            raise UserError(f"{option} is needed; give it, {option}=...")
+    return kind(**values)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt `word`: the nearest known one and all of them."""
+    options = sorted(known)
+    match = difflib.get_close_matches(word, options, n=1)
+    return (f"did you mean {match[0]}? " if match else "") + f"known are {', '.join(options)}"
 
 
 def check_value(option: str, hint: Any, value: Any) -> Any:
@@ -110,9 +154,9 @@ def _one_in_words(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"a list, each {_one_in_words(get_args(hint)[0])}"
     if any(isinstance(one, MinLen) for one in bounds):
-        return "a text that is not empty"
+        return "text that is not empty"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-    return " ".join([names.get(hint, "a text" if hint is str else "a mapping"), *_range(bounds)])
+    return " ".join([names.get(hint, "text" if hint is str else "a mapping"), *_range(bounds)])
 
 
 def _range(bounds: list[Any]) -> list[str]:

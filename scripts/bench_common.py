@@ -32,7 +32,6 @@ from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import Quantization
-from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.sequential import quantize_model
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite
@@ -154,7 +153,7 @@ def settings_of(
 def method_of(settings: Settings, checkpoint: Checkpoint) -> tuple[Recipe, dict[str, TensorFormat]]:
     """The recipe, and what is asked for of every Linear inside a block."""
     recipe = Recipe.build(settings.method.stages)
-    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    scheme = settings.rules()
     slots = checkpoint.architecture.slots(checkpoint.model.config)
     return recipe, scheme.resolve(slots)
 

@@ -1,139 +1,167 @@
-"""The command behind `python -m edge_asr.run`: compose, run, show."""
+"""The command behind `python -m edge_asr.run`: compose, check, run, show.
+
+A mistake is told before torch is imported; what takes seconds to import stands in the functions
+that need it.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
-from edge_asr.cli.compose import settings_of
-from edge_asr.config import CONF, Settings, check_choices
+from edge_asr.cli.arguments import Arguments, take_apart
+from edge_asr.cli.compose import Composer, settings_of
+from edge_asr.cli.help import print_help
+from edge_asr.cli.main import printable
+from edge_asr.cli.overrides import parse, prepare, values
+from edge_asr.cli.progress import configure_logging, shown_progress
+from edge_asr.config import CONF, Settings
 from edge_asr.errors import UserError
-from edge_asr.experiments.ptq import Outcome, run_experiment
-from edge_asr.report.console import print_table
-from edge_asr.report.tables import tables
-from edge_asr.store.artefacts import Store
-from edge_asr.store.files import show_size
+
+if TYPE_CHECKING:
+    from edge_asr.experiments.ptq import Outcome
 
 
-def run_command(arguments: Sequence[str]) -> bool:
-    """Compose and make the run, or with -m all runs, that `arguments` ask for.
-
-    A run that a user's mistake ends is told in one line, and a sweep goes on without it.
-
-    Returns:
-        Whether every run was made.
+def run_command(arguments: Sequence[str]) -> None:
+    """Make the run, or with -m all runs, that `arguments` ask for.
 
     Raises:
-        UserError: for an unknown choice, or a prepared sweep without -m.
+        UserError: for the first mistake, before anything is made.
+        Exception: what ended a run; a sweep goes on to its other runs first.
     """
-    options = [word for word in arguments if "=" in word]
-    check_choices(options, CONF)
-    _check_sweep(arguments)
-    # A manifest may have any field, so these keys are new to the configuration.
-    opened = ("data.where.", "calibration.where.")
-    sys.argv[1:] = [f"++{word}" if word.startswith(opened) else word for word in arguments]
-    mistakes: list[UserError | MissingMandatoryValue] = []
+    asked = take_apart(arguments)
+    sweep = bool(asked.flags.multirun)
+    words = prepare(asked.words, sweep=sweep)
+    with Composer(asked.flags.config_dir, asked.flags.config_name or "config") as composer:
+        if asked.flags.help:
+            print_help(composer, words)
+            return
+        if asked.runs and asked.flags.config_path is None:
+            if not sweep:
+                run_one(_settings(composer, words))
+                return
+            _check_sweep(composer, words)
+    _hydra(asked, words)
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(composed: DictConfig) -> None:
-        try:
-            _run(composed)
-        except (UserError, MissingMandatoryValue) as error:
-            mistakes.append(error)
-            told = (
-                f"{error.full_key}=???: give it a value"
-                if isinstance(error, MissingMandatoryValue)
-                else str(error)
-            )
-            print(f"error: {told}", file=sys.stderr)
 
+def _settings(composer: Composer, words: Sequence[str]) -> Settings:
+    """The settings of a single run. Raises UserError for a prepared sweep."""
+    params = composer.config(words, with_hydra=True).hydra.sweeper.params
+    if params:
+        raise UserError(
+            f"{_experiment(words)}: this is a sweep over {', '.join(params)}; add -m to run it"
+        )
+    return composer.settings(words)
+
+
+def _experiment(words: Sequence[str]) -> str:
+    return next((word for word in words if "experiment=" in word), "hydra.sweeper.params")
+
+
+def _check_sweep(composer: Composer, words: Sequence[str]) -> None:
+    """Check every value of a sweep with the first ones of the others.
+
+    Raises UserError for the first that does not fit, so that no sweep ends half-way for a typo.
+    """
+    overrides = parse(words)
+    several = [one for one in overrides if one.get_key_element() == "experiment"]
+    if several and several[0].is_sweep_override():
+        raise UserError(
+            f"{several[0].input_line}: each may be a sweep of its own; run one after the other"
+        )
+    first = [next(values(one)) for one in overrides]
+    config = composer.config(first, with_hydra=True)
+    overrides += [
+        _sweep_override(str(name), str(value))
+        for name, value in (config.hydra.sweeper.params or {}).items()
+    ]
+    first = [next(values(one)) for one in overrides]
+    for index, override in enumerate(overrides):
+        for value in values(override):
+            composer.settings([*first[:index], value, *first[index + 1 :]])
+
+
+def _sweep_override(name: str, value: str) -> Override:
+    return parse(prepare([f"{name}={value}"], sweep=True))[0]
+
+
+def _hydra(asked: Arguments, words: Sequence[str]) -> None:
+    """Leave a sweep, or a look at the configuration, to Hydra."""
+    # Otherwise Hydra prints what ended a run, many lines, and exits.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = [*asked.hydra_flags, *words]
     job()
-    return not mistakes
 
 
-def _check_sweep(arguments: Sequence[str]) -> None:
-    if {"-m", "--multirun"} & set(arguments):
-        return
-    for word in arguments:
-        group, _, choice = word.lstrip("+").partition("=")
-        path = CONF / group / f"{choice}.yaml"
-        if group == "experiment" and path.exists():
-            plain = OmegaConf.to_container(OmegaConf.load(path))
-            if isinstance(plain, dict) and "sweeper" in plain.get("hydra", {}):
-                raise UserError(f"{word}: this is a sweep; add -m to run it")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(composed: DictConfig) -> None:
+    """One run of a sweep, in whatever process a launcher puts it.
+
+    Raises whatever ends it, when it has been told.
+    """
+    hydra_config = HydraConfig.get()
+    try:
+        run_one(settings_of(composed), first=hydra_config.job.num == 0)
+    except Exception as error:
+        overrides = " ".join(hydra_config.overrides.task)
+        print(printable(f"failed: {overrides}: {error}"), file=sys.stderr)
+        raise
 
 
-def _run(composed: DictConfig) -> None:
-    settings = settings_of(composed)
-    # Once: of a sweep, at its first run.
-    job = HydraConfig.get().job
-    if OmegaConf.is_missing(job, "num") or job.num == 0:
+def run_one(settings: Settings, *, first: bool = True) -> None:
+    """Make one run and print its row. Raises UserError for what the user can mend."""
+    from edge_asr.experiments.ptq import run_experiment
+
+    configure_logging()
+    if first:
         _tell_store(settings)
-    with _progress() as report:
-        outcome = run_experiment(settings, report.show)
+    with shown_progress() as progress:
+        outcome = run_experiment(settings, progress.show)
     show(outcome)
 
 
 def _tell_store(settings: Settings) -> None:
     """Say, before anything is made, what may stay on the disk."""
+    from edge_asr.store.artefacts import Store
+    from edge_asr.store.files import show_size
+
     folder = settings.store_folder
     held = sum(one.bytes for one in Store(folder).artefacts()) if folder.is_dir() else 0
-    Console(stderr=True).print(
+    print(
         f"store: {folder} holds {show_size(held)}; quantized models are kept up to "
         f"{show_size(settings.store_cap_bytes)} (store_cap=)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        file=sys.stderr,
     )
-
-
-class _Report:
-    """Shows the stage of a run, and how far it is, in one line of progress."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("start", total=None)
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=stage, completed=done, total=total or None)
-
-
-@contextmanager
-def _progress() -> Iterator[_Report]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Report(bar)
 
 
 def show(outcome: Outcome) -> None:
     """Print the run's row under its float baseline, its warnings and where it lies."""
-    console = Console()
+    from edge_asr.report.console import open_console, print_table
+    from edge_asr.report.tables import tables
+
+    console = open_console()
     records = [outcome.record]
     if outcome.baseline is not None:
         records.insert(0, outcome.baseline)
     for protocol, frame in tables(records).items():
-        print_table(protocol, frame)
+        print_table(protocol, frame, console)
     stages = ", ".join(
         f"{stage.name} {stage.seconds:.1f} s{' (from the store)' if stage.stored else ''}"
         for stage in outcome.record.stages
     )
-    console.print(f"stages: {stages}", highlight=False, soft_wrap=True)
-    for warning in (*outcome.record.method.warnings, *outcome.record.warnings):
-        console.print(
-            f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+    said = [f"stages: {stages}"]
+    said += [
+        f"warning: {one}" for one in (*outcome.record.method.warnings, *outcome.record.warnings)
+    ]
     state = "stored record (rerun=true makes it again)" if outcome.stored else "record"
-    console.print(f"{state}: {outcome.folder}", highlight=False, markup=False, soft_wrap=True)
+    said.append(f"{state}: {outcome.folder}")
+    for line in said:
+        style = "yellow" if line.startswith("warning") else ""
+        console.print(printable(line), style=style, highlight=False, markup=False, soft_wrap=True)

@@ -1,25 +1,234 @@
-"""From words such as `method=gptq` to the settings of a run, by Hydra's own composition."""
+"""From words such as `method=gptq` to the settings of a run, by Hydra's own composition.
+
+Nothing here imports torch, so that a mistake is answered at once.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from edge_asr.config import CONF, Settings, settings_from
+from edge_asr.cli.catalogue import MISSING, Choice, choices
+from edge_asr.cli.overrides import parse, prepare, quoted, values
+from edge_asr.config import (
+    BASE_RECIPE,
+    CONF,
+    CalibrationSettings,
+    DataSettings,
+    ModelSettings,
+    ProtocolSettings,
+    SchemeSettings,
+    Settings,
+    defaults_of,
+    settings_from,
+)
+from edge_asr.errors import UserError
+from edge_asr.settings import nearest
+
+# Settings that all choices of a group share.
+SHARED: dict[str, type] = {
+    "model": ModelSettings,
+    "scheme": SchemeSettings,
+    "data": DataSettings,
+    "calibration": CalibrationSettings,
+    "protocol": ProtocolSettings,
+}
+NEEDED = ("model", "method", "scheme", "data", "calibration", "protocol")
 
 
-def compose_settings(*overrides: str) -> Settings:
-    """The settings of a run with `overrides`, outside of a command line.
+def compose_settings(*words: str) -> Settings:
+    """The settings of a run with the overrides `words`, outside of a command line.
 
-    Raises UserError for values that do not fit.
+    Raises UserError for a word that does not fit.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return settings_of(compose("config", list(overrides)))
+    with Composer() as composer:
+        return composer.settings(prepare(words, sweep=False))
 
 
 def settings_of(composed: DictConfig) -> Settings:
     """The settings of a composed configuration. Raises UserError for values that do not fit."""
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}=???: is needed; give it a value") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
     return settings_from({str(key): value for key, value in plain.items()})
+
+
+@dataclass
+class Composer:
+    """Hydra's composition over conf/, what is registered, and a user's own folder.
+
+    Used as a context manager.
+
+    Attributes:
+        config_dir: A folder of further configuration, or None.
+        config_name: The primary configuration.
+    """
+
+    config_dir: str | None = None
+    config_name: str = "config"
+
+    def __enter__(self) -> Composer:
+        register()
+        if self.config_dir is not None and not Path(self.config_dir).is_dir():
+            raise UserError(
+                f"--config-dir={self.config_dir}: is no folder; give one of .yaml files"
+            )
+        self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
+        self._hydra.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._hydra.__exit__(*failure)
+
+    def settings(self, words: Sequence[str]) -> Settings:
+        """The settings with prepared `words`. Raises UserError for a word that does not fit."""
+        settings = settings_of(self.config(words))
+        known = [one.name for one in choices() if one.group == "runtime"]
+        if settings.runtime not in known:
+            raise UserError(f"runtime={settings.runtime}: {nearest(settings.runtime, known)}")
+        return settings
+
+    def config(self, words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+        """The configuration with prepared `words`, checked. Raises as `settings`."""
+        for override in parse(words):
+            self._check_choice(override)
+        try:
+            return self._compose(words, with_hydra)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise self._explained(error, words) from error
+
+    def _compose(self, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+        return compose(
+            self.config_name, [*words, *self._search_path()], return_hydra_config=with_hydra
+        )
+
+    def _search_path(self) -> list[str]:
+        if self.config_dir is None:
+            return []
+        return [f"hydra.searchpath=[{quoted(f'file://{Path(self.config_dir).resolve()}')}]"]
+
+    def options(self, group: str) -> list[str]:
+        """The names that can be chosen in `group`, empty if it is none."""
+        loader = GlobalHydra.instance().config_loader()
+        found = loader.get_group_options(
+            group, config_name=self.config_name, overrides=self._search_path()
+        )
+        return [name for name in found if (group, name) != ("method", BASE_RECIPE)]
+
+    def groups(self) -> list[str]:
+        """All groups of choices."""
+        loader = GlobalHydra.instance().config_loader()
+        found, waiting = [], [""]
+        while waiting:
+            parent = waiting.pop()
+            for name in loader.list_groups(parent):
+                group = f"{parent}/{name}" if parent else name
+                if group != "hydra" and not group.startswith("hydra/"):
+                    found.append(group)
+                    waiting.append(group)
+        return sorted(found)
+
+    def _check_choice(self, override: Override) -> None:
+        group = override.key_or_group.partition("@")[0]
+        if group.startswith("hydra"):
+            return
+        known = self.options(group)
+        if not known:
+            if "/" in group:
+                raise UserError(f"{group}: no such choice; {nearest(group, self.groups())}")
+            return
+        if override.is_delete():
+            if group in NEEDED:
+                raise UserError(f"~{group}: is needed; choose one: {', '.join(known)}")
+            return
+        for word in values(override):
+            value = parse([word])[0].value()
+            if value is None and group == "experiment":
+                continue
+            if not isinstance(value, str) or value not in known:
+                shown = "null" if value is None else value
+                raise UserError(f"{group}={shown}: {nearest(str(shown), known)}")
+
+    def _explained(self, error: Exception, words: Sequence[str]) -> UserError:
+        """What Hydra says in many lines, in one."""
+        text = str(error)
+        if match := re.match(r"Ambiguous value for argument '(.*)'", text):
+            return UserError(f"{match[1]}: several values; add -m to make a run of each")
+        match = re.match(r"Could not (?:override|append|delete|add)[^']*'([^']+)'", text)
+        if match is None:
+            return UserError(_first_line(error))
+        key = match[1]
+        word = next((one for one in words if one.lstrip("+~").startswith(key)), key)
+        chosen = [one for one in words if self.options(one.lstrip("+~").partition("=")[0])]
+        return UserError(f"{word}: {self._unknown(key, chosen)}")
+
+    def _unknown(self, key: str, chosen: Sequence[str]) -> str:
+        """Where the option `key` ceases to exist, and what there is instead."""
+        node: Any = self._compose(chosen)
+        place: list[str] = []
+        for name in key.split("."):
+            if not isinstance(node, DictConfig) or name not in node:
+                known = [str(one) for one in node] if isinstance(node, DictConfig) else []
+                return _no_option(name, ".".join(place), node, known)
+            place.append(name)
+            node = node[name] if not OmegaConf.is_missing(node, name) else None
+        return "cannot be set"
+
+
+def _no_option(name: str, place: str, node: Any, known: list[str]) -> str:
+    group = place.replace(".", "/")
+    own = node.get("name") if isinstance(node, DictConfig) and "name" in node else None
+    others = [one.name for one in choices() if one.group == group and name in one.node]
+    if own is not None and others:
+        return f"{group}={own} has no option {name}; {group}={others[0]} has it"
+    known = [one for one in known if one not in ("name", "experiment")]
+    if not known:
+        return f"no option {name}; {group}={own} has none"
+    return f"no option {name}; {nearest(name, known)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def register() -> None:
+    """Tell Hydra what can be chosen and set, with the defaults of the classes.
+
+    Raises UserError for a plugin that cannot be imported.
+    """
+    store = ConfigStore.instance()
+    store.store(name="settings", node=base_settings())
+    for choice in grouped():
+        store.store(group=choice.group, name=choice.name, node=choice.node)
+
+
+def grouped() -> Iterator[Choice]:
+    """What is chosen as a group of the configuration; a runtime is a plain setting."""
+    return (choice for choice in choices() if choice.group != "runtime")
+
+
+def base_settings() -> dict[str, Any]:
+    """Every setting of a run that no choice brings, with its default."""
+    plain = {name: value for name, value in defaults_of(Settings).items() if value != MISSING}
+    for group, kind in SHARED.items():
+        shared = defaults_of(kind)
+        plain[group] = {
+            name: value for name, value in shared.items() if name not in ("name", "options")
+        }
+    return plain

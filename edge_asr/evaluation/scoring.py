@@ -10,13 +10,14 @@ import numpy as np
 from edge_asr.config import ProtocolSettings
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, Transcription
+from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.evaluation.significance import (
     mean_paired_difference,
     mean_wer_interval,
     paired_difference,
     wer_interval,
 )
-from edge_asr.evaluation.wer import Score, protocol_named, score
+from edge_asr.evaluation.wer import Score, score
 from edge_asr.store.record import ALL, Average, Result
 
 

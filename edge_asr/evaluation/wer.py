@@ -1,23 +1,17 @@
-"""Word error rate under a named protocol, with the counts behind it.
-
-A word error rate means nothing without its text normalizer and the references it leaves out,
-so both travel together as a `Protocol`. Rates are in percent everywhere.
-"""
+"""Word error rate under a protocol, with the counts behind it. Rates are in percent."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import MappingProxyType
 
 import jiwer
 import numpy as np
 import numpy.typing as npt
-from whisper_normalizer.english import EnglishTextNormalizer
 
 from edge_asr.errors import UserError
+from edge_asr.evaluation.protocols import Protocol
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -28,75 +22,6 @@ LOOP_REPEATS = 4
 """Times in a row from which a repeated sequence is a loop."""
 LOOP_EXCESS = 3
 """Times in a row by which it must exceed the reference, where people do say 'no no no no'."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How text is normalized and which references are left out.
-
-    Attributes:
-        name: Short name; printed beside every rate and part of file names.
-        description: One sentence that says where the protocol comes from.
-        normalizer: Applied to reference and hypothesis alike.
-        ignored_references: Normalized references that mark a clip as not to be scored; an
-            empty one always is.
-
-    Raises:
-        ValueError: The name is not an identifier.
-    """
-
-    name: str
-    description: str
-    normalizer: Callable[[str], str]
-    ignored_references: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"name: {self.name!r} must be letters, digits and underscores")
-
-    def words(self, text: str) -> list[str]:
-        """The normalized words of `text`."""
-        return self.normalizer(text).split()
-
-
-@cache
-def _english_normalizer() -> Callable[[str], str]:
-    # Building one reads a spelling dictionary, far slower than using it.
-    normalizer: Callable[[str], str] = EnglishTextNormalizer()
-    return normalizer
-
-
-def normalize_english(text: str) -> str:
-    """Whisper's English text normalization (Radford et al. 2022, appendix C)."""
-    return _english_normalizer()(text)
-
-
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            Protocol(
-                "open_asr_2024",
-                "Open ASR leaderboard from July 2024 to March 2026: Whisper English "
-                "normalizer, corpus-level WER by jiwer.",
-                normalize_english,
-                # The marker some corpora put in place of a transcript, as normalized.
-                frozenset({"ignore time segment in scoring"}),
-            ),
-        )
-    }
-)
-
-
-def protocol_named(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        UserError: No such protocol.
-    """
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol: {name!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True, eq=False)

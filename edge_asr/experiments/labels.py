@@ -44,7 +44,7 @@ def known_recipes() -> dict[str, dict[str, Any]]:
 
 
 def _stages(path: Path) -> dict[str, dict[str, Any]]:
-    """The parts that a recipe's file names, with the settings of their files."""
+    """The parts that a recipe's file names, with the settings that their files change."""
     stages = {}
     for entry in _plain(path)["defaults"]:
         if isinstance(entry, dict):
@@ -55,7 +55,10 @@ def _stages(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _part(stage: str, choice: str) -> dict[str, Any]:
-    plain = _plain(CONF / "method" / stage / f"{choice}.yaml")
+    path = CONF / "method" / stage / f"{choice}.yaml"
+    if not path.is_file():  # a part itself, with its own defaults
+        return {"name": choice}
+    plain = _plain(path)
     settings: dict[str, Any] = {}
     for entry in plain.pop("defaults", []):
         if entry != "_self_":

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_asr.calibration.batches import DrawnClip, draw_clips
-from edge_asr.config import DataSettings, Settings
+from edge_asr.config import CalibrationSettings, DataSettings, Settings
 from edge_asr.data.corpus import Corpus
-from edge_asr.data.embedded import embedded_calibration, embedded_test
-from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.data.sources import sources
+from edge_asr.errors import UserError
 from edge_asr.experiments.labels import folder_name, method_label
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
@@ -20,7 +20,7 @@ from edge_asr.models.loading import read_config
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.scheme import Scheme, scheme_label
+from edge_asr.quant.scheme import scheme_label
 from edge_asr.runtimes.base import runtimes
 from edge_asr.runtimes.torch_greedy import TorchRuntime as TorchRuntime
 from edge_asr.store.artefacts import Step, Store
@@ -123,14 +123,14 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         UserError: for whatever the user can mend before work begins.
     """
     recipe = Recipe.build(settings.method.stages)
-    scheme = Scheme.build(settings.method.rules, settings.scheme.rules, settings.shorthands)
+    scheme = settings.rules()
     if recipe.quantizes:
         recipe.check(scheme)
     _ = runtimes[settings.runtime]
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
     corpus = open_corpus(settings.data)
-    audio = fingerprint(corpus.audio_digests(store.digests))
+    audio = corpus.audio_digests(store.digests)
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
     formats, served = {}, {}
     if recipe.quantizes:
@@ -143,17 +143,21 @@ def make_plan(settings: Settings, store: Store) -> Plan:
     drawn: list[DrawnClip] = []
     calibrate = quantize = None
     if wants_clips:
-        chosen = open_calibration(settings)
+        chosen = open_calibration(settings.calibration)
         drawn = draw_clips(
             chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
         )
-        calibrate = _calibrate(settings, files, architecture, chosen, drawn, store)
+        digests = chosen.audio_digests(store.digests, [clip.index for clip in drawn])
+        if not settings.calibration.allow_test_clips:
+            _refuse_test_clips(digests, audio)
+        calibrate = _calibrate(settings, files, architecture, drawn, digests)
     if recipe.quantizes:
         quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
-    float_step = _transcribe(settings, files, architecture, audio, files.weights_fingerprint)
+    heard = fingerprint(audio)
+    float_step = _transcribe(settings, files, architecture, heard, files.weights_fingerprint)
     own_step = float_step
     if quantize is not None:
-        own_step = _transcribe(settings, files, architecture, audio, quantize.key)
+        own_step = _transcribe(settings, files, architecture, heard, quantize.key)
     return Plan(
         settings=settings,
         files=files,
@@ -163,7 +167,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         formats=formats,
         served=served,
         corpus=corpus,
-        audio_digest=audio,
+        audio_digest=heard,
         drawn=tuple(drawn),
         draw_warnings=tuple(warnings),
         calibrate=calibrate,
@@ -193,26 +197,25 @@ def float_plan(plan: Plan) -> Plan:
 
 
 def open_corpus(data: DataSettings) -> Corpus:
-    """The clips to transcribe. Raises UserError for a missing or unusable manifest."""
-    if data.path is None:
-        return embedded_test(data.condition, data.limit, data.where)
-    return ManifestCorpus(data.path, limit=data.limit, where=data.where, name=_corpus_name(data))
+    """The clips to transcribe. Raises UserError for what cannot be opened."""
+    return sources.build({"name": data.name, **data.options}, "data").clips(data.limit)
 
 
-def open_calibration(settings: Settings) -> Corpus:
-    """The clips to draw from. Raises UserError for a missing or unusable manifest."""
-    calibration = settings.calibration
-    if calibration.path is None:
-        return embedded_calibration(where=calibration.where)
-    return ManifestCorpus(calibration.path, where=calibration.where, require_text=False)
+def open_calibration(calibration: CalibrationSettings) -> Corpus:
+    """The clips to draw from. Raises UserError for what cannot be opened."""
+    options = {"name": calibration.name, **calibration.options}
+    return sources.build(options, "calibration").calibration_clips()
 
 
-def _corpus_name(data: DataSettings) -> str:
-    """The manifest's name with its folder and selection, so that parts are told apart."""
-    manifest = Path(str(data.path)).expanduser().resolve()
-    selection = "".join(f"-{value}" for _, value in sorted(data.where.items()))
-    limit = f"-first{data.limit}" if data.limit else ""
-    return f"{manifest.parent.name}-{manifest.stem}{selection}{limit}"
+def _refuse_test_clips(calibrated: Sequence[str], tested: Sequence[str]) -> None:
+    """Raises UserError where clips of both have the same audio."""
+    shared = len({*calibrated} & {*tested} - {"unreadable"})
+    if shared:
+        raise UserError(
+            f"calibration: {shared} of {len(calibrated)} clips are transcribed too, so the error "
+            "would not be that of unknown speech; choose other clips, or set "
+            "calibration.allow_test_clips=true"
+        )
 
 
 def _family(architecture: Architecture) -> list[Any]:
@@ -228,11 +231,9 @@ def _calibrate(
     settings: Settings,
     files: CheckpointFiles,
     architecture: Architecture,
-    corpus: Corpus,
     drawn: Sequence[DrawnClip],
-    store: Store,
+    digests: Sequence[str],
 ) -> Step:
-    digests = corpus.audio_digests(store.digests, [clip.index for clip in drawn])
     return Step(
         "calibrate",
         {

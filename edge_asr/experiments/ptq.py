@@ -21,10 +21,18 @@ from edge_asr.experiments.sections import (
     model_section,
     quantized_summary,
 )
-from edge_asr.experiments.steps import QUANTIZE, Progress, Steps, output_rows, quantize_result
+from edge_asr.experiments.steps import (
+    QUANTIZE,
+    Progress,
+    Steps,
+    output_rows,
+    quantize_result,
+    silent,
+)
 from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
+from edge_asr.store.failure import failure_noted
 from edge_asr.store.record import (
     RECORD_NAME,
     DataSection,
@@ -53,7 +61,7 @@ class Outcome:
     baseline: Record | None = None
 
 
-def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> Outcome:
+def run_experiment(settings: Settings, progress: Progress = silent) -> Outcome:
     """Make one run, or read its record when it was made before.
 
     A quantized run also makes the float run on the same clips, unless another process is at it, to
@@ -66,9 +74,14 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     store = Store(settings.store_folder)
-    progress("read the checkpoint and the clips", 0, 0)
+    progress("read the checkpoint and the clips")
     plan = make_plan(settings, store)
-    plain = float_plan(plan)
+    with failure_noted(plan.folder, settings.provenance()):
+        return _run(plan, store, progress)
+
+
+def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
+    settings, plain = plan.settings, float_plan(plan)
     done, baseline = _stored(plan), _stored(plain)
     if done is not None and not settings.rerun and (plan.quantize is None or _compared(done)):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
@@ -81,12 +94,12 @@ def run_experiment(settings: Settings, progress: Progress = lambda *_: None) -> 
         floats = steps.transcribe_float_if_free()
         if floats is None and done is not None and not settings.rerun:
             return Outcome(done, plan.folder, True)
-    transcribed = steps.transcribe()
+    heard = steps.transcribe()
     if plan.quantize is not None and floats is None:
         floats = steps.transcribe_float_if_free()
     if floats is not None and baseline is None:
         baseline = _write(plain, Steps(plain, store), floats, None)
-    record = _write(plan, steps, transcribed, floats)
+    record = _write(plan, steps, heard, floats)
     store.prune(settings.store_cap_bytes, QUANTIZE)
     return Outcome(record, plan.folder, False, baseline)
 

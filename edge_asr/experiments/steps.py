@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
 from edge_asr.cost.records import ModelSummary
@@ -36,8 +36,16 @@ RESULT = "result.json"
 OUTPUTS = "heard.jsonl"
 QUANTIZE = "quantize"
 
-# Called with (stage, done, total) as a run goes on.
-Progress = Callable[[str, int, int], None]
+
+class Progress(Protocol):
+    """Hears how far a run is."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+        """`done` of `total` (0: not known) of a stage, such as blocks or clips."""
+
+
+def silent(stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Steps:
 
     plan: Plan
     store: Store
-    progress: Progress = lambda *_: None
+    progress: Progress = silent
     stages: list[Stage] = field(default_factory=list)
     _float: Checkpoint | None = None
     _quantized: Checkpoint | None = None
@@ -79,7 +87,7 @@ class Steps:
     def float_checkpoint(self) -> Checkpoint:
         """The float model as it is in its files."""
         if self._float is None:
-            self.progress("load the float model", 0, 0)
+            self.progress("load the float model")
             reset_peak_memory()
             began = time.perf_counter()
             settings = self.plan.settings
@@ -96,7 +104,7 @@ class Steps:
         """The quantized model, made or taken from the store."""
         artefact = self.quantize()
         if self._quantized is None:
-            self.progress("load the quantized model", 0, 0)
+            self.progress("load the quantized model")
             loaded = load_model(artefact.folder, self.plan.settings.device)
             # Names and caps are of this run, not of the one that quantized.
             self._quantized = dataclasses.replace(
@@ -164,9 +172,7 @@ class Steps:
             made = True
             return build(folder, working)
 
-        artefact = self.store.make(
-            step, noting, again=again, on_wait=lambda text: self.progress(text, 0, 0)
-        )
+        artefact = self.store.make(step, noting, again=again, on_wait=self.progress)
         self._note(step.name, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
         what = f"{artefact.seconds:.1f} s" if made else "taken from the store"
         log.info("%s %s: %s", step.name, self.plan.label, what)
@@ -226,7 +232,9 @@ class Steps:
             stored_dtype=checkpoint.stored_dtype,
             layer_errors=plan.layer_errors,
             finished=working,
-            progress=lambda text, done, total: self.progress(f"quantize {text}", done, total),
+            progress=lambda text, done, total: self.progress(
+                f"quantize {plan.model_name} {plan.label}", done, total, text
+            ),
         )
         save_model(folder, checkpoint)
         summary = quantized_summary(checkpoint.model, plan.architecture, plan.files.float_bits)

@@ -31,7 +31,7 @@ from edge_asr.quant.stages import (
     Transform,
 )
 from edge_asr.quant.trainable import RewrittenBlock
-from edge_asr.registry import nearest
+from edge_asr.settings import nearest
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import ROLES, Role, Slot, Stack, TensorKind
 from edge_asr.quant.formats import SYMMETRIC, ActivationGrid, Grid, TensorFormat
-from edge_asr.registry import nearest
+from edge_asr.settings import nearest
 
 SELECTORS = ("stack", "role", "name", "kind")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kind": get_args(TensorKind),
 }
 FLOAT = "float"
-DEFAULT = "default"  # of a shorthand: not given
+DEFAULT: Final = "default"  # of a shorthand: not given
 NAMES_IN_LABEL = 3
 
 

@@ -1,4 +1,4 @@
-"""Turn run records into leaderboards: `python -m edge_asr.report --results results`."""
+"""Turn run records into leaderboards: `python -m edge_asr.report --results runs`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.cli.main import exit_code
+from edge_asr.errors import UserError
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import write_markdown
 from edge_asr.report.tables import newest_versions, tables, write_csv
@@ -24,8 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("results"),
-        help="Folder searched, with all below it, for record.json files (default: results).",
+        default=Path("runs"),
+        help="Folder searched, with all below it, for record.json files (default: runs).",
     )
     parser.add_argument(
         "--out",
@@ -56,20 +57,16 @@ def _write(folder: Path, protocol: str, frame: pd.DataFrame) -> list[Path]:
         ) from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write and print the tables; the exit code is 2 when there is nothing sound to tabulate."""
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Write and print the tables. Raises UserError when there is nothing sound to tabulate."""
     options = _parser().parse_args(arguments)
-    try:
-        found = _read(options.results)
-        records = newest_versions(found)
-        for protocol, frame in tables(records).items():
-            folder = options.out or options.results
-            written = _write(folder, protocol, frame)
-            print_table(protocol, frame)
-            print("wrote " + " and ".join(map(str, written)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    found = _read(options.results)
+    records = newest_versions(found)
+    for protocol, frame in tables(records).items():
+        folder = options.out or options.results
+        written = _write(folder, protocol, frame)
+        print_table(protocol, frame)
+        print("wrote " + " and ".join(map(str, written)))
     idle = sum(not record.results for record in records)
     if idle:
         print(f"{idle} record(s) without results are in no table", file=sys.stderr)
@@ -79,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "package has made the same runs since",
             file=sys.stderr,
         )
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command."""
+    return exit_code(lambda: command(arguments))
 
 
 if __name__ == "__main__":

@@ -59,10 +59,14 @@ def to_table(protocol: str, frame: pd.DataFrame, width: int = WIDEST) -> Table:
     return shown
 
 
+def open_console() -> Console:
+    """The terminal, or the 120 columns of a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDEST)
+
+
 def print_table(protocol: str, frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print one protocol's table; without a console, to the terminal or 120 columns of a pipe."""
-    target = console or Console()
-    if console is None and not target.is_terminal:
-        target = Console(width=WIDEST)
+    """Print one protocol's table."""
+    target = console or open_console()
     width = min(target.width, WIDEST)
     target.print(to_table(protocol, frame, width), width=width)

@@ -55,4 +55,4 @@ class Runtime(ABC):
         """
 
 
-runtimes: Registry[Runtime] = Registry("runtime")
+runtimes: Registry[Runtime] = Registry("runtime", "runtime")

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.cli.main import exit_code
+from edge_asr.errors import UserError
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.files import parse_size, show_size
 
@@ -47,30 +48,30 @@ def _table(artefacts: Sequence[Artefact]) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print or prune; the exit code is 2 where there is no such store."""
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Print or prune. Raises UserError where there is no such store."""
     options = _parser().parse_args(arguments)
-    try:
-        if not options.store.is_dir():
-            raise UserError(f"--store={options.store}: is no folder; give that of your runs")
-        keep = parse_size(options.keep, "--keep")
-        store = Store(options.store)
-        chosen = [one for one in store.artefacts() if options.step in (None, one.step)]
-        if options.action == "list":
-            Console().print(_table(chosen))
-        elif options.action == "prune":
-            removed, freed = store.prune(keep, options.step)
-            freed += store.remove_unfinished() if options.step is None else 0
-            print(f"removed {removed} artefacts, {show_size(freed)}")
-            return 0
-        for step in sorted({one.step for one in chosen}):
-            sizes = [one.bytes for one in chosen if one.step == step]
-            print(f"{step}: {len(sizes)} artefacts, {show_size(sum(sizes))}")
-        print(f"in all: {show_size(sum(one.bytes for one in chosen))} in {options.store}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    return 0
+    if not options.store.is_dir():
+        raise UserError(f"--store={options.store}: is no folder; give that of your runs")
+    keep = parse_size(options.keep, "--keep")
+    store = Store(options.store)
+    chosen = [one for one in store.artefacts() if options.step in (None, one.step)]
+    if options.action == "list":
+        Console().print(_table(chosen))
+    elif options.action == "prune":
+        removed, freed = store.prune(keep, options.step)
+        freed += store.remove_unfinished() if options.step is None else 0
+        print(f"removed {removed} artefacts, {show_size(freed)}")
+        return
+    for step in sorted({one.step for one in chosen}):
+        sizes = [one.bytes for one in chosen if one.step == step]
+        print(f"{step}: {len(sizes)} artefacts, {show_size(sum(sizes))}")
+    print(f"in all: {show_size(sum(one.bytes for one in chosen))} in {options.store}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command."""
+    return exit_code(lambda: command(arguments))
 
 
 if __name__ == "__main__":

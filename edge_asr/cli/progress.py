@@ -1,0 +1,89 @@
+"""How far a run is: bars on a terminal, and lines of the log where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger("edge_asr")
+
+TELL_EVERY_SECONDS = 30.0
+
+
+class LoggedProgress:
+    """Tells the log of a stage that begins, and every half minute how far it is."""
+
+    def __init__(self, every: float = TELL_EVERY_SECONDS) -> None:
+        self._every, self._stage, self._told = every, "", 0.0
+
+    def show(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+        """See `edge_asr.experiments.steps.Progress`."""
+        now = time.monotonic()
+        if stage == self._stage and now - self._told < self._every:
+            return
+        begins, self._stage, self._told = stage != self._stage, stage, now
+        count = f": {done} of {total}" if total and not begins else ""
+        log.info("%s%s", stage, f"{count}, {detail}" if count and detail else count)
+
+
+class BarProgress:
+    """Shows the stage of a run, how far it is and how long still, in one line of a terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._stage = bar, "start"
+        self._task = bar.add_task(self._stage, total=None)
+
+    def show(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+        """See `edge_asr.experiments.steps.Progress`."""
+        if stage != self._stage:
+            # A bar of its own: total and time left are those of this stage alone.
+            self._bar.remove_task(self._task)
+            self._stage, self._task = stage, self._bar.add_task(stage, total=total or None)
+        shown = f"{stage}: {detail}" if detail else stage
+        self._bar.update(self._task, description=shown, completed=done)
+
+
+@contextmanager
+def shown_progress() -> Iterator[LoggedProgress | BarProgress]:
+    """Bars where standard error is a terminal, else the log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield LoggedProgress()
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield BarProgress(bar)
+
+
+def configure_logging() -> None:
+    """Send what the package has to say to standard error, once: a line a step with its seconds."""
+    if log.handlers:
+        return
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(
+            console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X"
+        )
+        log.setLevel(logging.WARNING)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.propagate = False
