@@ -1,3 +1,3 @@
 """What does compressing a speech recogniser cost in word error rate, and what does it gain?"""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

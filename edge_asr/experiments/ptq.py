@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from edge_asr.config import Settings
+from edge_asr.cost.model import cost_of
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Transcription, joined, write_hypotheses
 from edge_asr.evaluation.scoring import score_run
 from edge_asr.experiments.plan import Plan, float_plan, make_plan
 from edge_asr.experiments.sections import (
-    cost_section,
     float_summary,
     method_section,
     model_section,
@@ -35,6 +35,7 @@ from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.failure import failure_noted
 from edge_asr.store.record import (
     RECORD_NAME,
+    CostSection,
     DataSection,
     LayerSection,
     Record,
@@ -137,7 +138,9 @@ def _record(
             model = steps.quantized_checkpoint().model
             quantized = quantized_summary(model, plan.architecture, width)
     prompt_tokens = int(transcribed.notes["prompt_tokens"])
-    cost = cost_section(plan, prompt_tokens, plain, quantized, transcription.hypotheses)
+    workloads = workloads_of(
+        plan.architecture, plan.config, prompt_tokens, transcription.hypotheses
+    )
     stages = {stage.name: stage for stage in steps.stages}
     stages.setdefault("transcribe", _stage(transcribed))
     stages["score"] = Stage("score", time.perf_counter() - began)
@@ -154,7 +157,7 @@ def _record(
         results=results,
         averages=averages,
         batch_size=settings.batch_size,
-        cost=cost,
+        cost=CostSection(cost_of(quantized, workloads), cost_of(plain, workloads)),
         stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
         warnings=_warnings(plan, transcribed.warnings, transcription, floats),

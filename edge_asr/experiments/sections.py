@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from edge_asr.cost.model import cost_of
 from edge_asr.cost.records import ModelSummary, Workload
 from edge_asr.cost.summary import StoredWeight, runtime_op_record, summarize_model
 from edge_asr.evaluation.hypotheses import Hypothesis
@@ -23,31 +22,25 @@ from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.store.record import (
     FLOAT_METHOD,
     BlockSection,
-    CostSection,
     LayerSection,
     MethodSection,
     ModelSection,
 )
 
 
-def cost_section(
-    plan: Plan,
-    prompt_tokens: int,
-    plain: ModelSummary,
-    quantized: ModelSummary,
-    hypotheses: Sequence[Hypothesis],
-) -> CostSection:
-    """Cost of the quantized model, and of the float one, on the clips that were heard."""
-    workloads = [
+def workloads_of(
+    architecture: Architecture, config: Any, prompt_tokens: int, hypotheses: Sequence[Hypothesis]
+) -> list[Workload]:
+    """What every clip that was transcribed made the model do."""
+    return [
         Workload(
             seconds=hypothesis.duration,
-            positions=plan.architecture.positions(plan.config, hypothesis.samples),
+            positions=architecture.positions(config, hypothesis.samples),
             prompt_tokens=prompt_tokens,
             generated_tokens=max(hypothesis.generated_tokens, 1),
         )
         for hypothesis in hypotheses
     ]
-    return CostSection(cost_of(quantized, workloads), cost_of(plain, workloads))
 
 
 def float_summary(plan: Plan, float_bits: int) -> ModelSummary:

@@ -49,6 +49,7 @@ class Checkpoint:
         architecture: The family's map, verified against the model.
         tokens_per_second: Cap on generated tokens a second of audio, or None.
         warnings: What is set in the checkpoint and not done here, a sentence each.
+        float_bits: Width in which most of its floats are stored.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Checkpoint:
     architecture: Architecture
     tokens_per_second: float | None = None
     warnings: tuple[str, ...] = ()
+    float_bits: int = 32
 
     def stored_dtype(self, path: str) -> torch.dtype:
         """The dtype in which the checkpoint stores the parameter at `path`; that of most of its
@@ -128,6 +130,7 @@ def load_checkpoint(
         tokenizer=tokenizer,
         architecture=architecture,
         tokens_per_second=tokens_per_second,
+        float_bits=files.float_bits,
         warnings=tuple(warnings),
     )
 

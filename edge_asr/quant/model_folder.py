@@ -28,6 +28,7 @@ def save_model(folder: Path, checkpoint: Checkpoint) -> None:
         "family": checkpoint.architecture.family,
         "name": checkpoint.name,
         "tokens_per_second": checkpoint.tokens_per_second,
+        "float_bits": checkpoint.float_bits,
         "tie_word_embeddings": bool(checkpoint.model.config.tie_word_embeddings),
     }
     artefact.write(folder, STEM, (tensors, description))
@@ -67,6 +68,7 @@ def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
         architecture=architecture,
         tokens_per_second=description["tokens_per_second"],
         warnings=tuple(warnings),
+        float_bits=int(description["float_bits"]),
     )
 
 
