@@ -107,9 +107,10 @@ class Bench(Subject):
         if not path.exists():
             return self
         try:
-            before = parse(Bench, json.loads(path.read_text()), path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--out={path}: holds no measurements ({error})") from error
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"--out={path}: {error.strerror}; give another file") from error
+        before = parse(Bench, content, f"--out={path}", "give another file")
         if self.environment.git_dirty:
             raise UserError(
                 f"--out={path}: the checkout has changes, so who knows what code measured before; "

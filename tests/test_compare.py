@@ -104,11 +104,15 @@ def test_runs_that_cannot_be_compared_are_one_line(
     stale = stored(tmp_path / "stale", "awq", SPOKEN)
     (hypotheses,) = stale.glob("*.jsonl")
     hypotheses.write_text(hypotheses.read_text().replace('"pred_text": "horse"', '"pred_text": ""'))
+    numeric = stored(tmp_path / "numeric", "awq", SPOKEN)
+    rows = (numeric / hypotheses.name).read_text()
+    (numeric / hypotheses.name).write_text(rows.replace('"text": "horse"', '"text": 3'))
     bare = stored(tmp_path / "bare", "awq", SPOKEN)
     (bare / hypotheses.name).unlink()
     for folder, named in (
         (fewer, "same clips"),
         (stale, "rerun=true"),
+        (numeric, f"{hypotheses.name}, line 2: text=3: "),
         (bare, "rerun=true"),
         (tmp_path / "no", "no/"),
     ):

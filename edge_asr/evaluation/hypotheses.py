@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
 from edge_asr.store.files import write_text_atomically
+from edge_asr.store.plain_json import parse
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class ClipOutput:
     """
 
     index: int
-    pred_text: str = ""
-    duration: float = 0.0
-    samples: int = 0
-    generated_tokens: int = 0
-    hit_limit: bool = False
-    truncated: bool = False
-    time: float = 0.0
+    pred_text: str
+    duration: float
+    samples: int
+    generated_tokens: int
+    hit_limit: bool
+    truncated: bool
+    time: float
     damage: str | None = None
 
 
@@ -135,41 +136,30 @@ def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
     """Read back a file that `write_hypotheses` wrote.
 
     Raises:
-        UserError: when it is missing or holds anything else.
+        UserError: It cannot be read, or a row is not of that form; the message names line and
+            field.
     """
     try:
-        lines = _lines(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"hypotheses {str(path)!r} cannot be read: {error}") from error
-    rows = [_parsed(Hypothesis, line) for line in lines]
-    for number, row in enumerate(rows, start=1):
-        if row is None:
-            raise UserError(
-                f"hypotheses {str(path)!r}, line {number}: no row written by edge_asr; "
-                "make the run again with rerun=true"
-            )
-    return tuple(row for row in rows if row is not None)
+        lines = _lines(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: hypotheses cannot be read ({error.strerror}); make the run again with "
+            "rerun=true"
+        ) from error
+    return tuple(parse(Hypothesis, line, f"{path}, line {number}") for number, line in lines)
 
 
 def read_outputs(path: Path) -> list[ClipOutput]:
     """The complete rows of a file, if it exists; an interruption can leave a torn last line."""
-    if not path.exists():
-        return []
-    lines = _lines(path.read_text(encoding="utf-8", errors="replace"))
-    return [row for row in (_parsed(ClipOutput, line) for line in lines) if row is not None]
+    rows = []
+    for number, line in _lines(path) if path.exists() else []:
+        with suppress(UserError):
+            rows.append(parse(ClipOutput, line, f"{path}, line {number}"))
+    return rows
 
 
-def _lines(text: str) -> list[str]:
-    """The lines of a file; texts themselves may hold other separators, such as U+2028."""
-    return [line for line in text.split("\n") if line]
-
-
-def _parsed(kind: type[Any], line: str) -> Any:
-    """The row of a line, or None when the line is torn or of another form."""
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(row, dict) or row.keys() != {item.name for item in fields(kind)}:
-        return None
-    return kind(**row)
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of a file that hold anything, by number; texts themselves may hold other
+    separators, such as U+2028."""
+    lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+    return [(number, line) for number, line in lines if line]

@@ -71,7 +71,10 @@ def transcribe(
     while window := list(islice(items, settings.sort_window)):
         for index, item in window:
             if isinstance(item, DamagedClip):
-                done[index] = ClipOutput(index, damage=item.reason)
+                done[index] = ClipOutput(
+                    index, "", 0.0, samples=0, generated_tokens=0, hit_limit=False,
+                    truncated=False, time=0.0, damage=item.reason,
+                )  # fmt: skip
         for batch in _batches(window, settings.batch_size):
             # A batch is kept or decoded as a whole: its padding can change its hypotheses.
             rows = [earlier[index] for index, _ in batch if index in earlier]

@@ -287,7 +287,7 @@ class Steps:
 def quantize_result(transcribed: Artefact) -> QuantizeResult:
     """What the quantize step says, as the transcribe step of its model keeps it."""
     path = transcribed.folder / RESULT
-    return parse(QuantizeResult, json.loads(path.read_text(encoding="utf-8")), path)
+    return parse(QuantizeResult, path.read_bytes(), path)
 
 
 def output_rows(artefact: Artefact) -> list[ClipOutput]:

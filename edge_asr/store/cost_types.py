@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+from pydantic.dataclasses import dataclass
+
+from edge_asr.store.plain_json import STRICT
+
+Count = Annotated[float, Field(ge=0)]
+# What records of schema 1 and 2 call it.
+RuntimeOps = Annotated[Count, Field(validation_alias=AliasChoices("runtime_ops", "online"))]
 
 
-def _check_counts(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: {value} is not a finite count >= 0")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PhaseMacs:
-    """Multiply-accumulates of one phase: weight layers, attention products, online work."""
+    """Multiply-accumulates of one phase: weight layers, attention products, runtime ops."""
 
-    layers: float
-    attention: float
-    online: float
-
-    def __post_init__(self) -> None:
-        _check_counts(layers=self.layers, attention=self.attention, online=self.online)
+    layers: Count
+    attention: Count
+    runtime_ops: RuntimeOps
 
     @property
     def total(self) -> float:
         """All MACs of the phase."""
-        return self.layers + self.attention + self.online
+        return self.layers + self.attention + self.runtime_ops
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Macs:
     """Multiply-accumulates per utterance, by phase."""
 
@@ -43,16 +42,13 @@ class Macs:
         return self.encoder.total + self.prefill.total + self.decode.total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BitOperations:
     """Bit operations per utterance, by phase."""
 
-    encoder: float
-    prefill: float
-    decode: float
-
-    def __post_init__(self) -> None:
-        _check_counts(encoder=self.encoder, prefill=self.prefill, decode=self.decode)
+    encoder: Count
+    prefill: Count
+    decode: Count
 
     @property
     def total(self) -> float:
@@ -60,16 +56,13 @@ class BitOperations:
         return self.encoder + self.prefill + self.decode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PhaseBytes:
     """Bytes over the memory bus in one phase, by what they carry."""
 
-    weights: float
-    key_value: float
-    activations: float
-
-    def __post_init__(self) -> None:
-        _check_counts(weights=self.weights, key_value=self.key_value, activations=self.activations)
+    weights: Count
+    key_value: Count
+    activations: Count
 
     @property
     def total(self) -> float:
@@ -77,7 +70,7 @@ class PhaseBytes:
         return self.weights + self.key_value + self.activations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemoryIO:
     """Bytes over the memory bus per utterance, by phase."""
 
@@ -91,7 +84,7 @@ class MemoryIO:
         return self.encoder.total + self.prefill.total + self.decode.total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Size:
     """The packed checkpoint.
 
@@ -103,21 +96,13 @@ class Size:
             a head shares is one); an untied head stays in.
     """
 
-    bytes: int
-    parameters: int
-    bits_per_parameter: float
-    bits_per_parameter_without_embeddings: float
-
-    def __post_init__(self) -> None:
-        _check_counts(
-            bytes=self.bytes,
-            parameters=self.parameters,
-            bits_per_parameter=self.bits_per_parameter,
-            bits_per_parameter_without_embeddings=self.bits_per_parameter_without_embeddings,
-        )
+    bytes: Annotated[int, Field(ge=0)]
+    parameters: Annotated[int, Field(ge=0)]
+    bits_per_parameter: Count
+    bits_per_parameter_without_embeddings: Count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Cost:
     """What a model costs on a data set; per-utterance values are means over its utterances.
 
@@ -129,19 +114,13 @@ class Cost:
         float_bits: Width of an unquantized value in this model.
     """
 
-    utterances: int
-    seconds: float
+    utterances: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(gt=0)]
     macs: Macs
     bit_operations: BitOperations
     memory_io: MemoryIO
     size: Size
     float_bits: int
-
-    def __post_init__(self) -> None:
-        if self.utterances < 1:
-            raise ValueError(f"utterances: {self.utterances} is below 1")
-        if not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise ValueError(f"seconds: {self.seconds} is not a positive length")
 
     @property
     def bit_operations_per_second(self) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -16,16 +15,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import from_json
 
 import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.store.cost_types import Cost
 from edge_asr.store.files import write_text_atomically
-from edge_asr.store.plain_json import finite, parse
+from edge_asr.store.plain_json import STRICT, finite, parse
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 lacks what has a default here
+SCHEMA_VERSION = 3
+# 1 lacks what has a default here, and up to 2 MACs of runtime ops go by another name.
+READABLE_VERSIONS = (1, 2, 3)
 RECORD_NAME = "record.json"
 FLOAT_METHOD = "float"
 ALL = "all"
@@ -33,7 +37,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=STRICT)
 class Interval:
     """A rate or difference in percent with its percentile interval.
 
@@ -50,18 +54,12 @@ class Interval:
     estimate: float
     low: float
     high: float
-    level: float = LEVEL
-    resamples: int = RESAMPLES
+    level: Annotated[float, Field(gt=0, lt=1)] = LEVEL
+    resamples: Annotated[int, Field(ge=1)] = RESAMPLES
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.estimate, self.low, self.high))):
-            raise ValueError(f"interval {self.estimate} [{self.low}, {self.high}] is not finite")
         if self.low > self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level: {self.level} is not between 0 and 1")
-        if self.resamples < 1:
-            raise ValueError(f"resamples: {self.resamples} is below 1")
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ class Record:
     model: ModelSection
     method: MethodSection
     results: tuple[Result, ...]
-    batch_size: int
+    batch_size: Annotated[int, Field(ge=1)]
     averages: tuple[Average, ...] = ()
     cost: CostSection | None = None
     stages: tuple[Stage, ...] = ()
@@ -276,8 +274,6 @@ class Record:
             raise ValueError(f"schema_version: {self.schema_version} is unknown")
         if datetime.fromisoformat(self.created).tzinfo is None:
             raise ValueError(f"created: {self.created!r} has no time zone; write UTC")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size} is below 1")
 
 
 def now() -> str:
@@ -322,9 +318,9 @@ def write_record(folder: Path, record: Record) -> Path:
         UserError: The record would not read back (a required number is not finite).
     """
     path = folder / RECORD_NAME
-    plain = finite(dataclasses.asdict(record))
-    parse(Record, plain, path)
-    write_text_atomically(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(finite(dataclasses.asdict(record)), indent=2, allow_nan=False) + "\n"
+    parse(Record, text, path)
+    write_text_atomically(path, text)
     return path
 
 
@@ -336,16 +332,19 @@ def read_record(path: Path) -> Record:
             the message names file and field.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        plain = from_json(content)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a run record ({error})") from error
+        raise UserError(
+            f"{path}: cannot be read as a run record ({error}); remove it or make the run again"
+        ) from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if version not in READABLE_VERSIONS:
         raise UserError(
-            f"{path}: schema_version: {version!r} is none of {READABLE_VERSIONS}; "
+            f"{path}: schema_version: {version!r:.60} is none of {READABLE_VERSIONS}; "
             "read it with the edge_asr version that wrote it, or make the run again"
         )
-    return parse(Record, plain, path)
+    return parse(Record, content, path)
 
 
 def find_records(results: Path) -> tuple[Path, ...]:

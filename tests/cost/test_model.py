@@ -100,7 +100,7 @@ def simulate(summary: ModelSummary, counts: Workload) -> dict[str, dict[str, flo
             spent["weights"] += (stored[one.tied_to or one.name] + one.bias_bits) / 8
             spent["weights"] += one.runtime_op_bits / 8
         for _ in range(positions):
-            spent["online"] += one.runtime_op_macs
+            spent["runtime_ops"] += one.runtime_op_macs
             spent["bops"] += one.runtime_op_macs * summary.float_bits * summary.float_bits
             if one.role == "embedding":
                 spent["weights"] += one.weight_bits / one.weight_shape[0] / 8
@@ -126,7 +126,7 @@ def simulate(summary: ModelSummary, counts: Workload) -> dict[str, dict[str, flo
 
     def between(one: RuntimeOpRecord, phase: str, positions: int) -> None:
         seen[phase]["weights"] += one.bits / 8
-        seen[phase]["online"] += one.macs * positions
+        seen[phase]["runtime_ops"] += one.macs * positions
         seen[phase]["bops"] += one.macs * positions * summary.float_bits**2
 
     frames = counts.positions["frame"]
@@ -178,7 +178,7 @@ def test_formulas_agree_with_a_token_by_token_simulation(counts: Workload) -> No
         spent, moved = getattr(counted, phase), getattr(traffic, phase)
         assert spent.layers == pytest.approx(seen["macs"])
         assert spent.attention == pytest.approx(seen["attention"])
-        assert spent.online == pytest.approx(seen["online"])
+        assert spent.runtime_ops == pytest.approx(seen["runtime_ops"])
         assert getattr(operations, phase) == pytest.approx(seen["bops"])
         assert moved.weights == pytest.approx(seen["weights"])
         assert moved.key_value == pytest.approx(seen["key_value"])
@@ -196,9 +196,9 @@ def test_counts_worked_out_by_hand() -> None:
     # Two steps: q and head; self over 3 then 4 keys, cross over 4 each.
     assert (counted.decode.layers, counted.decode.attention) == (192, 12 * 7 + 12 * 8)
     # Two steps of 5 before q and 24 before the head; 4 frames of 7 and of 36.
-    assert (counted.decode.online, counted.encoder.online) == (2 * 29, 4 * 43)
+    assert (counted.decode.runtime_ops, counted.encoder.runtime_ops) == (2 * 29, 4 * 43)
     traffic = memory_io(summary, counts)
-    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 online; the turn 8 x 36.
+    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 of an op; the turn 8 x 36.
     assert traffic.encoder.weights == (2880 + 192 + 192 + 64 + 256 + 40 + 288) / 8
     # q 36 x 4 + 64 and the whole tied table 1920 + 320, then two rows of 192; cross key 208; the
     # turn 8 x 24.

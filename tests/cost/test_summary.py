@@ -175,12 +175,12 @@ def test_runtime_ops_between_layers_are_counted_where_they_run(checkpoint: Check
         for place in (architecture.encoder_block(0).module, architecture.head)
     ]
     plain, turned = (
-        cost_of(summarize_model(checkpoint.model, architecture, runtime_ops=online), [WORKLOAD])
-        for online in ((), extra)
+        cost_of(summarize_model(checkpoint.model, architecture, runtime_ops=ops), [WORKLOAD])
+        for ops in ((), extra)
     )
-    assert turned.macs.encoder.online == 50 * 100
-    assert turned.macs.prefill.online == 2 * 100
-    assert turned.macs.decode.online == 6 * 100
+    assert turned.macs.encoder.runtime_ops == 50 * 100
+    assert turned.macs.prefill.runtime_ops == 2 * 100
+    assert turned.macs.decode.runtime_ops == 6 * 100
     assert turned.size.bytes - plain.size.bytes == 200
     assert turned.size.parameters == plain.size.parameters
     more = turned.memory_io.total - plain.memory_io.total

@@ -19,6 +19,7 @@ from edge_asr.data.corpus import ClipEntry, Corpus
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import (
     ClipOutput,
+    Hypothesis,
     Transcription,
     joined,
     read_hypotheses,
@@ -277,7 +278,9 @@ def test_a_batch_that_lacks_a_clip_is_decoded_as_a_whole(
 def test_a_text_of_any_characters_reads_back(tmp_path: Path) -> None:
     """A line separator inside a text, which JSON leaves as it is, ends no row."""
     rows = [
-        ClipOutput(index, pred_text=f"one{mark}two", duration=1.0, samples=16_000)
+        ClipOutput(
+            index, f"one{mark}two", 1.0, 16_000, 3, hit_limit=False, truncated=False, time=0.1
+        )
         for index, mark in enumerate(("\u2028", "\u2029", "\x85", "\x1c", "\r", "\n", '"', "é"))
     ]
     journal = tmp_path / "heard.jsonl"
@@ -302,9 +305,32 @@ def test_a_journal_of_another_kind_is_not_believed(whisper: Checkpoint, tmp_path
 def test_unreadable_hypotheses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_hypotheses(tmp_path / "none.jsonl")
-    (tmp_path / "other.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="line 1"):
-        read_hypotheses(tmp_path / "other.jsonl")
+    path = tmp_path / "other.jsonl"
+    row = Hypothesis(
+        "0", "a.wav", 1.0, 0.1, "horse", "house", 16_000, 3, hit_limit=False, truncated=False,
+        metadata={"speaker": "1"},
+    )  # fmt: skip
+    good = to_lines([row])
+    for old, new, said in (
+        (good, '{"text": "x"}\n', "id: is missing"),
+        (good, good[:-5], "Invalid JSON"),
+        (good, "[" * 100_000, "Invalid JSON: recursion limit"),
+        (good, "\ufeff" + good, "Invalid JSON"),
+        (good, f"[{good.strip()}]", "should be an object"),
+        ('"text": "horse"', '"text": 3', r"text=3: .* string"),
+        ('"speaker": "1"', '"speaker": 1', r"metadata\.speaker=1: .* string"),
+        ('"duration": 1.0', '"duration": true', r"duration=True: .* number"),
+        ('"duration": 1.0', '"duration": NaN', r"duration=nan: .* finite"),
+        ('"samples": 16000', '"samples": "16000"', r"samples='16000': .* integer"),
+        ('"hit_limit": false', '"hit_limit": 0', r"hit_limit=0: .* boolean"),
+        ('"id": "0"', '"id": "0", "extra": 1', "extra=1: is no field"),
+    ):
+        path.write_text(good + "\n" + good.replace(old, new), encoding="utf-8")
+        with pytest.raises(UserError, match=f"{path}, line 3: .*{said}.*; .* rerun=true") as caught:
+            read_hypotheses(path)
+        assert len(str(caught.value).splitlines()) == 1
+    path.write_text(good.replace("1.0", "1"), encoding="utf-8")
+    assert read_hypotheses(path) == (row,)
 
 
 @pytest.mark.parametrize("field", ["batch_size", "max_new_tokens", "sort_window"])

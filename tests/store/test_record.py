@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from edge_asr.store.record import (
 
 
 def full_record(**changes: Any) -> Record:
-    layer = LayerRecord("l", "decoder", "head", (4, 4), "token", 64, 4)
+    layer = LayerRecord("l", "decoder", "head", (4, 4), "token", 64, 4, runtime_op_macs=3)
     cost = cost_of(ModelSummary((layer,), (), 1, 32), [Workload(1.5, {"frame": 3}, 2, 3)])
     interval = Interval(10.0, 9.0, 11.5)
     record = Record(
@@ -158,35 +159,75 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     [
         (lambda plain: plain.pop("model"), "model: is missing"),
         (lambda plain: plain["model"].pop("family"), "model.family: is missing"),
-        (lambda plain: plain["results"][0].update(wer="10"), r"results\[0\].wer: '10' is not of"),
-        (lambda plain: plain["results"][0].update(utterances=True), r"results\[0\].utterances"),
-        (lambda plain: plain["results"][0].update(wre=1.0), r"results\[0\].wre: 1.0 is not a"),
-        (lambda plain: plain["seeds"].update(a=0.5), "seeds.a: 0.5 is not of type int"),
-        (lambda plain: plain.update(results={}), "results: {} is not a list"),
-        (lambda plain: plain.update(schema_version=0), r"schema_version: 0 is none of \(1, 2\)"),
-        (lambda plain: plain.update(schema_version=3), r"schema_version: 3 is none of \(1, 2\)"),
-        (lambda plain: plain.pop("schema_version"), r"schema_version: None is none of \(1, 2\)"),
-        (lambda plain: plain["keys"].update(a=1), "keys.a: 1 is not of type str"),
-        (lambda plain: plain["method"].update(activation=8), "method.activation: 8 is not an obj"),
+        (lambda plain: plain["results"][0].update(wer="10"), r"results\[0\].wer='10': .* number"),
+        (
+            lambda plain: plain["results"][0].update(utterances=True),
+            r"results\[0\].utterances=True",
+        ),
+        (lambda plain: plain["results"][0].update(wer=math.nan), r"wer=nan: .* finite"),
+        (lambda plain: plain["results"][0].update(utterances=9.0), r"utterances=9.0: .* integer"),
+        (lambda plain: plain["stages"][0].update(seconds=None), r"stages\[0\].seconds=None: "),
+        (lambda plain: plain["stages"][0].update(seconds=True), r"stages\[0\].seconds=True: "),
+        (lambda plain: plain["results"][0].update(wre=1.0), r"results\[0\].wre=1.0: is no field"),
+        (lambda plain: plain["seeds"].update(a=0.5), r"seeds.a=0.5: .* integer"),
+        (lambda plain: plain.update(results={}), r"results={}: .* array"),
+        (lambda plain: plain.update(schema_version=0), r"schema_version: 0 is none of \(1, 2, 3\)"),
+        (lambda plain: plain.update(schema_version=4), r"schema_version: 4 is none of \(1, 2, 3\)"),
+        (lambda plain: plain.update(schema_version=True), "schema_version=True: "),
+        (lambda plain: plain.update(schema_version=[1]), r"schema_version: \[1\] is none of"),
+        (lambda plain: plain.pop("schema_version"), "schema_version: None is none of"),
+        (lambda plain: plain["keys"].update(a=1), r"keys.a=1: .* string"),
+        (lambda plain: plain["method"].update(activation=8), r"method.activation=8: .* object"),
+        (lambda plain: plain["method"].update(name=["x" * 999]), r"name=\['x{58}: .* string"),
+        (lambda plain: plain.update({"a\nb\x1b": 1}), r"json: a\\nb\\x1b=1: is no field"),
+        (lambda plain: plain.update(batch_size=0), "batch_size=0: .* greater than or equal to 1"),
         (lambda plain: plain.update(created="2026-01-01"), "no time zone"),
+        (lambda plain: plain.update(created="now"), "'now'"),
         (lambda plain: plain["results"][0]["interval"].update(low=99.0), "low 99.0 is above"),
+        (lambda plain: plain["results"][0]["interval"].update(level=95), "interval.level=95: "),
+        (lambda plain: macs_of(plain).update(layers=-1), "macs.encoder.layers=-1: "),
+        (lambda plain: macs_of(plain).update(online=3.0), "macs.encoder.online=3.0: is no field"),
     ],
 )
 def test_a_bad_field_is_named_with_its_file(edit: Any, message: str, tmp_path: Path) -> None:
     path = edited(tmp_path, edit)
     with pytest.raises(UserError, match=message) as caught:
         read_record(path)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def macs_of(plain: Any) -> Any:
+    return plain["cost"]["quantized"]["macs"]["encoder"]
 
 
 def test_a_file_that_is_no_record_is_a_user_error(tmp_path: Path) -> None:
-    for text in ("{", "[]", "3"):
-        path = tmp_path / "record.json"
-        path.write_text(text)
-        with pytest.raises(UserError, match=r"record\.json"):
+    path = write_record(tmp_path, full_record())
+    whole = path.read_bytes()
+    bad = (
+        b"", b"3", b"null", b"[]", b"[" + whole + b"]", whole[:-20], whole + b"{",
+        b"\xef\xbb\xbf" + whole, b'"\xff"', b'"\\ud800"', b"9" * 10_000, b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"name": "another program", "version": "1.0"}',
+        b'{"name": "another program", "schema_version": 1}',
+    )  # fmt: skip
+    for content in bad:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"record\.json: ") as caught:
             read_record(path)
-    with pytest.raises(UserError, match="absent"):
-        read_record(tmp_path / "absent")
+        (line,) = str(caught.value).splitlines()
+        assert len(line) < 500
+    for absent in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError, match="cannot be read as a run record") as caught:
+            read_record(absent)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_characters_that_json_lacks_are_written_as_they_are_escaped(tmp_path: Path) -> None:
+    """As of a path that is no UTF-8."""
+    config = {"path": "caf\udce9", "\udce9": 1}
+    back = read_record(write_record(tmp_path, full_record(config=config)))
+    assert back.config == {"path": r"caf\udce9", r"\udce9": 1}
 
 
 def test_defaults_may_be_missing(tmp_path: Path) -> None:
@@ -205,28 +246,35 @@ NEW_IN_2 = {
 }
 
 
-def test_a_record_of_schema_1_is_read(tmp_path: Path) -> None:
-    def as_in_1(plain: Any) -> None:
-        plain["schema_version"] = 1
-        for place, names in NEW_IN_2.items():
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_of_an_earlier_schema_is_read(version: int, tmp_path: Path) -> None:
+    def as_before(plain: Any) -> None:
+        plain["schema_version"] = version
+        for cost, phase in product(("quantized", "baseline"), ("encoder", "prefill", "decode")):
+            macs = plain["cost"][cost]["macs"][phase]
+            macs["online"] = macs.pop("runtime_ops")
+        for place, names in NEW_IN_2.items() if version == 1 else ():
             section = plain
             for step in place:
                 section = section[step]
             for name in names:
                 del section[name]
 
-    record = read_record(edited(tmp_path, as_in_1))
-    assert (record.keys, record.data, record.method.parts) == ({}, (), {})
-    assert (record.method.scheme, record.method.layers[0].format) == (None, None)
-    assert not any(stage.stored for stage in record.stages)
+    record = read_record(edited(tmp_path, as_before))
+    if version == 1:
+        assert (record.keys, record.data, record.method.parts) == ({}, (), {})
+        assert (record.method.scheme, record.method.layers[0].format) == (None, None)
+        assert not any(stage.stored for stage in record.stages)
     new = full_record(created=record.created)
     assert record.results == new.results
     assert record.cost == new.cost
+    assert record.cost is not None
+    assert record.cost.quantized.macs.decode.runtime_ops == 6
     assert record.method.activation == new.method.activation
     # It stays what it was.
     again = read_record(write_record(tmp_path, record))
     assert again == record
-    assert again.schema_version == 1
+    assert again.schema_version == version
 
 
 def test_records_are_found_in_order(tmp_path: Path) -> None:
