@@ -265,8 +265,13 @@ def table_path(folder: Path, protocol: str, suffix: str) -> Path:
     return folder / f"leaderboard_{re.sub(r'[^A-Za-z0-9_-]+', '_', protocol)}{suffix}"
 
 
+def table_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV, numbers to 6 significant digits."""
+    return frame.to_csv(index=False, float_format="%.6g")
+
+
 def write_csv(folder: Path, protocol: str, frame: pd.DataFrame) -> Path:
-    """Write a table's full columns as CSV, numbers to 6 significant digits; return the path."""
+    """Write a table's full columns as CSV; return the path."""
     path = table_path(folder, protocol, ".csv")
-    write_text_atomically(path, frame.to_csv(index=False, float_format="%.6g"))
+    write_text_atomically(path, table_csv(frame))
     return path
