@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from edge_asr.errors import USAGE_ERROR, UserError
+from edge_asr.cli.main import USAGE_ERROR
+from edge_asr.errors import UserError
 from edge_asr.report.tables import newest_versions, table_csv, table_path, tables
 from edge_asr.store.record import FLOAT_METHOD, Record, find_records, read_record
 

@@ -20,6 +20,7 @@ from edge_asr.experiments.sections import (
     method_section,
     model_section,
     quantized_summary,
+    workloads_of,
 )
 from edge_asr.experiments.steps import (
     QUANTIZE,
