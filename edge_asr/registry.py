@@ -8,6 +8,7 @@ an entry point of the group `edge_asr.plugins`, which names the module that regi
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -63,7 +64,10 @@ class Registry(Generic[T]):
         return self.options[0] if self.options else self.kind
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Raises ValueError when the name is taken."""
+        """Class decorator. Raises ValueError when the name is taken, or no name."""
+        # Names are typed, and part of file names.
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{self.kind} {name!r}: a name has letters, digits, _, - and .")
 
         def add(entry: type[T]) -> type[T]:
             if name in self._entries:

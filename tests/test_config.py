@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from options import composed
 from safetensors.torch import load_file, save_file
 from tiny import tiny_whisper
 
-from edge_asr.config import CONF, check_choices
+from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.experiments.plan import Plan, float_plan, make_plan
 from edge_asr.quant.formats import ActivationGrid
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.scheme import Scheme
-from edge_asr.quant.stages import STAGES
 from edge_asr.store.artefacts import Store
 
 METHODS = sorted(
@@ -72,33 +65,33 @@ def test_every_scheme_file_can_be_used(planned: Planned, path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("bits=17", r"bits=17: allowed are 2 to 8"),
-        ("bits=1", r"bits=1: allowed"),
-        ("bits=three", r"bits='three'"),
-        ("encoder.bits=17", r"bits=17: allowed are 2 to 8"),
-        ("decoder.bits=three", r"decoder\.bits='three'"),
-        ("group_size=0", r"group_size=0: must be at least 1"),
-        ("group_size=all", r"group_size='all'"),
-        ("symmetric=maybe", r"symmetric='maybe'"),
-        ("batch_size=0", r"batch_size=0: must be at least 1"),
-        ("batch_size=many", r"batch_size='many'"),
-        ("max_new_tokens=0", r"max_new_tokens=0: must be at least 1"),
-        ("threads=0", r"threads=0: must be at least 1"),
-        ("threads=2000", r"threads=2000: must be at most 1024"),
-        ("float_bits=8", r"float_bits=8: allowed are 16, 32 and null"),
+        ("bits=17", r"bits=17: must be a whole number from 2 to 8 or one of float, default"),
+        ("bits=1", r"bits=1: must be"),
+        ("bits=three", r"bits=three: must be"),
+        ("encoder.bits=17", r"encoder\.bits=17: must be"),
+        ("decoder.bits=three", r"decoder\.bits=three: must be"),
+        ("group_size=0", r"group_size=0: must be a whole number from 1"),
+        ("group_size=all", r"group_size=all: must be"),
+        ("symmetric=maybe", r"symmetric=maybe: must be true or false or one of unsigned"),
+        ("batch_size=0", r"batch_size=0: must be a whole number from 1"),
+        ("batch_size=many", r"batch_size=many: must be a whole number"),
+        ("max_new_tokens=0", r"max_new_tokens=0: must be a whole number from 1"),
+        ("threads=0", r"threads=0: must be a whole number from 1 to 1024, or null"),
+        ("threads=2000", r"threads=2000: must be a whole number from 1 to 1024"),
+        ("float_bits=8", r"float_bits=8: must be one of 16, 32, or null"),
         ("data.limit=0", r"data\.limit=0"),
-        ("data.condition=loud", r"data\.condition='loud'"),
-        ("data.path=x.jsonl", r"add data=manifest"),
+        ("data.condition=loud", r"data\.condition=loud: must be one of all, clean, noisy"),
+        ("data.path=x.jsonl", r"data=embedded has no option path; data=manifest has it"),
         ("calibration.clips=0", r"calibration\.clips=0"),
         ("calibration.batch_size=0", r"calibration\.batch_size=0"),
         ("calibration.seed=-1", r"calibration\.seed=-1"),
-        ("protocol.name=mine", r"mine"),
+        ("protocol.name=mine", r"choose with protocol=mine"),
         ("protocol.resamples=1", r"protocol\.resamples=1"),
         ("model.tokens_per_second=-1", r"tokens_per_second=-1"),
         ("method/rounding=none", r"method=float"),
         ("method=float method/transform=awq", r"nothing is quantized"),
-        ("act_bits=9", r"act_bits=9: allowed are 2 to 8"),
-        ("act_bits=eight", r"act_bits='eight'"),
+        ("act_bits=9", r"act_bits=9: must be a whole number from 2 to 8"),
+        ("act_bits=eight", r"act_bits=eight: must be"),
         ("scheme.rules=[{act_bits:1}]", r"act_bits=1: allowed are 2 to 8"),
         (
             "scheme.rules=[{act_bits:8,act_granularity:channel}]",
@@ -224,46 +217,11 @@ def test_folder_names_tell_formats_apart(planned: Planned) -> None:
     ]  # fmt: skip
 
 
-def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="method=gtpq: did you mean gptq"):
-        check_choices(["method=gtpq", "bits=3"], CONF)
-    with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
-        check_choices(["method/rounding=gptq,nearst"], CONF)
-    with pytest.raises(UserError, match="method/rounding=nearst: did you mean nearest"):
-        check_choices(["+method/rounding=nearst"], CONF)
-    good = [
-        "method=gptq,rtn", "method=gptq, rtn", "method=choice(gptq,rtn)", "bits=3",
-        "hydra/launcher=anything", "data.limit=3", "+new=1", "+data.new=1", "bits.new=1",
-        "method.rounding.act_order=true", "method.rounding=null", "data.where.set=any",
-    ]  # fmt: skip
-    check_choices(good, CONF)
-
-
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("methd=gptq", "methd=gptq: no option methd; did you mean method"),
-        ("bit=3", "did you mean bits"),
-        ("metod.rounding.damping=0.1", "did you mean method"),
-        ("method/rouding=gptq", "did you mean method/rounding"),
-        ("quux=1", "no option quux; --help lists them all"),
-        ("method.range.aug_los=true", "no option aug_los; did you mean aug_loss"),
-        ("method.rouding.act_order=true", "no option rouding; did you mean rounding"),
-        ("method.defaults=1", "no option defaults"),
-        ("data.limt=3", "no option limt; did you mean limit"),
-        ("encoder.bitz=3", "encoder.bitz=3: no option bitz; did you mean bits"),
-    ],
-)
-def test_a_misspelt_option_names_its_neighbour(override: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        check_choices([override], CONF)
-
-
 def test_the_identity_ignores_what_cannot_change_a_number(planned: Planned) -> None:
     base = planned("bits=3").run_id
     for same in (
         "results=elsewhere", "threads=1", "rerun=true", "store=elsewhere", "store_cap=1GB",
-        "model.name=mine", "scheme.name=mine", "method.name=mine", "calibration.clips=7",
+        "model.name=mine", "calibration.clips=7",
         "method/rounding=nearest", "encoder.bits=3", "act_bits=null", "scheme.rules=[{bits:8}]",
     ):  # fmt: skip
         assert planned("bits=3", same).run_id == base, same
@@ -373,47 +331,3 @@ def test_the_store_lies_beside_the_results_unless_given() -> None:
     assert composed("results=/a/b/runs").store_folder == Path("/a/b/.edge_asr")
     assert composed("results=/a/b/runs", "store=/c").store_folder == Path("/c")
     assert composed("store_cap=1.5GB").store_cap_bytes == 1_500_000_000
-
-
-def help_template() -> str:
-    text: str = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
-    return text
-
-
-def test_help_has_a_sentence_for_every_option() -> None:
-    described = {line.split()[0] for line in help_template().splitlines() if line.startswith("  ")}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(compose("config", ["method=gptq"]))
-    for name, value in plain.items():
-        inner = value if isinstance(value, dict) and name != "method" else {}
-        for option in [name, *(f"{name}.{key}" for key in inner if key != "name")]:
-            assert option in described or f"{option}.FIELD" in described, option
-    for stage in ("transform", "outliers", "range", "rounding", "correction"):
-        assert f"method/{stage}" in described
-    for path in (CONF / "method").glob("*/*.yaml"):
-        for key in yaml.safe_load(path.read_text()):
-            known = key in ("name", "defaults")
-            assert known or f"method.{path.parent.name}.{key}" in described, path
-
-
-def test_help_describes_no_option_that_is_not_there() -> None:
-    options = re.findall(r"^  (\S+)  +\S", help_template(), flags=re.MULTILINE)
-    assert len(options) > 80
-    for option in options:
-        if option.endswith(".FIELD"):
-            continue
-        try:
-            check_choices([f"{option}=null"], CONF)
-        except UserError as error:
-            pytest.fail(str(error))
-
-
-def test_every_part_file_holds_all_settings_with_their_defaults() -> None:
-    for path in (CONF / "method").glob("*/*.yaml"):
-        stage, plain = path.parent.name, yaml.safe_load(path.read_text())
-        if "defaults" in plain or plain["name"] == "none":
-            continue  # another file's part with a recipe's own settings, or nothing to set
-        registry: Any = STAGES[stage]
-        part = registry.build(plain)
-        assert part == registry.build({"name": plain["name"]}), path
-        assert {field.name for field in dataclasses.fields(part)} == set(plain) - {"name"}, path

@@ -28,6 +28,12 @@ def test_an_unknown_setting_is_answered_with_the_nearest() -> None:
         roundings.build({"name": "gptq", "dampning": 0.1})
 
 
+@pytest.mark.parametrize("name", ["../x", "", "a b", "=x"])
+def test_a_name_can_be_typed_and_is_safe_in_file_names(name: str) -> None:
+    with pytest.raises(ValueError, match="a name has letters"):
+        roundings.register(name)
+
+
 def test_a_name_cannot_be_taken_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
         roundings.register("gptq")(Gptq)

@@ -34,7 +34,7 @@ class Arguments:
     def runs(self) -> bool:
         """Whether runs are asked for, and not a look at the configuration."""
         asked = (self.flags.cfg, self.flags.info, self.flags.shell_completion)
-        return not any(asked) and not self.flags.hydra_help and not self.flags.resolve
+        return not any(asked) and not self.flags.hydra_help
 
 
 def take_apart(arguments: Sequence[str]) -> Arguments:
@@ -50,6 +50,17 @@ def take_apart(arguments: Sequence[str]) -> Arguments:
         flags, unknown = parser.parse_known_intermixed_args(list(arguments))
     except _Refused as error:
         raise UserError(f"{error}; see --help and --hydra-help") from error
+    looks = [
+        name
+        for name in ("run", "multirun", "cfg", "info", "shell_completion")
+        if getattr(flags, name)
+    ]
+    if len(looks) > 1:
+        raise UserError(f"--{looks[0]} and --{looks[1]}: give one of them")
+    if flags.resolve and not flags.cfg:
+        raise UserError("--resolve: goes with --cfg job; add that")
+    if flags.config_path is not None:
+        raise UserError("--config-path: replaces the package's own; give --config-dir FOLDER")
     if unknown:
         raise UserError(f"{unknown[0]}: no such flag; see --help and --hydra-help")
     return Arguments(flags, tuple(flags.overrides), tuple(_words(parser, flags)))

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from edge_asr.cli.arguments import Arguments, take_apart
 from edge_asr.cli.compose import Composer, settings_of
@@ -43,11 +45,13 @@ def run_command(arguments: Sequence[str]) -> None:
         if asked.flags.help:
             print_help(composer, words)
             return
-        if asked.runs and asked.flags.config_path is None:
-            if not sweep:
-                run_one(_settings(composer, words))
-                return
+        if asked.runs and not sweep:
+            run_one(_settings(composer, words))
+            return
+        if sweep:
             _check_sweep(composer, words)
+        else:
+            composer.config(words)
     _hydra(asked, words)
 
 
@@ -97,7 +101,10 @@ def _hydra(asked: Arguments, words: Sequence[str]) -> None:
     # Otherwise Hydra prints what ended a run, many lines, and exits.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = [*asked.hydra_flags, *words]
-    job()
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).partition("\n")[0]) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

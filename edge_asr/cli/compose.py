@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from edge_asr.cli.catalogue import MISSING, Choice, choices
-from edge_asr.cli.overrides import parse, prepare, quoted, values
+from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.config import (
     BASE_RECIPE,
     CONF,
@@ -82,19 +86,28 @@ class Composer:
 
     config_dir: str | None = None
     config_name: str = "config"
+    _outer: Any = None  # of a program that runs under Hydra itself
 
     def __enter__(self) -> Composer:
         register()
-        if self.config_dir is not None and not Path(self.config_dir).is_dir():
-            raise UserError(
-                f"--config-dir={self.config_dir}: is no folder; give one of .yaml files"
-            )
-        self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
-        self._hydra.__enter__()
+        version.setbase("1.3")
+        path = create_config_search_path(str(CONF))
+        if self.config_dir is not None:
+            folder = Path(self.config_dir).expanduser().resolve()
+            if not folder.is_dir():
+                raise UserError(
+                    f"--config-dir={self.config_dir}: is no folder; give one of .yaml files"
+                )
+            # As hydra.main places it: a name that both have is the package's.
+            path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        # What `hydra.initialize_config_dir` does, for more than one folder.
+        self._outer = get_gh_backup()
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("edge_asr", path)
         return self
 
-    def __exit__(self, *failure: Any) -> None:
-        self._hydra.__exit__(*failure)
+    def __exit__(self, *_: Any) -> None:
+        restore_gh_from_backup(self._outer)
 
     def settings(self, words: Sequence[str]) -> Settings:
         """The settings with prepared `words`. Raises UserError for a word that does not fit."""
@@ -107,28 +120,23 @@ class Composer:
     def config(self, words: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
         """The configuration with prepared `words`, checked. Raises as `settings`."""
         for override in parse(words):
-            self._check_choice(override)
+            self._check_choice(override, words)
         try:
             return self._compose(words, with_hydra)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise self._explained(error, words) from error
 
     def _compose(self, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
-        return compose(
-            self.config_name, [*words, *self._search_path()], return_hydra_config=with_hydra
-        )
+        return compose(self.config_name, list(words), return_hydra_config=with_hydra)
 
-    def _search_path(self) -> list[str]:
-        if self.config_dir is None:
-            return []
-        return [f"hydra.searchpath=[{quoted(f'file://{Path(self.config_dir).resolve()}')}]"]
+    def options(self, group: str, words: Sequence[str] = ()) -> list[str]:
+        """The names that can be chosen in `group`, empty if it is none.
 
-    def options(self, group: str) -> list[str]:
-        """The names that can be chosen in `group`, empty if it is none."""
+        `words` are looked at for further folders, `hydra.searchpath=[...]`.
+        """
+        further = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
         loader = GlobalHydra.instance().config_loader()
-        found = loader.get_group_options(
-            group, config_name=self.config_name, overrides=self._search_path()
-        )
+        found = loader.get_group_options(group, config_name=self.config_name, overrides=further)
         return [name for name in found if (group, name) != ("method", BASE_RECIPE)]
 
     def groups(self) -> list[str]:
@@ -144,11 +152,11 @@ class Composer:
                     waiting.append(group)
         return sorted(found)
 
-    def _check_choice(self, override: Override) -> None:
+    def _check_choice(self, override: Override, words: Sequence[str]) -> None:
         group = override.key_or_group.partition("@")[0]
         if group.startswith("hydra"):
             return
-        known = self.options(group)
+        known = self.options(group, words)
         if not known:
             if "/" in group:
                 raise UserError(f"{group}: no such choice; {nearest(group, self.groups())}")
