@@ -24,9 +24,11 @@ T = TypeVar("T")
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 Iterations = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 # JSON and arithmetic can hold neither infinity nor what is no number.

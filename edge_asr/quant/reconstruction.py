@@ -10,22 +10,20 @@ arXiv:2102.05426, section 3.2).
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from edge_asr.errors import UserError
 from edge_asr.quant.context import BlockContext, Reconstruction
+from edge_asr.settings import Checked, Count, Iterations, Seed
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,6 @@ class Schedule:
         aug_loss: A step also counts the distance to what the float block makes of the same inputs,
             those that the quantized blocks before it give (OmniQuant's authors' code, option of the
             same name). Looks at the loss, and so the best iterate, do not count it.
-        field: Where the settings came from, for messages: `method.rounding`.
     """
 
     iterations: int
@@ -50,18 +47,6 @@ class Schedule:
     patience: int | None = None
     seed: int = 0
     aug_loss: bool = False
-    field: str = dataclasses.field(default="schedule", compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "evaluations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{self.field}.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("clips", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{self.field}.{name}={value}: must be at least 1, or null")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"{self.field}.seed={self.seed}: must be from 0 to 2^63 - 1")
 
     @property
     def evaluation_steps(self) -> frozenset[int]:
@@ -73,11 +58,10 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Scheduled:
+class Scheduled(Checked):
     """Settings that every part has which is trained block by block.
 
     Attributes:
-        stage: The part's stage, for messages; the stage's own base class says it.
         iterations: Optimizer steps a block.
         clips: Calibration clips a step, or null for a whole calibration batch.
         patience: Looks at the loss without a better one before a block's training stops, or null
@@ -86,16 +70,11 @@ class Scheduled:
         aug_loss: Train also towards what the float block makes of the quantized blocks' outputs.
     """
 
-    stage: ClassVar[str]
-
-    iterations: int
-    clips: int | None
-    patience: int | None = None
-    seed: int = 0
+    iterations: Iterations
+    clips: Count | None
+    patience: Count | None = None
+    seed: Seed = 0
     aug_loss: bool = False
-
-    def __post_init__(self) -> None:
-        _ = self.schedule
 
     @property
     def evaluations(self) -> int:
@@ -104,15 +83,9 @@ class Scheduled:
 
     @property
     def schedule(self) -> Schedule:
-        """How a block is trained. Raises UserError, naming the option, where that is impossible."""
+        """How a block is trained."""
         return Schedule(
-            self.iterations,
-            self.clips,
-            self.evaluations,
-            self.patience,
-            self.seed,
-            self.aug_loss,
-            field=f"method.{self.stage}",
+            self.iterations, self.clips, self.evaluations, self.patience, self.seed, self.aug_loss
         )
 
 

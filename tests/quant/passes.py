@@ -236,11 +236,11 @@ def largest_change(
     return max(float((one - other).abs().max()) for one, other in pairs)
 
 
-@dataclass(frozen=True)
 class EncoderOnly(Transform):
     """Rewrites encoder blocks only, without the memory."""
 
-    part: Transform
+    def __init__(self, part: Transform) -> None:
+        self.part = part
 
     def rewrite_block(self, context: BlockContext) -> None:
         if context.block.stack == "encoder":

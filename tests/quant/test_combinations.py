@@ -31,11 +31,9 @@ from edge_asr.quant.recipe import Recipe
             {"range": {"name": "mse_double_quant"}, "rounding": {"name": "tesseraq"}},
             "trains the scales",
         ),
-        ({"rounding": {"name": "tesseraq", "trained_shares": [0.5, -0.1]}}, "trained_shares"),
-        ({"rounding": {"name": "adaround", "seed": 2**70}}, "seed"),
-        ({"rounding": {"name": "adaround", "iterations": 0}}, "iterations=0"),
-        ({"rounding": {"name": "signround", "learning_rate": -1.0}}, "learning_rate=-1"),
         ({"rounding": {"name": "tesseraq", "iterations": 5}}, "iterations=5"),
+        ({"rounding": {"name": "tesseraq", "trained_shares": []}}, r"trained_shares=\[\]"),
+        ({"rounding": {"name": "tesseraq", "trained_shares": [0.5, -0.1]}}, "trained_shares"),
         ({"rounding": {"name": "tesseraq", "trained_shares": [0.1, 0.5]}}, "trained_shares"),
     ],
 )  # fmt: skip

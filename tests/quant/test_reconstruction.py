@@ -8,7 +8,6 @@ from quant.passes import LEARNED, batches_of, contexts_with_targets, quantized_w
 
 from edge_asr.calibration.batches import CalibrationBatch
 from edge_asr.calibration.capture import KeptOutputs
-from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import quantize_inputs
 from edge_asr.quant.context import BlockContext
@@ -101,14 +100,6 @@ def test_every_clip_comes_once_in_a_round() -> None:
     assert str([next(again) for _ in range(3)]) == str(steps)
 
 
-@pytest.mark.parametrize("stage", ["transform", "range", "rounding"])
-def test_impossible_schedules_are_refused_by_the_option_that_made_them(stage: str) -> None:
-    name = {"transform": "let", "range": "lwc", "rounding": "signround"}[stage]
-    for setting, value in (("iterations", 0), ("clips", 0), ("patience", 0), ("seed", -1)):
-        with pytest.raises(UserError, match=rf"^method\.{stage}\.{setting}={value}"):
-            Recipe.build(stages(**{stage: {"name": name, setting: value}}))
-
-
 @pytest.mark.parametrize(
     ("stage", "name", "evaluations"),
     [
@@ -123,7 +114,6 @@ def test_parts_hand_their_settings_to_the_schedule(stage: str, name: str, evalua
     settings = {"iterations": 30, "clips": None, "patience": 3, "seed": 5, "aug_loss": True}
     part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
     assert part.schedule == Schedule(30, None, evaluations, patience=3, seed=5, aug_loss=True)
-    assert part.schedule.field == f"method.{stage}"
 
 
 def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
-from edge_asr.quant.formats import BITS, TensorFormat
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.stages import Outliers, outliers
+from edge_asr.settings import Bits, Fraction
 
 
 def largest_columns(magnitudes: Tensor, fraction: float) -> Tensor:
@@ -44,7 +44,7 @@ class Columns(Outliers):
     count is a fraction of the width of every layer's input.
 
     Attributes:
-        fraction: Columns kept, a fraction of the width, rounded up; 0 to 1.
+        fraction: Share of the input columns that is kept, rounded up to whole columns.
         fc2_bits: Width of the codes in the second layer of the MLP, whose input varies most, and
             of that input where activations are quantized; a larger general width prevails, and
             null means the general widths everywhere. The layer is stored, multiplied and charged
@@ -53,17 +53,8 @@ class Columns(Outliers):
 
     reads_statistics: ClassVar[bool] = True
 
-    fraction: float = 0.0625
-    fc2_bits: int | None = 8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise UserError(f"method.outliers.fraction={self.fraction}: must be 0 to 1")
-        if self.fc2_bits is not None and self.fc2_bits not in BITS:
-            raise UserError(
-                f"method.outliers.fc2_bits={self.fc2_bits}: "
-                f"allowed are {BITS.start} to {BITS.stop - 1}, or null for the general widths"
-            )
+    fraction: Fraction = 0.0625
+    fc2_bits: Bits | None = 8
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         weights, inputs = format.weights, format.inputs

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import dequantize, quantize
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Outliers, outliers
+from edge_asr.settings import Fraction
 
 
 def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor:
@@ -54,16 +55,16 @@ def leave_one_out_gain(group: Tensor, sensitivity: Tensor, grid: Grid) -> Tensor
     return gain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SingleWeights(OutlierRule):
     """Keeps weights by their error relative to the layer's spread; see `Unstructured`."""
 
-    relative_threshold: float = math.inf
+    relative_threshold: float
     fraction: float = 1.0
 
     @property
     def keeps_single_weights(self) -> bool:
-        return math.isfinite(self.relative_threshold) and self.fraction > 0
+        return self.fraction > 0
 
     @property
     def budget(self) -> float:
@@ -97,25 +98,18 @@ class Unstructured(Outliers):
     rows. So a budget is ours: the threshold is raised until the rounded layer keeps no more.
 
     Attributes:
-        relative_threshold: Smaller keeps more weights. The authors' default keeps about one of
-            a thousand normally distributed weights at 4 bits and one or two of a hundred at 3.
-        fraction: The budget, a fraction of the layer's weights, 0 to 1; the authors keep about
-            one of a hundred. 1 sets no budget, as in the authors' code.
+        relative_threshold: Error above which a weight is kept, relative to the layer's spread: the
+            smaller, the more are kept. The authors' default keeps about one of a thousand normally
+            distributed weights at 4 bits and one or two of a hundred at 3. A large number keeps
+            hardly any; method/outliers=none keeps none and spares the search.
+        fraction: Largest share of a layer's weights that may be kept; the authors keep about one
+            of a hundred. 1 sets no budget, as in the authors' code.
     """
 
     reads_statistics: ClassVar[bool] = True
 
-    relative_threshold: float = 0.2
-    fraction: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise UserError(f"method.outliers.fraction={self.fraction}: must be 0 to 1")
-        if not self.relative_threshold > 0:
-            raise UserError(
-                f"method.outliers.relative_threshold={self.relative_threshold}: "
-                "must be above 0 (inf keeps no weight)"
-            )
+    relative_threshold: Annotated[float, Field(gt=0, le=1e6)] = 0.2
+    fraction: Fraction = 0.01
 
     def rule(self, site: Site, statistics: InputStatistics) -> OutlierRule:
         del site, statistics

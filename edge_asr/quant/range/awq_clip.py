@@ -20,8 +20,9 @@ from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, dequantize, quantize, reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.range.shrink import check_search, shrink_search
+from edge_asr.quant.range.shrink import shrink_search
 from edge_asr.quant.stages import Range, ranges
+from edge_asr.settings import PositiveFraction, Steps
 
 
 def diagonal_blocks(second_moment: Tensor, size: int) -> list[Tensor]:
@@ -92,20 +93,17 @@ class AwqClip(Range):
     """Range stage `awq_clip`.
 
     Attributes:
-        steps: Candidates shrink in steps of 1 / steps.
-        max_shrink: The search ends before the range has shrunk by this fraction.
+        steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.
+        max_shrink: Largest share of the whole range that is cut off; the search ends right before.
         skip_logit_layers: Leave layers that make queries or keys at min-max, as the authors
             do: the softmax of their product is poorly judged by the error of either.
     """
 
     reads_statistics: ClassVar[bool] = True
 
-    steps: int = 20
-    max_shrink: float = 0.5
+    steps: Steps = 20
+    max_shrink: PositiveFraction = 0.5
     skip_logit_layers: bool = True
-
-    def __post_init__(self) -> None:
-        check_search(self.steps, self.max_shrink)
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.context import Layer
-from edge_asr.quant.formats import BITS, Grid, TensorFormat
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, quantize
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.range.mse import Mse
+from edge_asr.quant.range.mse import mse_parameters
 from edge_asr.quant.stages import Range, ranges
+from edge_asr.settings import Bits, Count, PositiveFraction, Steps
 
 
 def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
@@ -47,7 +49,7 @@ def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
 def double_quantized_parameters(
     first: GridParameters, grid: Grid, *, scale_bits: int, zero_bits: int, group_size: int
 ) -> GridParameters:
-    """Parameters `first` of some weight on `grid`, quantized to a second level.
+    """Parameters `first` of some weight on `grid`, quantized themselves.
 
     Only zero points that are not integers are quantized; a symmetric grid stores none.
     """
@@ -67,25 +69,16 @@ class DoubleQuantization(Range):
     Attributes:
         scale_bits: Width of a quantized scale.
         zero_bits: Width of a quantized zero point.
-        group_size: Output channels whose scales share a second-level scale and zero point.
+        group_size: Neighbouring output channels whose quantized scales share a scale and zero point
+            of their own, and so do their zero points.
     """
 
-    scale_bits: int = 3
-    zero_bits: int = 3
-    group_size: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("scale_bits", "zero_bits"):
-            if getattr(self, name) not in BITS:
-                raise UserError(
-                    f"method.range.{name}={getattr(self, name)}: "
-                    f"allowed are {BITS.start} to {BITS.stop - 1}"
-                )
-        if self.group_size < 1:
-            raise UserError(f"method.range.group_size={self.group_size}: must be at least 1")
+    scale_bits: Bits = 3
+    zero_bits: Bits = 3
+    group_size: Count = 16
 
     @abstractmethod
-    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
+    def unquantized(self, weight: Tensor, grid: Grid) -> GridParameters:
         """The parameters of `weight` [rows, columns] that are to be quantized."""
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
@@ -100,7 +93,7 @@ class DoubleQuantization(Range):
     ) -> GridParameters:
         del statistics, layer
         return double_quantized_parameters(
-            self.first_level(weight, replace(grid, half_scales=False)),
+            self.unquantized(weight, replace(grid, half_scales=False)),
             grid,
             scale_bits=self.scale_bits,
             zero_bits=self.zero_bits,
@@ -116,10 +109,10 @@ class MinMaxDoubleQuantization(DoubleQuantization):
     Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
     that need not contain zero, with zero points that are not rounded; the scales of
     neighbouring output channels in one group of columns are quantized together, and so are
-    the zero points. Settings are those of `DoubleQuantization`.
+    the zero points.
     """
 
-    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
+    def unquantized(self, weight: Tensor, grid: Grid) -> GridParameters:
         return minmax_parameters(weight, grid)
 
 
@@ -129,21 +122,16 @@ class MseDoubleQuantization(DoubleQuantization):
     """Range stage `mse_double_quant`: the same over the ranges of `mse`, a mix of our own.
 
     Attributes:
-        scale_bits, zero_bits, group_size: See `DoubleQuantization`.
-        steps, max_shrink, norm: See `Mse`.
+        steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.
+        max_shrink: Largest share of the whole range that is cut off; the search ends right before.
+        norm: Exponent of the error; 2 is the mean squared error.
     """
 
-    steps: int = 100
-    max_shrink: float = 0.8
-    norm: float = 2.4
+    steps: Steps = 100
+    max_shrink: PositiveFraction = 0.8
+    norm: Annotated[float, Field(gt=0, le=10)] = 2.4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self._search
-
-    @property
-    def _search(self) -> Mse:
-        return Mse(self.steps, self.max_shrink, self.norm)
-
-    def first_level(self, weight: Tensor, grid: Grid) -> GridParameters:
-        return self._search.parameters(weight, grid)
+    def unquantized(self, weight: Tensor, grid: Grid) -> GridParameters:
+        return mse_parameters(
+            weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
+        )

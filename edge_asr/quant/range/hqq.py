@@ -9,8 +9,10 @@ default optimizer of release 0.2.8 leaves it constant, which `kappa=1` reproduce
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
@@ -26,6 +28,7 @@ from edge_asr.quant.grid import (
     reduce_groups,
 )
 from edge_asr.quant.stages import Range, ranges
+from edge_asr.settings import PositiveFraction, Rate, Steps
 
 MINIMUM_SCALE = 1 / 2e4  # the authors clamp the inverse scale at 2e4
 FLAT_RANGE = 1e-4  # groups that span no more than this get a scale of 1
@@ -106,28 +109,18 @@ class Hqq(Range):
 
     Attributes:
         lp_norm: The norm p of the rounding error that is made small.
-        beta: First weight of the quadratic term.
+        beta: Weight of the quadratic term at first.
         kappa: Factor by which beta grows every iteration.
-        iterations: At most so many.
+        iterations: Steps of the search at most; it ends sooner once the error no longer falls.
         round_zero: Start from a rounded zero point; null does so at 4 bits only, as the
             authors do.
     """
 
-    lp_norm: float = 0.7
-    beta: float = 10.0
-    kappa: float = 1.01
-    iterations: int = 20
+    lp_norm: PositiveFraction = 0.7
+    beta: Rate = 10.0
+    kappa: Annotated[float, Field(ge=1, le=10)] = 1.01
+    iterations: Steps = 20
     round_zero: bool | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lp_norm <= 1:
-            raise UserError(f"method.range.lp_norm={self.lp_norm}: must be above 0 and at most 1")
-        if self.beta <= 0:
-            raise UserError(f"method.range.beta={self.beta}: must be above 0")
-        if self.kappa < 1:
-            raise UserError(f"method.range.kappa={self.kappa}: must be at least 1")
-        if self.iterations < 1:
-            raise UserError(f"method.range.iterations={self.iterations}: must be at least 1")
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         del slot

@@ -6,13 +6,13 @@ Shao et al. 2023, OmniQuant (arXiv:2308.13137), section 3.2, eq. 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.quant.context import BlockContext, Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
@@ -24,6 +24,7 @@ from edge_asr.quant.grid import (
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.quant.trainable import TrainableRange
+from edge_asr.settings import Count, Iterations, Rate
 
 
 class ClippedRanges(TrainableRange):
@@ -77,26 +78,21 @@ class LearnedWeightClipping(Scheduled, Range):
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples (40 at 2 bits).
-        clips, patience, seed, aug_loss: See `Scheduled`; the authors set the last at W4A4 and
-            2 bits.
-        learning_rate: Of AdamW, without weight decay.
-        initial_logit: Where the factors start: sigmoid(4) is .982.
+        aug_loss: Train also towards what the float block makes of the quantized blocks' outputs, as
+            the authors do at W4A4 and 2 bits.
+        learning_rate: Step size of AdamW, without weight decay.
+        initial_logit: Logit at which the factors on a range start: sigmoid(4) is .982.
         zero_gradient: Let the gradient pass the rounding of the zero point as it passes that of
             weights; the authors do not. The loss often ends some percent lower with it.
     """
 
     learned: ClassVar[bool] = True
 
-    iterations: int = 2560
-    clips: int | None = 1
-    learning_rate: float = 1e-2
-    initial_logit: float = 4.0
+    iterations: Iterations = 2560
+    clips: Count | None = 1
+    learning_rate: Rate = 1e-2
+    initial_logit: Annotated[float, Field(ge=-20, le=20)] = 4.0
     zero_gradient: bool = False
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"method.range.learning_rate={self.learning_rate}: must be above 0")
-        super().__post_init__()
 
     def trainable_range(self, context: BlockContext) -> TrainableRange:
         return ClippedRanges(

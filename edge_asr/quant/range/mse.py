@@ -8,12 +8,13 @@ smallest sum of |error|^2.4 wins.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
@@ -23,8 +24,9 @@ from edge_asr.quant.grid import (
     quantize,
     reduce_groups,
 )
-from edge_asr.quant.range.shrink import check_search, shrink_search
+from edge_asr.quant.range.shrink import shrink_search
 from edge_asr.quant.stages import Range, ranges
+from edge_asr.settings import PositiveFraction, Steps
 
 
 def group_error(weight: Tensor, parameters: GridParameters, grid: Grid, norm: float) -> Tensor:
@@ -66,28 +68,19 @@ class Mse(Range):
     """Range stage `mse`; it ignores the statistics.
 
     Attributes:
-        steps: Candidates shrink in steps of 1 / steps.
-        max_shrink: The search ends before the range has shrunk by this fraction.
+        steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.
+        max_shrink: Largest share of the whole range that is cut off; the search ends right before.
         norm: Exponent of the error; 2 is the mean squared error.
     """
 
-    steps: int = 100
-    max_shrink: float = 0.8
-    norm: float = 2.4
-
-    def __post_init__(self) -> None:
-        check_search(self.steps, self.max_shrink)
-        if self.norm <= 0:
-            raise UserError(f"method.range.norm={self.norm}: must be above 0")
+    steps: Steps = 100
+    max_shrink: PositiveFraction = 0.8
+    norm: Annotated[float, Field(gt=0, le=10)] = 2.4
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
     ) -> GridParameters:
         del statistics, layer
-        return self.parameters(weight, grid)
-
-    def parameters(self, weight: Tensor, grid: Grid) -> GridParameters:
-        """The search of `mse_parameters` with these settings."""
         return mse_parameters(
             weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.errors import UserError
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, parameters_from_range, reduce_groups
@@ -51,17 +52,11 @@ class Percentile(Range):
     """Range stage `percentile`; it ignores the statistics.
 
     Attributes:
-        percentile: Upper end of the range, above 50; the lower end is as far from 0. 100 is
-            min-max.
+        percentile: Percentile of a group's weights at the upper end of its range; the lower end is
+            as far from 0. 100 is min-max.
     """
 
-    percentile: float = 99.9
-
-    def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:
-            raise UserError(
-                f"method.range.percentile={self.percentile}: must be above 50 and at most 100"
-            )
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

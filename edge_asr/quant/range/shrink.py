@@ -7,16 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.quant.grid import GridParameters
-
-
-def check_search(steps: int, max_shrink: float) -> None:
-    """Raises UserError for settings of a range part that mean no search."""
-    if steps < 1:
-        raise UserError(f"method.range.steps={steps}: must be at least 1")
-    if not 0 < max_shrink <= 1:
-        raise UserError(f"method.range.max_shrink={max_shrink}: must be above 0 and at most 1")
 
 
 def shrink_search(

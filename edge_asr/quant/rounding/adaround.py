@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
+from edge_asr.settings import Count, Iterations, Rate
 
 # BRECQ's settings: no pull towards the grid at first, then an exponent that falls.
 WARM_UP = 0.2
@@ -64,24 +64,18 @@ class AdaRound(Scheduled, LearnedRounding):
     Attributes:
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
             default here is a tenth of the steps at ten times the rate.
-        clips, patience, seed, aug_loss: See `Scheduled`; the authors take 32 images a step, and
-            a clip holds hundreds of rows.
-        learning_rate: Of Adam.
+        clips: Calibration clips a step, or null for a whole calibration batch; the authors take 32
+            images, and a clip holds hundreds of rows.
+        learning_rate: Step size of Adam.
         regularization: Weight of the pull towards 0 and 1.
     """
 
     moves_scales: ClassVar[bool] = False
 
-    iterations: int = 1000
-    clips: int | None = 4
-    learning_rate: float = 1e-2
-    regularization: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "regularization"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
-        super().__post_init__()
+    iterations: Iterations = 1000
+    clips: Count | None = 4
+    learning_rate: Rate = 1e-2
+    regularization: Rate = 0.01
 
     def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         return PulledCodes(starts, self.learning_rate, self.regularization)

@@ -7,9 +7,10 @@ authors' later code and in llm-compressor's `actorder="static"`. Outliers as in 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edge_asr.errors import UserError
@@ -20,6 +21,7 @@ from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_wit
 from edge_asr.quant.protection import nearest_with_outliers
 from edge_asr.quant.stages import SiteRounding, roundings
 from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.settings import Count
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,11 @@ class Gptq(SiteRounding):
     """Rounding stage `gptq`.
 
     Attributes:
-        damping: First damping, relative to the mean of the Hessian's diagonal.
-        damping_limit: Largest damping tried before the layer falls back to nearest.
-        block_size: Columns a lazy update block.
+        damping: What is added to the Hessian's diagonal at first, relative to its mean; doubled
+            until the Hessian can be factorized.
+        damping_limit: Largest damping that is tried before the layer is rounded to nearest instead.
+        block_size: Columns that are rounded before all later ones are updated at once; changes the
+            speed alone, but for groups that are fitted on the way.
         act_order: Round columns with the largest input power first.
         static_groups: Fit all scales on the original weights. Otherwise each group's are fitted
             when it is reached, on the weights as updated by then.
@@ -269,21 +273,23 @@ class Gptq(SiteRounding):
     reads_statistics: ClassVar[bool] = True
     updates_outliers: ClassVar[bool] = True
 
-    damping: float = 0.01
-    damping_limit: float = 1.0
-    block_size: int = 128
+    damping: Annotated[float, Field(ge=1e-20, le=1e6)] = 0.01
+    damping_limit: Annotated[float, Field(ge=1e-20, le=1e6)] = 1.0
+    block_size: Count = 128
     act_order: bool = True
     static_groups: bool = True
     ordered_groups: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping <= self.damping_limit:
+        super().__post_init__()
+        if self.damping > self.damping_limit:
+            first, limit = f"damping={self.damping}", f"damping_limit={self.damping_limit}"
+            # A limit that nobody gave is not to blame.
             raise UserError(
-                f"method.rounding.damping={self.damping}: must be above 0 and at most "
-                f"damping_limit={self.damping_limit}"
+                f"method.rounding.{first}: must be at most {limit}"
+                if self.damping_limit == Gptq.damping_limit
+                else f"method.rounding.{limit}: must be at least {first}"
             )
-        if self.block_size < 1:
-            raise UserError(f"method.rounding.block_size={self.block_size}: must be at least 1")
         if self.ordered_groups and self.static_groups:
             raise UserError(
                 "method.rounding.ordered_groups=true needs static_groups=false: groups fitted "

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
@@ -28,6 +27,7 @@ from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
 from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.settings import Count, Iterations, Rate
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -139,25 +139,17 @@ class SignRound(Scheduled, LearnedRounding):
     """Rounding stage `signround`; the range it starts from is that of the range stage.
 
     Attributes:
-        iterations, clips, patience, seed, aug_loss: See `Scheduled`.
-        learning_rate: First step size, or null for 1 / iterations as the authors take (twice that
-            from 1,000 iterations on at 3 bits and below).
+        learning_rate: Step size at first, which falls to zero; null for 1 / iterations, as the
+            authors take (twice that from 1,000 iterations on at 3 bits and below).
         snapped: Start from the range that the rounded zero point leaves, whatever the range stage.
             The authors start from the extremes of the weights, as is done here behind `minmax`
             unless this is set; set, it often ends lower at 2 bits.
     """
 
-    iterations: int = 200
-    clips: int | None = 8
-    learning_rate: float | None = None
+    iterations: Iterations = 200
+    clips: Count | None = 8
+    learning_rate: Rate | None = None
     snapped: bool = False
-
-    def __post_init__(self) -> None:
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise UserError(
-                f"method.rounding.learning_rate={self.learning_rate}: must be above 0, or null"
-            )
-        super().__post_init__()
 
     @property
     def evaluations(self) -> int:

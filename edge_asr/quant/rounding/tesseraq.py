@@ -7,9 +7,11 @@ and 3.3 (dequantization scale tuning, eq. 8); schedule of the authors' configura
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from edge_asr.errors import UserError
@@ -19,6 +21,7 @@ from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
+from edge_asr.settings import Count, Fraction, Iterations, Rate, show_value
 
 TRAINED_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
 HARD = 1e4  # a logit that stands for infinity and still has a finite gradient
@@ -100,36 +103,35 @@ class TesseraQ(Scheduled, LearnedRounding):
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
-        clips, patience, seed, aug_loss: See `Scheduled`. Before the last stretch is over most
-            soft codes are far from where they will be stored, so patience seldom pays here.
+        patience: Looks at the loss without a better one before a block's training stops, or null
+            to train to the end. Before the last stretch is over most trained codes are far from
+            where they will be stored, so this seldom pays here.
         trained_shares: Share of the weights that is still trained in every stretch, falling.
-        learning_rate: Of Adam for rounding.
-        scale_learning_rate, scale_weight_decay: For the factors on the scales.
+        learning_rate: Step size of Adam for the codes.
+        scale_learning_rate: Step size of Adam for the factors on the scales.
+        scale_weight_decay: Weight decay of the factors on the scales.
     """
 
-    iterations: int = 2500
-    clips: int | None = 2
-    trained_shares: tuple[float, ...] = field(default=TRAINED_SHARES)
-    learning_rate: float = 5e-4
-    scale_learning_rate: float = 5e-4
-    scale_weight_decay: float = 1e-4
+    iterations: Iterations = 2500
+    clips: Count | None = 2
+    trained_shares: tuple[Fraction, ...] = TRAINED_SHARES
+    learning_rate: Rate = 5e-4
+    scale_learning_rate: Rate = 5e-4
+    scale_weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
 
     def __post_init__(self) -> None:
-        shares = tuple(self.trained_shares)
-        falling = sorted(shares, reverse=True) == list(shares)
-        if not shares or not falling or shares[0] > 1 or shares[-1] < 0:
+        super().__post_init__()
+        shares = self.trained_shares
+        if not shares or tuple(sorted(shares, reverse=True)) != shares:
             raise UserError(
-                f"method.rounding.trained_shares={list(shares)}: give falling shares, 0 to 1"
+                f"method.rounding.trained_shares={show_value(shares)}: give one or more shares, "
+                "from the largest to the smallest"
             )
         if self.iterations < len(shares):
             raise UserError(
                 f"method.rounding.iterations={self.iterations}: "
                 f"must be at least one for each of the {len(shares)} trained_shares"
             )
-        for name in ("learning_rate", "scale_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"method.rounding.{name}={getattr(self, name)}: must be above 0")
-        super().__post_init__()
 
     @property
     def evaluations(self) -> int:

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import Grid
@@ -188,7 +188,7 @@ class Awq(Transform):
     quantized stays as it is.
 
     Attributes:
-        n_grid: Exponents tried, from 0 in steps of 1/n_grid; 1 itself is never tried.
+        n_grid: Number of exponents tried, from 0 in steps of 1/n_grid; 1 itself is never tried.
         duo_scaling: Divide by the weights' relative magnitude too, s = x^r / w^(1 - r), as the
             authors' first release did.
         scale_activation: Where a GELU or the like keeps a scale from folding (`fc2`), divide
@@ -198,13 +198,9 @@ class Awq(Transform):
 
     reads_statistics: ClassVar[bool] = True
 
-    n_grid: int = 20
+    n_grid: Annotated[int, Field(ge=1, le=1000)] = 20
     duo_scaling: bool = False
     scale_activation: bool = True
-
-    def __post_init__(self) -> None:
-        if self.n_grid < 1:
-            raise UserError(f"method.transform.n_grid={self.n_grid}: must be at least 1")
 
     @torch.no_grad()
     def rewrite_block(self, context: BlockContext) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.context import ModelContext
 from edge_asr.quant.layers import QuantizedLinear
@@ -33,6 +32,7 @@ from edge_asr.quant.transform.rotation import (
     rotate_online,
     rotate_stream,
 )
+from edge_asr.settings import Seed
 
 
 @transforms.register("hadamard")
@@ -54,18 +54,14 @@ class Hadamard(Transform):
     block-diagonal with the largest known order that divides the width. The record says so.
 
     Attributes:
-        seed: Of the random signs and of random orthogonal matrices.
+        seed: Seed of the random signs and of random orthogonal matrices.
         untie: Store a head of its own instead of two explicit rotations a token.
         across_heads: Mix the heads' outputs by an online Hadamard too, before `out`.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     untie: bool = False
     across_heads: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
 
     def rewrite_model(self, context: ModelContext) -> None:
         rotate_model(context, seed=self.seed, untie=self.untie, across_heads=self.across_heads)

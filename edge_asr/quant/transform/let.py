@@ -22,6 +22,7 @@ from edge_asr.quant.reconstruction import Scheduled
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.trainable import TrainableTransform
 from edge_asr.quant.transform.fold import can_fold
+from edge_asr.settings import Count, Fraction, Iterations, Rate
 
 # The authors keep scales away from zero.
 SMALLEST_SCALE = 1e-2
@@ -133,27 +134,20 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
-        clips, patience, seed, aug_loss: See `Scheduled`; the authors set the last at W4A4 and
-            2 bits.
-        learning_rate: Of AdamW, without weight decay.
-        alpha: Scales start from SmoothQuant's formula with this exponent.
+        aug_loss: Train also towards what the float block makes of the quantized blocks' outputs, as
+            the authors do at W4A4 and 2 bits.
+        learning_rate: Step size of AdamW, without weight decay.
+        alpha: Exponent of SmoothQuant's formula, from which the scales start.
         shift: Learn shifts too, where biases can take them up.
     """
 
     learned: ClassVar[bool] = True
 
-    iterations: int = 2560
-    clips: int | None = 1
-    learning_rate: float = 5e-3
-    alpha: float = 0.5
+    iterations: Iterations = 2560
+    clips: Count | None = 1
+    learning_rate: Rate = 5e-3
+    alpha: Fraction = 0.5
     shift: bool = True
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"method.transform.learning_rate={self.learning_rate}: must be above 0")
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"method.transform.alpha={self.alpha}: must be between 0 and 1")
-        super().__post_init__()
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         del slot

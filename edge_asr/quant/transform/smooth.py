@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.quant.context import BlockContext, ModelContext
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import fed_by_norm, has_rows, is_scale, scale_site
+from edge_asr.settings import Fraction
 
 # The authors keep weight magnitudes and the scales themselves from falling below this.
 SMALLEST = 1e-5
@@ -47,17 +47,13 @@ class Smooth(Transform):
     The keys and values of all cross-attentions read one norm and so share one scale.
 
     Attributes:
-        alpha: Migration strength, 0 to 1. The paper takes 0.5, and more where activations
-            are harder to quantize than weights.
+        alpha: Share of the difficulty that moves from activations into weights. The paper takes
+            0.5, and more where activations are harder to quantize than weights.
     """
 
     reads_statistics: ClassVar[bool] = True
 
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"method.transform.alpha={self.alpha}: must lie between 0 and 1")
+    alpha: Fraction = 0.5
 
     def rewrite_model(self, context: ModelContext) -> None:
         """Nothing but a warning where the whole model will read float activations."""

@@ -21,7 +21,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from edge_asr.calibration.capture import Batch
-from edge_asr.errors import UserError
 from edge_asr.models.families.base import end_tokens
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.activation import InputQuantizer
@@ -41,6 +40,7 @@ from edge_asr.quant.transform.rotation import (
     rotate_outputs,
     stream_tensors,
 )
+from edge_asr.settings import Count, Rate, Seed, Steps
 
 # How often the loss over all clips is looked at; the rotations of the least are kept.
 EVALUATIONS = 5
@@ -130,33 +130,22 @@ class Spin(Transform):
         steps: Optimizer steps.
         clips: Calibration clips a step, or null for a whole calibration batch; the authors take one
             on each of eight devices.
-        learning_rate: First rate of Cayley SGD; it falls along a cosine.
-        max_grad_norm: Gradients of all rotations together that are longer are shortened to this, as
-            the authors' trainer does unless told otherwise.
-        seed: Of the first rotations and of the order of the clips.
-        untie: As in `hadamard`.
+        learning_rate: Step size of Cayley SGD at first; it falls along a cosine.
+        max_grad_norm: Largest norm of the gradients of all rotations together; longer ones are
+            shortened to it, as the authors' trainer does unless told otherwise.
+        seed: Seed of the first rotations and of the order of the clips.
+        untie: Store a head of its own instead of two explicit rotations a token.
     """
 
     reads_statistics: ClassVar[bool] = True
     trains_model: ClassVar[bool] = True
 
-    steps: int = 100
-    clips: int | None = 8
-    learning_rate: float = 1.5
-    max_grad_norm: float = 1.0
-    seed: int = 0
+    steps: Steps = 100
+    clips: Count | None = 8
+    learning_rate: Rate = 1.5
+    max_grad_norm: Rate = 1.0
+    seed: Seed = 0
     untie: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"method.transform.steps={self.steps}: must be at least 1")
-        if self.clips is not None and self.clips < 1:
-            raise UserError(f"method.transform.clips={self.clips}: must be at least 1, or null")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"method.transform.seed={self.seed}: must be from 0 to 2^63 - 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"method.transform.{name}={getattr(self, name)}: must be above 0")
 
     def rewrite_model(self, context: ModelContext) -> None:
         rotate_model(context, seed=self.seed, untie=self.untie, across_heads=False, dense=True)

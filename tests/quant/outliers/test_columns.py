@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quant.sites import correlated_inputs, rounded, served_format, site_context
 
-from edge_asr.errors import UserError
 from edge_asr.quant.context import SiteContext
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.outlier_rule import OutlierRule
@@ -153,17 +152,3 @@ def test_the_second_layer_of_the_mlp_has_its_own_width() -> None:
     assert served_format(Columns(), grid, None, "fc2") == TensorFormat(Grid(8))
     assert served_format(Columns(fc2_bits=3), grid, inputs, "fc2") == asked
     assert served_format(Columns(fc2_bits=None), grid, inputs, "fc2") == asked
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"fraction": -0.1}, r"fraction=-0\.1"),
-        ({"fraction": 1.5}, r"fraction=1\.5"),
-        ({"fraction": math.nan}, "fraction=nan"),
-        ({"fc2_bits": 16}, "fc2_bits=16"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(options: dict[str, float], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        Columns(**options)  # type: ignore[arg-type]

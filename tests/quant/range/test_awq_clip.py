@@ -14,7 +14,6 @@ from quant.sites import correlated_inputs, statistics_of
 
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.config import CONF
-from edge_asr.errors import UserError
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
@@ -201,14 +200,3 @@ def test_rare_inputs_do_not_decide() -> None:
 def test_the_configuration_holds_awqs_defaults() -> None:
     plain = yaml.safe_load((CONF / "method/range/awq_clip.yaml").read_text())
     assert ranges.build(plain) == AwqClip()
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"steps": 0}, "steps=0"), ({"max_shrink": 0.0}, "max_shrink=0")],
-)
-def test_impossible_settings_of_awq_clip_are_refused_by_name(
-    options: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(UserError, match=rf"method\.range\.{named}"):
-        AwqClip(**options)

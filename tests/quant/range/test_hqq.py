@@ -308,20 +308,3 @@ def test_the_configuration_holds_the_authors_settings() -> None:
     plain = yaml.safe_load((CONF / "method/range/hqq.yaml").read_text())
     assert ranges.build(plain) == Hqq()
     assert dataclasses.asdict(Hqq()) == {**PUBLISHED, "round_zero": None}
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"lp_norm": 0.0}, "lp_norm=0"),
-        ({"lp_norm": 1.5}, "lp_norm=1.5"),
-        ({"beta": 0.0}, "beta=0"),
-        ({"kappa": 0.9}, "kappa=0.9"),
-        ({"iterations": 0}, "iterations=0"),
-    ],
-)
-def test_impossible_settings_of_hqq_are_refused_by_name(
-    options: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(UserError, match=rf"method\.range\.{named}"):
-        Hqq(**options)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.config import CONF
-from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse, mse_parameters
@@ -121,19 +120,3 @@ def test_ties_keep_the_widest_range() -> None:
 
 def test_the_configuration_holds_the_defaults() -> None:
     assert ranges.build(yaml.safe_load((CONF / "method/range/mse.yaml").read_text())) == Mse()
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"steps": 0}, "steps=0"),
-        ({"max_shrink": 0.0}, "max_shrink=0"),
-        ({"max_shrink": 1.5}, "max_shrink=1.5"),
-        ({"norm": 0.0}, "norm=0"),
-    ],
-)
-def test_impossible_settings_of_mse_are_refused_by_name(
-    options: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(UserError, match=rf"method\.range\.{named}"):
-        Mse(**options)

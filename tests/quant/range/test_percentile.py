@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.config import CONF
-from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.percentile import Percentile, percentile_parameters
@@ -93,9 +91,3 @@ def test_weights_outside_saturate() -> None:
 def test_the_configuration_holds_the_default_percentile() -> None:
     plain = yaml.safe_load((CONF / "method/range/percentile.yaml").read_text())
     assert ranges.build(plain) == Percentile()
-
-
-@pytest.mark.parametrize("percentile", [50.0, 100.1, 0.1])
-def test_an_impossible_percentile_is_refused(percentile: float) -> None:
-    with pytest.raises(UserError, match=r"method\.range\.percentile="):
-        Percentile(percentile)

@@ -193,9 +193,9 @@ def test_dynamic_groups_refit_on_updated_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"damping": 0.0}, "damping=0"),
-        ({"damping": 2.0}, "damping_limit"),
-        ({"block_size": 0}, "block_size=0"),
+        ({"damping": 2.0}, r"^method\.rounding\.damping=2\.0: .* damping_limit=1\.0$"),
+        ({"damping_limit": 1e-3}, r"^method\.rounding\.damping_limit=0\.001: .* damping=0\.01$"),
+        ({"damping": 0.5, "damping_limit": 0.1}, r"^method\.rounding\.damping_limit=0\.1: "),
         ({"static_groups": False}, "act_order"),
     ],
 )

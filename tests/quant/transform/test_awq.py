@@ -337,9 +337,8 @@ def test_relative_weights_follow_the_grid(granularity: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"n_grid": 0}, "method.transform.n_grid=0"),
         ({"n_grid": 2.5}, "method.transform.n_grid=2.5"),
-        ({"duo_scaling": "often"}, "duo_scaling='often'"),
+        ({"duo_scaling": "often"}, "duo_scaling=often: must be true or false"),
         ({"duo_scalin": True}, "did you mean duo_scaling"),
     ],
 )

@@ -24,7 +24,6 @@ from quant.passes import (
 )
 
 from edge_asr.config import CONF
-from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.context import BlockContext, ModelContext
 from edge_asr.quant.formats import ActivationGrid, Grid
@@ -174,12 +173,6 @@ def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: C
     Smooth().rewrite_block(context)
     assert torch.equal(context.layer(site.layers[0]).weight, before)
     assert "not finite" in context.warnings[0]
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.5])
-def test_alpha_outside_its_range_is_refused_by_name(alpha: float) -> None:
-    with pytest.raises(UserError, match=rf"method\.transform\.alpha={alpha}"):
-        transforms.build({"name": "smooth", "alpha": alpha})
 
 
 def test_the_recipe_and_its_defaults() -> None:
