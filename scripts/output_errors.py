@@ -96,7 +96,7 @@ def check_same_layers(weights: Weights, sides: Sequence[Weights]) -> None:
 
 
 @torch.no_grad()
-def walk(
+def visit_blocks(
     checkpoint: Checkpoint,
     batches: Sequence[CalibrationBatch],
     formats: Formats,
@@ -120,8 +120,8 @@ def rounded_here(recipe: Recipe, context: BlockContext, site: Site) -> dict[str,
         for name, grid in grids.items()
     }
     weights = {name: layer.weight.detach() for name, layer in context.layers(site).items()}
-    bench = SiteContext(site, weights, statistics, grids, fits)
-    rounded = recipe.rounding.round_block(context, [bench])
+    site_context = SiteContext(site, weights, statistics, grids, fits)
+    rounded = recipe.rounding.round_block(context, [site_context])
     return {f"{name}.weight": weight.dequantize() for name, weight in rounded.items()}
 
 
@@ -146,7 +146,7 @@ def errors_on_float_inputs(
                     rounded = tensors[key].float()
                     totals[side] += statistics.relative_output_error(weights[key], rounded)
 
-    states = walk(checkpoint, batches, formats, add)
+    states = visit_blocks(checkpoint, batches, formats, add)
     return dict(totals), states
 
 
@@ -167,7 +167,7 @@ def error_on_own_inputs(
             for key in (f"{name}.weight" for name in site.layers):
                 total += statistics.relative_output_error(weights[key], side[key].float())
 
-    states = walk(checkpoint, batches, {}, add)
+    states = visit_blocks(checkpoint, batches, {}, add)
     return total, states
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic, memory traffic and size of a model, from its inventory and its workload.
+"""Arithmetic, memory traffic and size of a model, from its summary and its workload.
 
 Definitions, per utterance; p = prompt tokens, n = generated tokens, F = encoder frames:
 
@@ -16,8 +16,8 @@ step.
 Bit operations (BOPs). MACs x weight operand bits x activation operand bits; attention: MACs x
 query bits x key and value bits. Input channels kept in floating point: MACs x the width of their
 weights x float bits.
-Online MACs (rotations, un-fused scalings) come before the quantizer and have an activation and a
-constant that are both float: float bits x float bits.
+MACs of runtime ops (rotations, un-fused scalings) come before the quantizer and have an activation
+and a constant that are both float: float bits x float bits.
 
 Memory I/O, in bytes that cross the memory bus, with nothing kept on chip between operations:
 - weights: every layer's stored bits with its bias and the constants of its runtime ops: encoder
@@ -190,7 +190,7 @@ def model_size(summary: ModelSummary) -> Size:
     """Bytes of the packed checkpoint and bits per parameter.
 
     Raises:
-        ValueError: The inventory holds no parameter outside its embedding tables.
+        ValueError: The summary holds no parameter outside its embedding tables.
     """
     tables = {layer.tied_to or layer.name for layer in summary.layers if layer.role == EMBEDDING}
     bits, parameters = float(summary.other_parameter_bits), summary.other_parameters
@@ -205,7 +205,7 @@ def model_size(summary: ModelSummary) -> Size:
             table_bits += layer.weight_bits if layer.name in tables else 0
             table_parameters += layer.weights if layer.name in tables else 0
     if parameters <= table_parameters:
-        raise ValueError("inventory: no parameter outside the embedding tables")
+        raise ValueError("summary: no parameter outside the embedding tables")
     return Size(
         bytes=math.ceil(bits / BITS_PER_BYTE),
         parameters=parameters,

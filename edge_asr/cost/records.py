@@ -175,7 +175,7 @@ class AttentionRecord(AttentionShape):
 
 @dataclass(frozen=True)
 class RuntimeOpRecord:
-    """Extra work on activations between layers, such as a rotation before the head.
+    """An operation on activations between layers, such as a rotation before the head.
 
     Attributes:
         name: Module path in the model.
@@ -210,7 +210,7 @@ class ModelSummary:
         other_parameters: Number of norm, position-table and similar parameters, never quantized.
         other_parameter_bits: Bits stored for them.
         float_bits: Width of an unquantized value.
-        runtime_ops: Extra work that belongs to no layer.
+        runtime_ops: Those that belong to no layer.
 
     Raises:
         ValueError: Two layers share a name, or `tied_to` names no layer that stores a weight.

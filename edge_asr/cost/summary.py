@@ -1,4 +1,4 @@
-"""Take stock of a model: its layers, attentions and remaining parameters as plain records."""
+"""Summarize a model: its layers, attentions and remaining parameters as plain records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class StoredWeight:
         input_bits: Width of an activation value the layer reads, or None where it is float.
         float_columns, float_column_bits: Input channels that are read in floating point all the
             same, and the width of their weights.
-        runtime_op_macs, runtime_op_bits: Extra MACs per position and bits stored with the layer.
+        runtime_op_macs, runtime_op_bits: MACs per position of its runtime ops, and bits stored for
+            them and for a static activation range.
     """
 
     bits_per_weight: float
@@ -44,10 +45,10 @@ def summarize_model(
     stored: Mapping[str, StoredWeight] | None = None,
     runtime_ops: Sequence[RuntimeOpRecord] = (),
 ) -> ModelSummary:
-    """The inventory of `model`, with `float_bits` for whatever is not in `stored`.
+    """The summary of `model`, with `float_bits` for whatever is not in `stored`.
 
-    `runtime_ops` is the extra work that belongs to no layer in `stored`. Attention products have
-    float operands.
+    `runtime_ops` are those that belong to no layer in `stored`. Attention products have float
+    operands.
 
     Raises:
         KeyError: when `stored` names a layer that the map does not have.
@@ -115,7 +116,7 @@ def summarize_model(
 def runtime_op_record(
     architecture: Architecture, name: str, *, macs_per_row: int, stored_bits: float
 ) -> RuntimeOpRecord:
-    """The record of extra work in module `name`, which belongs to no layer: once a frame in the
+    """The record of runtime op `name`, which belongs to no layer: it runs once a frame in the
     encoder, once a token elsewhere."""
     if name.startswith(f"{architecture.encoder_module}."):
         return RuntimeOpRecord(name, "encoder", "frame", macs_per_row, stored_bits)

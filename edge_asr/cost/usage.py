@@ -144,7 +144,7 @@ def layer_uses(summary: ModelSummary, counts: MeanCounts) -> Iterator[tuple[Laye
 def runtime_op_uses(
     summary: ModelSummary, counts: MeanCounts
 ) -> Iterator[tuple[RuntimeOpRecord, LayerUse]]:
-    """All work between layers in every phase that runs it."""
+    """Every runtime op between layers in every phase that runs it."""
     for extra in summary.runtime_ops:
         for use in _uses_of_layer(extra, counts):
             yield extra, use

@@ -1,1 +1,1 @@
-"""Post-training quantization: the stages, the walker that applies them, the uniform grid."""
+"""Post-training quantization: stages, the sequential pass that applies them, the uniform grid."""

@@ -39,7 +39,7 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
     if parts.rounding.moves_scales and isinstance(parts.range, DoubleQuantization):
         raise UserError(
             f"{chosen['range']} with {chosen['rounding']}: this rounding trains the scales, "
-            "which then no longer are on the second level's grid; use method/rounding=adaround or "
+            "which then leave the grid they were quantized to; use method/rounding=adaround or "
             "gptq, or method/range=minmax or mse"
         )
     learned = {

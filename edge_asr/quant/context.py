@@ -1,6 +1,6 @@
-"""What is on the bench while a model is quantized: one block, and one site of it.
+"""What the parts of a method are given: the whole model, one block, or one site of it.
 
-The parts of a method read and change these; the sequential pass puts them together.
+Parts read and change these; the sequential pass puts them together.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ReorderableFit(Fit, Protocol):
 
 @dataclass
 class ModelContext:
-    """The whole float model on the bench, before the walk.
+    """The whole float model, before the sequential pass over its blocks.
 
     Attributes:
         model: Rewritten in place; every Linear inside a block is a `QuantizedLinear`.
@@ -65,7 +65,7 @@ class ModelContext:
         formats: What every layer inside a block is stored as and reads.
         warnings: Sentences for the record.
         reconstructions: What a learned rewrite did to its loss.
-        on_step: Hears (steps done, steps in all) while a rewrite is learned.
+        on_step: Called with (steps done, steps in all) while a rewrite is learned.
     """
 
     model: PreTrainedModel
@@ -101,7 +101,7 @@ class _AllSeen(Exception):
 
 @dataclass
 class BlockContext:
-    """One block on the bench.
+    """One block, while the parts rewrite and quantize it.
 
     Attributes:
         model: The whole model; what a part changes in it stays changed.
@@ -116,7 +116,7 @@ class BlockContext:
         warnings: Sentences for the record; a part appends whatever it could not do as asked.
         learned_fits: Ranges of layers where they were learned; they go before the range part.
         reconstructions: What every learned part did to the block's loss.
-        on_evaluation: Hears (step, steps in all, loss) now and then while a part learns.
+        on_evaluation: Called with (step, steps in all, loss) now and then while a part learns.
     """
 
     model: PreTrainedModel
@@ -148,7 +148,7 @@ class BlockContext:
         return {name: self.layer(name) for name in site.layers}
 
     def statistics(self, site: Site) -> InputStatistics:
-        """Calibration statistics of the site's input, after online work, before its quantizer.
+        """Calibration statistics of the site's input, after runtime ops, before its quantizer.
 
         The block's own input quantizers do not act while they are taken.
         """
@@ -241,7 +241,7 @@ class BlockContext:
 
 @dataclass
 class SiteContext:
-    """One site on the bench, when its weights are about to be rounded.
+    """One site, when its weights are about to be rounded.
 
     Attributes:
         site: The site.

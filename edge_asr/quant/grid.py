@@ -26,7 +26,7 @@ class DoubleQuantized:
 
     Attributes:
         codes: uint8 [rows, groups].
-        scale, zero: Second-level scale and float zero point of every run, at float16's precision,
+        scale, zero: Scale and float zero point of every run of codes, at float16's precision,
             [runs, groups].
         bits: Width of a code.
         run: Neighbouring rows (output channels) that share a scale; the last run may be shorter.

@@ -1,8 +1,8 @@
 """The Linear layer of a quantized model, and the operations that run with it.
 
-A *runtime op* is work on activations that could not be folded into weights: an un-fused channel
-scale, a rotation. It is a visible, registered module, so that it is charged, stored with the model
-and rebuilt by its name.
+A *runtime op* is an operation on activations that could not be folded into weights: an un-fused
+channel scale, a rotation. It is a visible, registered module, so that it is charged, stored with
+the model and rebuilt by its name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ modules: Registry[StoredModule] = Registry("module")
 
 
 class RuntimeOp(StoredModule):
-    """Work on activations that runs with the model."""
+    """An operation on activations that runs with the model."""
 
     @property
     def macs_per_row(self) -> int:

@@ -38,7 +38,7 @@ class Schedule:
         seed: Seed of the order of the clips.
         aug_loss: A step also counts the distance to what the float block makes of the same inputs,
             those that the quantized blocks before it give (OmniQuant's authors' code, option of the
-            same name). Looks at the loss, and so the best iterate, do not count it.
+            same name). Evaluations, and so the best iterate, do not count it.
     """
 
     iterations: int
@@ -64,8 +64,8 @@ class Scheduled(Checked):
     Attributes:
         iterations: Optimizer steps a block.
         clips: Calibration clips a step, or null for a whole calibration batch.
-        patience: Looks at the loss without a better one before a block's training stops, or null
-            to train to the end.
+        patience: Evaluations of the loss without a better one before a block's training stops, or
+            null to train to the end.
         seed: Seed of the order of the calibration clips.
         aug_loss: Train also towards what the float block makes of the quantized blocks' outputs.
     """
@@ -78,7 +78,7 @@ class Scheduled(Checked):
 
     @property
     def evaluations(self) -> int:
-        """Looks at the loss of the rounded block, evenly spread over its training."""
+        """Evaluations of the rounded block, evenly spread over its training."""
         return 10
 
     @property
@@ -186,10 +186,10 @@ def reconstruct(context: BlockContext, learnable: Learnable, schedule: Schedule)
     """Train `learnable` on the block, leave it at its best iterate, note the losses in `context`.
 
     The starting point counts as an iterate, so the loss never ends above where it began.
-    `context.on_evaluation` hears of every evaluation.
+    `context.on_evaluation` is called after every evaluation.
 
     Args:
-        work: The block, with targets.
+        context: The block, with targets.
         learnable: Changed in place.
         schedule: Steps, evaluations, seed.
     """

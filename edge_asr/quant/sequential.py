@@ -134,7 +134,7 @@ class SequentialPass:
     ) -> None:
         """Run all stages on one block.
 
-        `targets` are the float model's outputs, if learned from; `on_step` hears how it goes.
+        `targets` are the float model's outputs, if learned from; `on_step` is told how it goes.
         """
         stem = f"block-{len(self.result.blocks):03d}"
         if self._resume(stem):
@@ -301,7 +301,7 @@ class SequentialPass:
         ]
 
     def _touched(self, block: Block) -> set[str]:
-        """Modules that a part may change when `block` is its turn: those of the block, what feeds
+        """Modules that a part may change when `block` is quantized: those of the block, what feeds
         it, and later layers that read one of its own (whose columns take up a scale)."""
         readers = {
             name

@@ -1,6 +1,6 @@
-"""A block under training, put together from soft stages: transform, then range, then rounding.
+"""A block under training, put together from trainable stages: transform, range, rounding.
 
-Each stage that learns brings a soft version of itself; the others take part as they are. So
+Each stage that learns brings a trainable version of itself; the others take part as they are. So
 OmniQuant's two learned stages train together, and a learned rounding follows any range.
 """
 

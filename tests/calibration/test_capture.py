@@ -1,4 +1,4 @@
-"""What a passage keeps and what it makes anew."""
+"""What a calibration pass keeps and what it makes anew."""
 
 from __future__ import annotations
 

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from edge_asr.cost.model import (
-    bit_operations,
-    cost_of,
-    macs,
-    memory_io,
-    model_size,
-)
+from edge_asr.cost.model import bit_operations, cost_of, macs, memory_io, model_size
 from edge_asr.cost.records import (
     AttentionRecord,
     LayerRecord,
@@ -48,17 +42,10 @@ def small_summary(
         name: str, stack: str, role: str, shape: tuple[int, ...], axis: str, **more: Any
     ) -> LayerRecord:
         return layer(
-            name,
-            stack,
-            role,
-            shape,
-            axis,
-            bits_per_weight=weight,
-            weight_bits=weight * math.prod(shape) + scales,
-            input_bits=activation,
-            output_bits=activation,
-            **more,
-        )
+            name, stack, role, shape, axis,
+            bits_per_weight=weight, weight_bits=weight * math.prod(shape) + scales,
+            input_bits=activation, output_bits=activation, **more,
+        )  # fmt: skip
 
     return ModelSummary(
         layers=(
@@ -83,14 +70,14 @@ def small_summary(
         other_parameters=11,
         other_parameter_bits=11 * 32,
         runtime_ops=(
-            RuntimeOpRecord("enc.turn", "encoder", "frame", 36, 8 * 36),
-            RuntimeOpRecord("dec.turn", "decoder", "token", 24, 8 * 24),
+            RuntimeOpRecord("enc.rotation", "encoder", "frame", 36, 8 * 36),
+            RuntimeOpRecord("dec.rotation", "decoder", "token", 24, 8 * 24),
         ),
     )  # fmt: skip
 
 
-def simulate(summary: ModelSummary, counts: Workload) -> dict[str, dict[str, float]]:
-    """Run the model token by token and write down every event; shares no formula with cost.py."""
+def simulate(summary: ModelSummary, workload: Workload) -> dict[str, dict[str, float]]:
+    """Run the model token by token and write every event down, by no formula of the cost model."""
     seen: dict[str, dict[str, float]] = {phase: defaultdict(float) for phase in PHASES}
     stored = {one.name: one.weight_bits for one in summary.layers}
 
@@ -129,20 +116,20 @@ def simulate(summary: ModelSummary, counts: Workload) -> dict[str, dict[str, flo
         seen[phase]["runtime_ops"] += one.macs * positions
         seen[phase]["bops"] += one.macs * positions * summary.float_bits**2
 
-    frames = counts.positions["frame"]
+    frames = workload.positions["frame"]
     for extra in summary.runtime_ops:
         if extra.axis != "token":
-            between(extra, "encoder", counts.positions[extra.axis])
+            between(extra, "encoder", workload.positions[extra.axis])
     for one in summary.layers:
         if one.axis != "token":
             phase = "encoder" if one.stack == "encoder" else "prefill"
-            run(one, phase, counts.positions[one.axis])
+            run(one, phase, workload.positions[one.axis])
     for record in summary.attentions:
         if record.stack == "encoder":
             attend(record, "encoder", frames, frames, 0)
     cached = 0
-    for turn in range(counts.generated_tokens):
-        phase, fed = ("decode", 1) if turn else ("prefill", counts.prompt_tokens)
+    for turn in range(workload.generated_tokens):
+        phase, fed = ("decode", 1) if turn else ("prefill", workload.prompt_tokens)
         cached += fed
         for extra in summary.runtime_ops:
             if extra.axis == "token":
@@ -170,11 +157,11 @@ workloads = st.builds(
 
 @settings(deadline=None)
 @given(workloads)
-def test_formulas_agree_with_a_token_by_token_simulation(counts: Workload) -> None:
+def test_formulas_agree_with_a_token_by_token_simulation(workload: Workload) -> None:
     summary = small_summary()
-    counted, operations = macs(summary, counts), bit_operations(summary, counts)
-    traffic = memory_io(summary, counts)
-    for phase, seen in simulate(summary, counts).items():
+    counted, operations = macs(summary, workload), bit_operations(summary, workload)
+    traffic = memory_io(summary, workload)
+    for phase, seen in simulate(summary, workload).items():
         spent, moved = getattr(counted, phase), getattr(traffic, phase)
         assert spent.layers == pytest.approx(seen["macs"])
         assert spent.attention == pytest.approx(seen["attention"])
@@ -186,9 +173,9 @@ def test_formulas_agree_with_a_token_by_token_simulation(counts: Workload) -> No
 
 
 def test_counts_worked_out_by_hand() -> None:
-    counts = Workload(2.0, {"frame": 4, "half": 8}, prompt_tokens=2, generated_tokens=3)
+    workload = Workload(2.0, {"frame": 4, "half": 8}, prompt_tokens=2, generated_tokens=3)
     summary = small_summary()
-    counted = macs(summary, counts)
+    counted = macs(summary, workload)
     # conv 90 weights x 8, fc1 48 x 4; attention 2 x 6 wide x 4 x 4.
     assert (counted.encoder.layers, counted.encoder.attention) == (720 + 192, 192)
     # q 36 x 2, head 60 x 2, cross key 36 x 4; self 12 x 2 x 2, cross 12 x 2 x 4.
@@ -197,11 +184,11 @@ def test_counts_worked_out_by_hand() -> None:
     assert (counted.decode.layers, counted.decode.attention) == (192, 12 * 7 + 12 * 8)
     # Two steps of 5 before q and 24 before the head; 4 frames of 7 and of 36.
     assert (counted.decode.runtime_ops, counted.encoder.runtime_ops) == (2 * 29, 4 * 43)
-    traffic = memory_io(summary, counts)
-    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 of an op; the turn 8 x 36.
+    traffic = memory_io(summary, workload)
+    # conv 90 x 32 + 192 bits; fc1 48 x 4 + 64 scales + 256 bias + 40 of its op; rotation 8 x 36.
     assert traffic.encoder.weights == (2880 + 192 + 192 + 64 + 256 + 40 + 288) / 8
     # q 36 x 4 + 64 and the whole tied table 1920 + 320, then two rows of 192; cross key 208; the
-    # turn 8 x 24.
+    # rotation 8 x 24.
     assert traffic.prefill.weights == (208 + 2240 + 384 + 208 + 192) / 8
     assert traffic.decode.weights == 2 * (208 + 2240 + 192 + 192) / 8
     # conv reads 3 x 2 and writes 6, at 8 positions; fc1 reads 6 and writes 8 of 8 bits; attention.
@@ -213,12 +200,12 @@ def test_counts_worked_out_by_hand() -> None:
     assert traffic.prefill.key_value == 24 * (4 + 8)
     # Self reads 3 + 4 and writes 2, cross reads 4 twice.
     assert traffic.decode.key_value == 24 * (9 + 8)
-    assert bit_operations(summary, counts).encoder == (
+    assert bit_operations(summary, workload).encoder == (
         720 * 32 * 32 + 192 * 4 * 8 + (28 + 144) * 32 * 32 + 192 * 8 * 16
     )
-    # Two steps: q 24 weights of 4 x 8 bits and 12 of float columns 4 x 32, head 60; online; self
-    # over 3 then 4 keys, cross over 4.
-    assert bit_operations(summary, counts).decode == (
+    # Two steps: q 24 weights of 4 x 8 bits and 12 of float columns 4 x 32, head 60; runtime ops;
+    # self over 3 then 4 keys, cross over 4.
+    assert bit_operations(summary, workload).decode == (
         2 * (24 * 4 * 8 + 12 * 4 * 32 + 60 * 32 * 32 + 29 * 32 * 32) + 12 * (7 + 8) * 8 * 16
     )
 
@@ -268,15 +255,15 @@ def test_an_untied_head_is_no_embedding() -> None:
     st.tuples(st.integers(0, 31), st.integers(0, 31), st.integers(0, 31), st.integers(0, 500)),
 )
 def test_fewer_bits_never_raise_anything(
-    counts: Workload, widths: tuple[int, int, int, int], cuts: tuple[int, int, int, int]
+    workload: Workload, widths: tuple[int, int, int, int], cuts: tuple[int, int, int, int]
 ) -> None:
     wide = small_summary(*widths)
     fewer = (max(1, width - cut) for width, cut in zip(widths, cuts, strict=True))
     narrow = small_summary(*fewer)
-    assert macs(narrow, counts) == macs(wide, counts)
+    assert macs(narrow, workload) == macs(wide, workload)
     for measure in (bit_operations, memory_io):
         for phase in PHASES:
-            less, more = (getattr(measure(one, counts), phase) for one in (narrow, wide))
+            less, more = (getattr(measure(one, workload), phase) for one in (narrow, wide))
             pairs = zip(_numbers(less), _numbers(more), strict=True)
             assert all(low <= high for low, high in pairs)
     assert model_size(narrow).bytes <= model_size(wide).bytes
@@ -289,20 +276,20 @@ def _numbers(value: Any) -> list[float]:
 
 @settings(deadline=None)
 @given(st.lists(workloads, min_size=1, max_size=5))
-def test_data_set_cost_is_the_mean_of_its_utterances(works: list[Workload]) -> None:
+def test_data_set_cost_is_the_mean_of_its_utterances(several: list[Workload]) -> None:
     summary = small_summary()
-    cost = cost_of(summary, works)
-    totals = [memory_io(summary, counts).total for counts in works]
-    operations = [bit_operations(summary, counts).total for counts in works]
-    assert cost.memory_io.total == pytest.approx(sum(totals) / len(works))
-    assert cost.bit_operations.total == pytest.approx(sum(operations) / len(works))
+    cost = cost_of(summary, several)
+    totals = [memory_io(summary, workload).total for workload in several]
+    operations = [bit_operations(summary, workload).total for workload in several]
+    assert cost.memory_io.total == pytest.approx(sum(totals) / len(several))
+    assert cost.bit_operations.total == pytest.approx(sum(operations) / len(several))
     assert cost.macs.total == pytest.approx(
-        sum(macs(summary, counts).total for counts in works) / len(works)
+        sum(macs(summary, workload).total for workload in several) / len(several)
     )
-    seconds = sum(counts.seconds for counts in works)
+    seconds = sum(workload.seconds for workload in several)
     assert cost.bytes_per_second == pytest.approx(sum(totals) / seconds)
     assert cost.bit_operations_per_second == pytest.approx(sum(operations) / seconds)
-    assert (cost.utterances, cost.size) == (len(works), model_size(summary))
+    assert (cost.utterances, cost.size) == (len(several), model_size(summary))
 
 
 def whisper_summary(model: WhisperForConditionalGeneration) -> ModelSummary:
@@ -355,8 +342,8 @@ def test_macs_equal_those_counted_in_a_real_forward_pass() -> None:
     )
     model = WhisperForConditionalGeneration(config).eval()
     # 40 mel frames become 20 encoder frames; 4 prompt tokens, 5 generated.
-    counts = Workload(0.4, {"frame": 20, "stem": 40}, prompt_tokens=4, generated_tokens=5)
-    expected = macs(whisper_summary(model), counts)
+    workload = Workload(0.4, {"frame": 20, "stem": 40}, prompt_tokens=4, generated_tokens=5)
+    expected = macs(whisper_summary(model), workload)
     with FlopCounterMode(display=False) as encoder:
         states = model.model.encoder(torch.randn(1, 8, 40))
     with FlopCounterMode(display=False) as prefill:
@@ -387,7 +374,7 @@ def test_no_workload_is_refused() -> None:
         cost_of(small_summary(), [])
 
 
-def test_unsound_inventories_are_refused() -> None:
+def test_unsound_summaries_are_refused() -> None:
     first = layer("a", "decoder", "head", (2, 2), "token")
     with pytest.raises(ValueError, match="share a name"):
         ModelSummary((first, first), (), 0, 0)

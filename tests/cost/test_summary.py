@@ -1,4 +1,4 @@
-"""The inventory of real models: parameters counted once, MACs as PyTorch counts them."""
+"""The summary of real models: parameters counted once, MACs as PyTorch counts them."""
 
 from __future__ import annotations
 
@@ -171,19 +171,19 @@ def test_what_a_layer_reads_is_charged_as_quantized(checkpoint: Checkpoint) -> N
 def test_runtime_ops_between_layers_are_counted_where_they_run(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.architecture
     extra = [
-        runtime_op_record(architecture, f"{place}.turn", macs_per_row=100, stored_bits=800.0)
+        runtime_op_record(architecture, f"{place}.rotation", macs_per_row=100, stored_bits=800.0)
         for place in (architecture.encoder_block(0).module, architecture.head)
     ]
-    plain, turned = (
+    plain, rotated = (
         cost_of(summarize_model(checkpoint.model, architecture, runtime_ops=ops), [WORKLOAD])
         for ops in ((), extra)
     )
-    assert turned.macs.encoder.runtime_ops == 50 * 100
-    assert turned.macs.prefill.runtime_ops == 2 * 100
-    assert turned.macs.decode.runtime_ops == 6 * 100
-    assert turned.size.bytes - plain.size.bytes == 200
-    assert turned.size.parameters == plain.size.parameters
-    more = turned.memory_io.total - plain.memory_io.total
+    assert rotated.macs.encoder.runtime_ops == 50 * 100
+    assert rotated.macs.prefill.runtime_ops == 2 * 100
+    assert rotated.macs.decode.runtime_ops == 6 * 100
+    assert rotated.size.bytes - plain.size.bytes == 200
+    assert rotated.size.parameters == plain.size.parameters
+    more = rotated.memory_io.total - plain.memory_io.total
     assert more == pytest.approx(8 * 100)
 
 

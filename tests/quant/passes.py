@@ -1,4 +1,4 @@
-"""Walks over tiny models: by a recipe, or rewriting and inspecting blocks and rounding nothing."""
+"""Passes over tiny models: by a recipe, or rewriting and inspecting blocks and rounding nothing."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def formats_of(
 
 
 @torch.no_grad()
-def walk(
+def rewrite_blocks(
     checkpoint: Checkpoint,
     transform: Transform,
     *,
@@ -174,9 +174,9 @@ def walk(
 def contexts(
     checkpoint: Checkpoint, model: PreTrainedModel | None = None
 ) -> Iterator[BlockContext]:
-    """The float bench of every block in turn."""
+    """The context of every block, all weights float."""
     seen: list[BlockContext] = []
-    walk(checkpoint, Inspect(seen.append), model=model)
+    rewrite_blocks(checkpoint, Inspect(seen.append), model=model)
     yield from seen
 
 
@@ -186,7 +186,7 @@ def site_of(
     role: str,
     model: PreTrainedModel | None = None,
 ) -> tuple[BlockContext, Site]:
-    """The first site of that role in that stack, on its bench."""
+    """The first site of that role in that stack, with the context of its block."""
     for context in contexts(checkpoint, model):
         for site in context.block.sites:
             if (site.stack, site.role) == (stack, role):
@@ -209,7 +209,7 @@ def rows_of(context: BlockContext, module: nn.Module) -> list[Tensor]:
 
 
 def without_rows(context: BlockContext) -> BlockContext:
-    """The same bench, with every row masked."""
+    """The same context, with every row masked."""
     masks = [torch.zeros_like(mask) for mask in context.masks]
     return replace(context, masks=masks, warnings=[], _statistics={})
 

@@ -1,4 +1,4 @@
-"""One site on the bench, made of a weight matrix and the rows it is calibrated on."""
+"""The context of one site, made of a weight matrix and the rows it is calibrated on."""
 
 from __future__ import annotations
 

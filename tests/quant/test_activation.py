@@ -264,7 +264,7 @@ def batches_of(checkpoint: Checkpoint) -> list[CalibrationBatch]:
     return calibration_batches(checkpoint, ListCorpus(clips), 4, 2, seed=0)
 
 
-def walked(
+def rounded(
     checkpoint: Checkpoint,
     batches: list[CalibrationBatch],
     activation: ActivationGrid | None,
@@ -284,7 +284,7 @@ def test_all_layers_of_blocks_and_no_others_read_quantized_inputs(
     checkpoint: Checkpoint, activation: ActivationGrid
 ) -> None:
     batches = batches_of(checkpoint)
-    model, result = walked(checkpoint, batches, activation)
+    model, result = rounded(checkpoint, batches, activation)
     quantized = {
         name.removesuffix(".quantize_input")
         for name, module in model.named_modules()
@@ -293,7 +293,7 @@ def test_all_layers_of_blocks_and_no_others_read_quantized_inputs(
     assert quantized == set(result.layers)
     inputs = {**batches[0].encoder_inputs, "decoder_input_ids": batches[0].decoder_input_ids}
     with torch.no_grad():
-        plain = walked(checkpoint, batches, None)[0](**inputs).logits
+        plain = rounded(checkpoint, batches, None)[0](**inputs).logits
         logits = model(**inputs).logits
     assert 0 < float((logits - plain).norm() / plain.norm()) < 0.1
 
@@ -303,7 +303,7 @@ def test_a_block_sees_the_quantized_prefix_and_its_own_float_inputs(
 ) -> None:
     """Statistics behind one block's quantizers, but before those of the block itself."""
     batches = batches_of(checkpoint)
-    model, result = walked(checkpoint, batches, ActivationGrid(3, True), bits=4)
+    model, result = rounded(checkpoint, batches, ActivationGrid(3, True), bits=4)
     last = checkpoint.architecture.encoder_blocks(model.config)[-1]
     # The float block after the quantized prefix.
     for name in last.layers:
@@ -332,7 +332,7 @@ def test_a_block_sees_the_quantized_prefix_and_its_own_float_inputs(
 def test_observing_again_bypasses_the_quantizers(whisper: Checkpoint) -> None:
     """A static range fitted after the quantizers are in place is that of the float inputs."""
     batches = batches_of(whisper)
-    model, _ = walked(whisper, batches, ActivationGrid(2))
+    model, _ = rounded(whisper, batches, ActivationGrid(2))
     captured = next(CalibrationPass(model, whisper.architecture, batches).captured_blocks())
     context = BlockContext(
         model, whisper.architecture, captured.block, captured.module,
@@ -350,7 +350,7 @@ def test_a_learned_rounding_trains_through_the_quantizers(whisper: Checkpoint) -
     losses = []
     for activation in (None, ActivationGrid(2)):
         rounding = {"name": "signround", "iterations": 4}
-        _, result = walked(whisper, batches_of(whisper), activation, rounding, bits=4)
+        _, result = rounded(whisper, batches_of(whisper), activation, rounding, bits=4)
         first = result.blocks[whisper.architecture.encoder_block(0).module]
         losses.append(first.reconstructions[0].loss_before)
     assert losses[1] > 2 * losses[0] > 0
@@ -361,7 +361,7 @@ def test_gptq_rounds_alike_in_the_first_block(whisper: Checkpoint) -> None:
     batches = batches_of(whisper)
     rounding = {"name": "gptq"}
     plain, quantized = (
-        walked(whisper, batches, activation, rounding, bits=4)[1].layers
+        rounded(whisper, batches, activation, rounding, bits=4)[1].layers
         for activation in (None, ActivationGrid(4))
     )
     first = whisper.architecture.encoder_block(0).layers
@@ -374,7 +374,7 @@ def test_gptq_rounds_alike_in_the_first_block(whisper: Checkpoint) -> None:
 
 def test_outlier_columns_are_read_in_floating_point(whisper: Checkpoint) -> None:
     grid = ActivationGrid(4, False, "tensor", "mean")
-    model, result = walked(whisper, batches_of(whisper), grid, bits=4, name="columns")
+    model, result = rounded(whisper, batches_of(whisper), grid, bits=4, name="columns")
     marked = 0
     for name, layer in result.layers.items():
         columns, entry = layer.weight.float_columns, model.get_submodule(name).quantize_input
@@ -390,7 +390,7 @@ def test_training_reads_outlier_columns_in_floating_point(whisper: Checkpoint) -
     rounding = {"name": "signround", "iterations": 1}
     losses = []
     for fraction in (0.0, 1.0):
-        _, result = walked(
+        _, result = rounded(
             whisper, batches_of(whisper), ActivationGrid(4), rounding,
             bits=4, name="columns", fraction=fraction, fc2_bits=None,
         )  # fmt: skip

@@ -34,7 +34,7 @@ from edge_asr.quant.weight import QuantizedWeight, round_nearest
 HIGHEST, GROUP = 7, 8
 GRID = Grid(3, granularity="group", group_size=GROUP, half_scales=False)
 Path = list[dict[str, Tensor]]
-Encoded = tuple[Tensor, Tensor, Tensor]  # codes, scale h, zero point z
+Quantized = tuple[Tensor, Tensor, Tensor]  # codes, scale h, zero point z
 
 
 def variable(value: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ def spread(groups: Tensor) -> Tensor:
     return groups if groups.numel() == 1 else groups.repeat_interleave(GROUP, 1)
 
 
-def encoded(
+def quantize(
     weight: Tensor, beta: Any = 1.0, alpha: Any = 1.0, offset: Any = 0.0,
     *, whole: bool = False, zero: Callable[[Tensor], Tensor] = torch.round,
-) -> Encoded:  # fmt: skip
+) -> Quantized:  # fmt: skip
     """Codes clamp(round(W / h + V) + z, 0, 2^N - 1), h = (alpha max W - beta min W) / (2^N - 1)
     and z = round(-beta min W / h), of every group or of the whole weight."""
     groups = weight.reshape(1, 1, -1) if whole else weight.unflatten(1, (-1, GROUP))
@@ -74,9 +74,9 @@ def rectified(logits: Tensor) -> Tensor:
     return (logits.sigmoid() * 1.2 - 0.1).clamp(0, 1)
 
 
-def softened(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def between_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Min-max scale and zero point, lower codes and logits of the way up to `weight` itself."""
-    _, scale, zero = encoded(weight)
+    _, scale, zero = quantize(weight)
     exact = weight / spread(scale)
     up = (exact - exact.floor() + 0.1) / 1.2
     return scale, zero, exact.floor() + spread(zero), variable((up / (1 - up)).log())
@@ -122,10 +122,10 @@ class Problem:
         fc = nn.Linear(16, 12, bias=False)
         fc.weight = nn.Parameter(self.weight.clone())
         site = Site("fc1", "encoder", ("fc",), None, "frame")
-        return bench(nn.Sequential(OrderedDict(fc=fc)), site, self)
+        return context_of(nn.Sequential(OrderedDict(fc=fc)), site, self)
 
 
-def bench(block: nn.Module, site: Site, problem: Problem, grid: Grid = GRID) -> BlockContext:
+def context_of(block: nn.Module, site: Site, problem: Problem, grid: Grid = GRID) -> BlockContext:
     install_layers(block, site.layers)
     architecture = SimpleNamespace(tied_logit_channels=1, on_leading_rows=lambda *_: None)
     return BlockContext(
@@ -166,8 +166,9 @@ def trained(
 def rounded(problem: Problem, part: Any, evaluations: int = 1) -> tuple[Any, Reconstruction, Path]:
     """Train the rounding of the problem's weight, behind min-max ranges."""
     start = LayerStart(problem.weight, minmax_parameters(problem.weight, GRID), GRID)
-    soft = part.trainable_rounding({"fc": start})
-    return soft, *trained(problem.context, RoundedBlock(soft, {"fc": None}), part, evaluations)
+    trainable = part.trainable_rounding({"fc": start})
+    block = RoundedBlock(trainable, {"fc": None})
+    return trainable, *trained(problem.context, block, part, evaluations)
 
 
 def close(path: Path, own: Sequence[Sequence[Tensor]], *names: str) -> None:
@@ -187,21 +188,21 @@ def stored(weight: QuantizedWeight, codes: Tensor, scale: Tensor, zero: Tensor) 
 def test_adaround(problem: Problem) -> None:
     """Eq. 21 to 25 of arXiv:2004.10568; beta and its warm-up as BRECQ's code has them."""
     steps, rate, regularization = 50, 0.03, 0.02
-    scale, zero, down, logits = softened(problem.weight)
+    scale, zero, down, logits = between_codes(problem.weight)
 
     def loss(step: int) -> Tensor:
         up = rectified(logits)
         pull = regularization if step >= 0.2 * steps else 0.0
         beta = 20 - 18 * (step - 0.2 * steps) / (0.8 * steps)
-        soft = values_of((down + up).clamp(0, HIGHEST), scale, zero)
-        return problem.loss(soft) + pull * (1 - (2 * up - 1).abs() ** beta).sum()
+        fake_quantized = values_of((down + up).clamp(0, HIGHEST), scale, zero)
+        return problem.loss(fake_quantized) + pull * (1 - (2 * up - 1).abs() ** beta).sum()
 
     own = descend(loss, steps, (logits, rate, 0.0))
     part = AdaRound(iterations=steps, clips=None, learning_rate=rate, regularization=regularization)
-    soft, result, path = rounded(problem, part)
+    trainable, result, path = rounded(problem, part)
     close(path, own, "rounding.logits.0")
     codes = (down + (rectified(logits) >= 0.5)).clamp(0, HIGHEST)
-    stored(soft.quantized("fc"), codes, scale, zero)
+    stored(trainable.quantized("fc"), codes, scale, zero)
     expected = problem.loss(values_of(codes, scale, zero)).item()
     assert result.loss_before > result.loss_after == pytest.approx(expected)
 
@@ -211,7 +212,7 @@ def test_tesseraq(problem: Problem) -> None:
     farthest from 1/2; scales s 2 sigma(v). As in the authors' code (LLMC) both sigma are AdaRound's
     rectified one, hard logits infinite, and every stretch has an Adam of its own."""
     shares, length, rate, scale_rate, decay = (0.5, 0.25), 20, 0.02, 0.01, 0.1
-    scale, zero, down, logits = softened(problem.weight)
+    scale, zero, down, logits = between_codes(problem.weight)
     factor = variable(torch.zeros_like(scale))
     own = []
 
@@ -230,10 +231,10 @@ def test_tesseraq(problem: Problem) -> None:
         iterations=length * len(shares), clips=None, trained_shares=shares, learning_rate=rate,
         scale_learning_rate=scale_rate, scale_weight_decay=decay,
     )  # fmt: skip
-    soft, result, path = rounded(problem, part)
+    trainable, result, path = rounded(problem, part)
     close(path, own, "rounding.logits.0", "rounding.scale_logits.0")
     codes = (down + (logits >= 0)).clamp(0, HIGHEST)
-    stored(soft.quantized("fc"), codes, (scale * 2 * rectified(factor)).detach(), zero)
+    stored(trainable.quantized("fc"), codes, (scale * 2 * rectified(factor)).detach(), zero)
     assert result.loss_before > result.loss_after == pytest.approx(loss(codes).item())
 
 
@@ -245,8 +246,8 @@ def test_signround(problem: Problem, rate: float | None) -> None:
     alpha, beta = (variable(torch.ones(12, 2, dtype=torch.float64)) for _ in range(2))
     values = [offset, alpha, beta]
 
-    def quantized() -> Encoded:
-        return encoded(weight, beta, alpha, offset, zero=through)
+    def quantized() -> Quantized:
+        return quantize(weight, beta, alpha, offset, zero=through)
 
     def loss() -> Tensor:
         return problem.loss(values_of(*quantized()))
@@ -262,10 +263,10 @@ def test_signround(problem: Problem, rate: float | None) -> None:
         if loss().item() < best:
             best, kept = loss().item(), list(map(variable, values))
     part = SignRound(iterations=steps, clips=None, learning_rate=rate)
-    soft, result, path = rounded(problem, part, evaluations=steps)
+    trainable, result, path = rounded(problem, part, evaluations=steps)
     close(path, own, "rounding.offset.0", "rounding.high.0", "rounding.low.0")
     offset, alpha, beta = kept
-    stored(soft.quantized("fc"), *quantized())
+    stored(trainable.quantized("fc"), *quantized())
     assert result.loss_before > result.loss_after == pytest.approx(best)
 
 
@@ -275,8 +276,8 @@ def test_lwc(problem: Problem) -> None:
     steps, rate, context = 30, 0.05, problem.context
     low, high = (variable(torch.full((12, 2), 4.0, dtype=torch.float64)) for _ in range(2))
 
-    def clipped() -> Encoded:
-        return encoded(problem.weight, low.sigmoid(), high.sigmoid())
+    def clipped() -> Quantized:
+        return quantize(problem.weight, low.sigmoid(), high.sigmoid())
 
     def loss() -> Tensor:
         return problem.loss(values_of(*clipped()))
@@ -315,10 +316,9 @@ def test_let(problem: Problem) -> None:
     norm.weight.data.exp_()
     weights = {name: value.detach().clone() for name, value in module.named_parameters()}
     with torch.no_grad():
-        targets, rows = module(problem.inputs), norm(problem.inputs)
-    problem = replace(problem, targets=targets)
+        problem, rows = replace(problem, targets=module(problem.inputs)), norm(problem.inputs)
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
-    context = bench(module, site, problem, grid)
+    context = context_of(module, site, problem, grid)
     part = LearnedEquivalentTransformation(steps, clips=None, learning_rate=rate)
     transform = cast(Any, part.trainable_transform(context).double())  # statistics are in float32
     scale, shift, logit = (variable(getattr(transform, one)["0"]) for one in names)
@@ -334,9 +334,9 @@ def test_let(problem: Problem) -> None:
         weight, bias = (weights[f"{'qkv'[index]}.{one}"] for one in ("weight", "bias"))
         return ratio[:, None] * weight * scale, ratio * (bias + weight @ shift)
 
-    def clipped(index: int) -> Encoded:
+    def clipped(index: int) -> Quantized:
         factors = logits[index].sigmoid(), logits[3 + index].sigmoid()
-        return encoded(moved(index)[0], *factors, whole=True)
+        return quantize(moved(index)[0], *factors, whole=True)
 
     def loss() -> Tensor:
         query, key, value = (
@@ -345,12 +345,11 @@ def test_let(problem: Problem) -> None:
         )
         return problem.distance(torch.softmax(query @ key.mT, -1) @ value)
 
-    values = [scale, shift, logit, *logits]
-    rates = zip(values, [rate] * 3 + [range_rate] * 6, [0.0] * 9, strict=True)
+    rates = [(value, rate, 0.0) for value in (scale, shift, logit)]
+    rates += [(value, range_rate, 0.0) for value in logits]
     own = descend(lambda _: loss(), steps, *rates)
-    ranges = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate).trainable_range(
-        context
-    )
+    clipping = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate)
+    ranges = clipping.trainable_range(context)
     block = RewrittenBlock(context, transform, ranges)
     result, path = trained(context, block, part)
     ends = [f"ranges.{end}.{index}" for end in ("low", "high") for index in range(3)]
@@ -373,7 +372,7 @@ def test_spinquant(problem: Problem, rate: float, steps: int) -> None:
     optimizer, caps = CayleySGD([matrix], lr=rate), set()
 
     def loss(rotation: Tensor) -> Tensor:
-        return problem.loss(values_of(*encoded(problem.weight @ rotation)) @ rotation.T)
+        return problem.loss(values_of(*quantize(problem.weight @ rotation)) @ rotation.T)
 
     def solved(before: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         hat = gradient @ before.T - before @ (before.T @ gradient @ before.T) / 2

@@ -36,7 +36,7 @@ ROUND_ZERO_BITS = 4  # the only width at which the authors start from a rounded 
 
 
 def shrink(error: Tensor, beta: float, lp_norm: float) -> Tensor:
-    """Generalised soft threshold: sign(e) max(|e| - |e|^(p-1) / beta, 0).
+    """Generalised soft thresholding: sign(e) max(|e| - |e|^(p-1) / beta, 0).
 
     It approximates the w that minimises |w|^p + (beta / 2) (e - w)².
     """

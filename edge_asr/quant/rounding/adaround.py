@@ -33,7 +33,7 @@ def exponent_at(progress: float) -> float:
 
 
 class PulledCodes(TrainableCodes):
-    """Soft codes that a regularizer draws to 0 or 1: sum of 1 - |2 h - 1|^beta (eq. 24)."""
+    """Trainable codes that a regularizer draws to 0 or 1: sum of 1 - |2 h - 1|^beta (eq. 24)."""
 
     def __init__(
         self, starts: Mapping[str, LayerStart], learning_rate: float, regularization: float

@@ -150,7 +150,7 @@ class _LayerUnderWay:
     All of it is stored by column, so that the values of one column lie side by side.
 
     Attributes:
-        work: The weight, every column as updated so far, float64 [columns, rows].
+        updated: The weight, every column as updated so far, float64 [columns, rows].
         rounded_columns: The columns before those that stay in floating point.
     """
 
@@ -169,7 +169,7 @@ class _LayerUnderWay:
         self._static, self._dtype = static_groups, weight.dtype
         self._natural = torch.argsort(factor.order)
         # A double-precision copy costs little at these widths and keeps ties away from noise.
-        self.context = weight.double().T[factor.order]
+        self.updated = weight.double().T[factor.order]
         self.rounded_columns = weight.shape[1]
         if outliers.columns is not None:
             self.rounded_columns -= int(outliers.columns.sum())
@@ -177,8 +177,8 @@ class _LayerUnderWay:
         self._scales, self._zeros = (
             part.double().T.clone() for part in (self._parameters.scale, self._parameters.zero)
         )
-        self._codes = torch.zeros_like(self.context)
-        self._kept = torch.zeros_like(self.context, dtype=torch.bool)
+        self._codes = torch.zeros_like(self.updated)
+        self._kept = torch.zeros_like(self.updated, dtype=torch.bool)
         self._units = factor.upper.diagonal().tolist()
 
     def _first_fit(self, weight: Tensor) -> GridParameters:
@@ -205,7 +205,7 @@ class _LayerUnderWay:
         """
         stop = min(column + self._parameters.group_size, self.rounded_columns)
         view = self._outliers.fit_view(
-            self.context[column:stop].T,
+            self.updated[column:stop].T,
             self._factor.sensitivity[column:stop],
             self._grid,
             self._threshold,
@@ -217,15 +217,15 @@ class _LayerUnderWay:
 
     def round_all(self, block_size: int) -> None:
         """Round every column, updating the columns beyond a block of `block_size` once a block."""
-        context, upper = self.context, self._factor.upper
+        updated, upper = self.updated, self._factor.upper
         for start in range(0, self.rounded_columns, block_size):
             stop = min(start + block_size, self.rounded_columns)
-            errors = torch.empty_like(context[start:stop])
+            errors = torch.empty_like(updated[start:stop])
             for column in range(start, stop):
                 error = self.round_column(column)
-                context[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+                updated[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
                 errors[column - start] = error
-            context[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+            updated[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
 
     def round_column(self, column: int) -> Tensor:
         """Round one column; its errors [rows], in units of what later columns can make up for."""
@@ -233,7 +233,7 @@ class _LayerUnderWay:
         group = (int(self._factor.order[column]) if self._static else column) // size
         if not self._static and column % size == 0:
             self._refit(column, group)
-        exact, scale, zero = self.context[column], self._scales[group], self._zeros[group]
+        exact, scale, zero = self.updated[column], self._scales[group], self._zeros[group]
         unit = self._units[column]
         code = quantize(exact, scale, zero, self._grid)
         self._codes[column] = code
@@ -247,7 +247,7 @@ class _LayerUnderWay:
     def result(self) -> QuantizedWeight:
         """The quantized weight, in the natural column order."""
         natural, columns = self._natural, self._outliers.columns
-        outliers = kept_weights(self.context[natural].T, self._kept[natural].T, columns)
+        outliers = kept_weights(self.updated[natural].T, self._kept[natural].T, columns)
         codes = self._codes[natural].T.to(code_dtype(self._grid)).contiguous()
         return QuantizedWeight(codes, self._parameters, self._grid, outliers)
 

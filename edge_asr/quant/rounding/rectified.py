@@ -43,7 +43,8 @@ def inverse_rectified_sigmoid(values: Tensor) -> Tensor:
 class TrainableCodes(TrainableRounding):
     """For every weight its lower code and a trainable way up to the next, between 0 and 1.
 
-    Training starts where the soft weights are the float ones, to 1e-4 of a step, inside the range.
+    Training starts where the fake-quantized weights are the float ones, to 1e-4 of a step, inside
+    the range.
 
     Attributes:
         logits: Of the way up, [rows, columns] a layer; stored codes go up where it is above 1/2.
@@ -63,12 +64,12 @@ class TrainableCodes(TrainableRounding):
             self.logits[self.keys[name]] = nn.Parameter(inverse_rectified_sigmoid(up))
 
     def parameters_of(self, name: str) -> GridParameters:
-        """Scales and zero points the codes are decoded with."""
+        """Scales and zero points that the codes are dequantized with."""
         return self.starts[name].parameters
 
     def fake_quantized(self, name: str) -> Tensor:
         up = rectified_sigmoid(self.logits[self.keys[name]])
-        return self._decoded(name, self._lower[name] + up)
+        return self._dequantized(name, self._lower[name] + up)
 
     @torch.no_grad()
     def quantized(self, name: str) -> QuantizedWeight:
@@ -78,7 +79,7 @@ class TrainableCodes(TrainableRounding):
         codes = codes.to(code_dtype(start.grid))
         return QuantizedWeight(codes, self.parameters_of(name), start.grid)
 
-    def _decoded(self, name: str, codes: Tensor) -> Tensor:
+    def _dequantized(self, name: str, codes: Tensor) -> Tensor:
         start = self.starts[name]
         scale, zero = self.parameters_of(name).expand(codes.shape[1])
         return dequantize(clip(codes, start.grid.lowest, start.grid.highest), scale, zero)

@@ -28,10 +28,10 @@ HARD = 1e4  # a logit that stands for infinity and still has a finite gradient
 
 
 class HardeningCodes(TrainableCodes):
-    """Soft codes of which a growing share is fixed, and trainable factors on the scales.
+    """Trainable codes of which a growing share is fixed, and trainable factors on the scales.
 
     Attributes:
-        scale_logits: [rows, groups] a layer; a scale is decoded with 2 sigma(v) times itself,
+        scale_logits: [rows, groups] a layer; a scale is 2 sigma(v) times the fitted one,
             sigma the rectified sigmoid.
         fixed: Whether a weight's code is decided, bool [rows, columns] a layer.
     """
@@ -103,9 +103,9 @@ class TesseraQ(Scheduled, LearnedRounding):
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
-        patience: Looks at the loss without a better one before a block's training stops, or null
-            to train to the end. Before the last stretch is over most trained codes are far from
-            where they will be stored, so this seldom pays here.
+        patience: Evaluations of the loss without a better one before a block's training stops, or
+            null to train to the end. Before the last stretch is over most trained codes are far
+            from where they will be stored, so this seldom pays here.
         trained_shares: Share of the weights that is still trained in every stretch, falling.
         learning_rate: Step size of Adam for the codes.
         scale_learning_rate: Step size of Adam for the factors on the scales.

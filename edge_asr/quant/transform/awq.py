@@ -88,7 +88,7 @@ def attention_losses(
     """Squared change of the output of attention `reader` under each of several sets of weights.
 
     Args:
-        work: The block on the bench.
+        context: The block that is rewritten.
         site: A site that the attention reads.
         reader: Path of the attention.
         candidates: For each set, a weight [out_features, in_features] for every layer of `site`.
@@ -192,7 +192,7 @@ class Awq(Transform):
         duo_scaling: Divide by the weights' relative magnitude too, s = x^r / w^(1 - r), as the
             authors' first release did.
         scale_activation: Where a GELU or the like keeps a scale from folding (`fc2`), divide
-            the activation online as the authors do, at the cost of a multiplication for every
+            the activation at runtime as the authors do, at the cost of a multiplication for every
             value. Otherwise such a site stays as it is.
     """
 
@@ -208,20 +208,20 @@ class Awq(Transform):
         for site in context.block.sites:
             if not context.grids(site.layers):
                 continue
-            online = site.source is None and self.scale_activation
-            if not (online or can_fold(context, site)) or not has_rows(context, site, "awq"):
+            at_runtime = site.source is None and self.scale_activation
+            if not (at_runtime or can_fold(context, site)) or not has_rows(context, site, "awq"):
                 continue
             scale = self.search(context, site)
             if scale is None:
                 context.warnings.append(
                     f"awq: no scale gives {', '.join(site.layers)} a finite output; left unscaled"
                 )
-            # A scale of one would still cost its online multiplications.
+            # A scale of one would still cost its multiplications at runtime.
             elif not bool((scale == 1).all()):
                 scales[site] = scale
         # As the authors do, all sites are searched on the float block before any is scaled.
         for site, scale in scales.items():
-            scale_site(context, site, scale, online=site.source is None)
+            scale_site(context, site, scale, at_runtime=site.source is None)
 
     def search(self, context: BlockContext, site: Site) -> Tensor | None:
         """The best scale [in_features] of `site`; None if every loss is infinite or no number."""

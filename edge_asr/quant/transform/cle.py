@@ -43,7 +43,7 @@ class CrossLayerEqualization(Transform):
 
     @torch.no_grad()
     def rewrite_block(self, context: BlockContext) -> None:
-        # A pair is treated on its source's bench, before the source is rounded; its reader may
+        # A pair is treated with the block of its source, before that is rounded; its reader may
         # be in a later block, as the output projection of a cross-attention is.
         for block in context.architecture.blocks(context.model.config):
             for site in block.sites:

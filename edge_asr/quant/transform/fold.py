@@ -26,11 +26,11 @@ def fed_by_norm(context: BlockContext, site: Site) -> bool:
 def can_fold(context: BlockContext, site: Site) -> bool:
     """Whether the source of `site` can absorb a scale of the site's input channels.
 
-    A norm can. A Linear can only while its own block is on the bench: one of an earlier block
+    A norm can. A Linear can only while its own block is rewritten: one of an earlier block
     has been rounded already (the values of a cross-attention, which belong to the memory
     block), and a scale would take its weights off the grid. It also needs one output row for
     every input channel, which values shared by several heads do not have. Nothing folds
-    through online work, which mixes or scales the channels in between.
+    through runtime ops, which mix or scale the channels in between.
     """
     layers = [context.layer(name) for name in site.layers]
     if site.source is None or any(len(layer.input_ops) for layer in layers):
@@ -60,14 +60,16 @@ def has_rows(context: BlockContext, site: Site, part: str) -> bool:
 
 
 @torch.no_grad()
-def scale_site(context: BlockContext, site: Site, scale: Tensor, *, online: bool = False) -> None:
+def scale_site(
+    context: BlockContext, site: Site, scale: Tensor, *, at_runtime: bool = False
+) -> None:
     """Multiply the input columns of every layer of `site` by `scale`, leaving outputs as they are.
 
     Args:
-        work: The block on the bench; its statistics are taken anew afterwards.
+        context: The block that is rewritten; its statistics are taken anew afterwards.
         site: The site.
         scale: Factors [in_features], all above zero.
-        online: Divide the input itself, by a `ChannelScale` that runs with the model and is
+        at_runtime: Divide the input itself, by a `ChannelScale` that runs with the model and is
             charged for. Otherwise the source's output channels are divided: the weight and bias
             of a norm, the rows and bias of a Linear, of which `source_rows == "first_half"`
             takes the first in_features only.
@@ -78,17 +80,17 @@ def scale_site(context: BlockContext, site: Site, scale: Tensor, *, online: bool
     """
     if not is_scale(scale):
         raise ValueError(f"the scale of {', '.join(site.layers)} is not above zero and finite")
-    if not online and not can_fold(context, site):
+    if not at_runtime and not can_fold(context, site):
         raise ValueError(f"{site.source} cannot absorb a scale of {', '.join(site.layers)}")
     for layer in context.layers(site).values():
         factor = scale.to(layer.weight)
-        if online:
+        if at_runtime:
             divided = ChannelScale(1 / factor)
             layer.input_ops.append(divided)
             # What is stored in float16 is what the weight has to undo.
             factor = 1 / divided.factor
         layer.weight.mul_(factor)
-    if not online and site.source is not None:
+    if not at_runtime and site.source is not None:
         _divide_channels(context.model.get_submodule(site.source), scale)
     context.inputs_changed()
 

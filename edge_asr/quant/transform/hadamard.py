@@ -28,8 +28,8 @@ from edge_asr.quant.transform.rotation import (
     Rotation,
     double_precision,
     fold_norms,
+    rotate_at_runtime,
     rotate_heads,
-    rotate_online,
     rotate_stream,
 )
 from edge_asr.settings import Seed
@@ -91,14 +91,14 @@ def rotate_model(
             for site in block.sites:
                 layer = _layer(context, site)
                 if site.role == "fc2":
-                    _mix_online(layer, layer.in_features, 1, warnings)
+                    _mix_at_runtime(layer, layer.in_features, 1, warnings)
                 elif site.role == "out":
                     count = heads[site.stack]
                     head_dim = layer.in_features // count
                     matrix = _head_rotation(head_dim, generator, warnings, signs=dense)
                     rotate_heads(model, site, matrix)
                     if across_heads:
-                        _mix_online(layer, count, head_dim, warnings)
+                        _mix_at_runtime(layer, count, head_dim, warnings)
     context.warnings += dict.fromkeys(warnings)
 
 
@@ -120,15 +120,15 @@ def _head_rotation(
     return random_orthogonal(head_dim, generator)
 
 
-def _mix_online(layer: QuantizedLinear, count: int, stride: int, warnings: list[str]) -> None:
-    """Mix `count` channels (or heads of `stride` channels) of the layer's input online."""
+def _mix_at_runtime(layer: QuantizedLinear, count: int, stride: int, warnings: list[str]) -> None:
+    """Let a Hadamard mix `count` channels (or heads of `stride` channels) of the layer's input."""
     order = largest_known_order(count)
     if order < count:
         what = "heads" if stride > 1 else "channels"
         how = f"mixed online in runs of {order}" if order > 1 else "not mixed"
         warnings.append(f"hadamard: no matrix of order {count} is known; {count} {what} are {how}")
     if order > 1:
-        rotate_online(layer, FastHadamard(layer.in_features, order, stride=stride))
+        rotate_at_runtime(layer, FastHadamard(layer.in_features, order, stride=stride))
 
 
 def _layer(context: ModelContext, site: Site) -> QuantizedLinear:

@@ -240,7 +240,7 @@ class FastHadamard(RuntimeOp):
 
 @dataclass(frozen=True)
 class RandomHadamard(Rotation):
-    """The rotation diag(signs) H/√n, which runs online in n log n steps and stores n bits.
+    """The rotation diag(signs) H/√n, which runs with the model in n log n steps and stores n bits.
 
     Attributes:
         signs: ±1, float64 [n].

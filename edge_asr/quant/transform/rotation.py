@@ -237,15 +237,15 @@ def rotate_heads(model: nn.Module, site: Site, matrices: Tensor) -> None:
 
 
 @torch.no_grad()
-def rotate_online(layer: QuantizedLinear, context: RuntimeOp) -> None:
-    """Let the orthogonal `context` run on the layer's input and undo it in the layer's weight.
+def rotate_at_runtime(layer: QuantizedLinear, op: RuntimeOp) -> None:
+    """Let the orthogonal `op` run on the layer's input and undo it in the layer's weight.
 
-    Rows of the weight [out_features, in_features] turn as rows of the input do: with input x Q
+    Rows of the weight [out_features, in_features] rotate as rows of the input do: with input x Q
     and weight W Q the output is x Q Qᵀ Wᵀ.
     """
-    context = context.to(layer.weight.device)
-    layer.weight.copy_(context(layer.weight.double()))
-    layer.input_ops.append(context)
+    op = op.to(layer.weight.device)
+    layer.weight.copy_(op(layer.weight.double()))
+    layer.input_ops.append(op)
 
 
 def _is_tied(model: nn.Module, architecture: Architecture) -> bool:

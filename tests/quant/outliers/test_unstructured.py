@@ -76,12 +76,12 @@ def spqr_reference(
     order = np.argsort(-np.diag(hessian), kind="stable")
     damped = hessian + np.diag(hessian).mean() * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
-    context = weight[:, order].astype(np.float64)
+    updated = weight[:, order].astype(np.float64)
     diagonal = np.diag(upper)
     threshold = relative * np.mean(
-        [np.var(context[:, j], ddof=1) / diagonal[j] ** 2 for j in range(columns)]
+        [np.var(updated[:, j], ddof=1) / diagonal[j] ** 2 for j in range(columns)]
     )
-    outlier = np.zeros_like(context, dtype=bool)
+    outlier = np.zeros_like(updated, dtype=bool)
     scales = zeros = []
     for j in range(columns):
         if j % group == 0:
@@ -89,7 +89,7 @@ def spqr_reference(
             stop = min(j + group, columns)
             weights = [1 / diagonal[k] ** 2 for k in range(j, stop)]
             for row in range(rows):
-                values = context[row, j:stop].tolist()
+                values = updated[row, j:stop].tolist()
                 whole = squared_error(values, weights, bits)
                 inside = []
                 for k in range(len(values)):
@@ -102,17 +102,17 @@ def spqr_reference(
                 zeros.append(zero)
             scales, zeros = double_quantization(scales, 3, 16), double_quantization(zeros, 3, 16)
         for row in range(rows):
-            exact = context[row, j]
+            exact = updated[row, j]
             value = on_grid(exact, scales[row], zeros[row], bits)
             if ((exact - value) / upper[j, j]) ** 2 > threshold:
                 outlier[row, j] = True
                 value = half(exact)
             step = (exact - value) / upper[j, j]
-            context[row, j] = value
+            updated[row, j] = value
             for k in range(j + 1, columns):
-                context[row, k] -= step * upper[j, k]
+                updated[row, k] -= step * upper[j, k]
     natural = np.argsort(order)
-    return context[:, natural], outlier[:, natural]
+    return updated[:, natural], outlier[:, natural]
 
 
 def heavy_tailed(seed: int, rows: int, columns: int) -> torch.Tensor:

@@ -34,19 +34,19 @@ def obq_reference(
     result = np.zeros_like(weight)
     group_size = parameters.group_size
     for row in range(len(weight)):
-        context = weight[row].copy()
+        updated = weight[row].copy()
         free = list(order)
         for column in order:
             inverse = np.linalg.inv(hessian[np.ix_(free, free)])
             group = column // group_size
             scale = float(parameters.scale[row, group])
             zero = float(parameters.zero[row, group])
-            code = np.clip(np.round(context[column] / scale + zero), grid.lowest, grid.highest)
+            code = np.clip(np.round(updated[column] / scale + zero), grid.lowest, grid.highest)
             value = scale * (code - zero)
             position = free.index(column)
-            step = (context[column] - value) / inverse[position, position]
+            step = (updated[column] - value) / inverse[position, position]
             for other, index in enumerate(free):
-                context[index] -= step * inverse[position, other]
+                updated[index] -= step * inverse[position, other]
             result[row, column] = value
             free.remove(column)
     return result

@@ -1,4 +1,4 @@
-"""What learned roundings leave alone: far codes, outliers, scales on a second level."""
+"""What learned roundings leave alone: far codes, outliers, scales that are quantized themselves."""
 
 from __future__ import annotations
 

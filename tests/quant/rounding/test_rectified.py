@@ -42,9 +42,9 @@ def test_weights_that_lie_on_the_grid_are_trained_too(grid: Grid) -> None:
     scale = torch.full((2, 1), 0.5)
     zero = torch.full((2, 1), 0.0 if grid.symmetric else 7.0)
     start = LayerStart(scale * (codes - zero), GridParameters(scale, zero, codes.shape[1]), grid)
-    soft = TrainableCodes({"layer": start})
-    torch.testing.assert_close(soft.fake_quantized("layer"), start.weight, atol=1e-4, rtol=0)
-    soft.fake_quantized("layer").sum().backward()
-    gradient = soft.logits["0"].grad
+    trainable = TrainableCodes({"layer": start})
+    torch.testing.assert_close(trainable.fake_quantized("layer"), start.weight, atol=1e-4, rtol=0)
+    trainable.fake_quantized("layer").sum().backward()
+    gradient = trainable.logits["0"].grad
     assert gradient is not None
     assert bool((gradient > 0).all())

@@ -22,9 +22,9 @@ from edge_asr.quant.weight import round_nearest
 def test_signround_starts_at_rounding_to_nearest(grid: Grid) -> None:
     weight = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
     parameters = minmax_parameters(weight, grid)
-    soft = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
+    trainable = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
     expected = round_nearest(weight, parameters, grid).dequantize()
-    torch.testing.assert_close(soft.quantized("layer").dequantize(), expected)
+    torch.testing.assert_close(trainable.quantized("layer").dequantize(), expected)
 
 
 def test_training_starts_at_zero_points_that_hqq_moved() -> None:
@@ -35,8 +35,8 @@ def test_training_starts_at_zero_points_that_hqq_moved() -> None:
     extremes = minmax_parameters(weight, grid)
     assert torch.equal(fitted.scale, extremes.scale)
     assert not torch.equal(fitted.zero, extremes.zero)
-    soft = SignedOffsets({"layer": LayerStart(weight, fitted, grid)}, None)
-    started = soft.quantized("layer")
+    trainable = SignedOffsets({"layer": LayerStart(weight, fitted, grid)}, None)
+    started = trainable.quantized("layer")
     torch.testing.assert_close(started.parameters.zero, fitted.zero)
     torch.testing.assert_close(
         started.dequantize(), round_nearest(weight, fitted, grid).dequantize()

@@ -14,10 +14,10 @@ from quant.passes import (
     contexts,
     largest_change,
     largest_encoder_change,
+    rewrite_blocks,
     rows_of,
     site_of,
     uneven,
-    walk,
     weights_of,
     without_rows,
 )
@@ -227,7 +227,7 @@ def test_layers_are_put_back_when_a_run_fails(checkpoint: Checkpoint) -> None:
 def test_awq_leaves_the_logits_as_they_are(
     checkpoint: Checkpoint, options: dict[str, bool]
 ) -> None:
-    model, result = walk(checkpoint, Awq(**options))
+    model, result = rewrite_blocks(checkpoint, Awq(**options))
     before, after = weights_of(checkpoint.model), weights_of(model)
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) > 20
@@ -236,28 +236,32 @@ def test_awq_leaves_the_logits_as_they_are(
 
 
 def test_awq_on_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, EncoderOnly(Awq()))
+    model, _ = rewrite_blocks(checkpoint, EncoderOnly(Awq()))
     assert largest_encoder_change(checkpoint, checkpoint.model, model) < 1e-4
 
 
-def test_activations_are_scaled_online_only_where_asked_and_needed(checkpoint: Checkpoint) -> None:
+def test_activations_are_scaled_at_runtime_only_where_asked_and_needed(
+    checkpoint: Checkpoint,
+) -> None:
     model = uneven(checkpoint.model)
     blocks = list(checkpoint.architecture.blocks(model.config))
     unfolded = {s.layers[0] for b in blocks for s in b.sites if s.role == "fc2" and not s.source}
     for asked, expected in ((True, unfolded), (False, set())):
-        rewritten, _ = walk(checkpoint, Awq(n_grid=4, scale_activation=asked), model=model)
-        online = {
+        rewritten, _ = rewrite_blocks(
+            checkpoint, Awq(n_grid=4, scale_activation=asked), model=model
+        )
+        scaled = {
             name
             for block in blocks
             for name in block.layers
             if len(rewritten.get_submodule(name).input_ops)
         }
-        assert online <= expected
-        assert bool(online) == bool(expected)
-        for name in online:
-            (context,) = rewritten.get_submodule(name).input_ops
-            assert context.macs_per_row == rewritten.get_submodule(name).in_features
-        for name in unfolded - online:
+        assert scaled <= expected
+        assert bool(scaled) == bool(expected)
+        for name in scaled:
+            (op,) = rewritten.get_submodule(name).input_ops
+            assert op.macs_per_row == rewritten.get_submodule(name).in_features
+        for name in unfolded - scaled:
             old = model.get_submodule(name).weight
             assert torch.equal(rewritten.get_submodule(name).weight, old)
 
@@ -265,8 +269,8 @@ def test_activations_are_scaled_online_only_where_asked_and_needed(checkpoint: C
 def test_the_output_projection_of_a_cross_attention_stays_as_it_is(
     checkpoint: Checkpoint,
 ) -> None:
-    """Its values are rounded in the memory block, before its own block is walked."""
-    model, _ = walk(checkpoint, Awq(), model=uneven(checkpoint.model))
+    """Its values are rounded in the memory block, before its own block is rewritten."""
+    model, _ = rewrite_blocks(checkpoint, Awq(), model=uneven(checkpoint.model))
     original = uneven(checkpoint.model)
     for block in checkpoint.architecture.decoder_blocks(model.config):
         (site,) = (s for s in block.sites if s.role == "out" and s.source not in block.layers)
@@ -276,7 +280,7 @@ def test_the_output_projection_of_a_cross_attention_stays_as_it_is(
 
 def test_all_cross_keys_and_values_share_one_scale(checkpoint: Checkpoint) -> None:
     original = uneven(checkpoint.model)
-    model, _ = walk(checkpoint, Awq(), model=original)
+    model, _ = rewrite_blocks(checkpoint, Awq(), model=original)
     (site,) = checkpoint.architecture.memory_block(model.config).sites
     ratios = torch.cat(
         [
@@ -293,22 +297,22 @@ def test_a_handful_of_rows_is_enough(checkpoint: Checkpoint, rows: int) -> None:
     for context in contexts(checkpoint):
         masks = [torch.zeros_like(mask) for mask in context.masks]
         masks[0][0, :rows] = True
-        bench = replace(context, masks=masks, warnings=[], _statistics={})
-        assert bench.statistics(bench.block.sites[0]).rows == rows
-        Awq(n_grid=4).rewrite_block(bench)
-        assert not bench.warnings
+        masked = replace(context, masks=masks, warnings=[], _statistics={})
+        assert masked.statistics(masked.block.sites[0]).rows == rows
+        Awq(n_grid=4).rewrite_block(masked)
+        assert not masked.warnings
 
 
 def test_without_rows_a_site_is_left_alone_with_a_warning(checkpoint: Checkpoint) -> None:
     for context in contexts(checkpoint):
-        bench = without_rows(context)
-        before = weights_of(bench.model)
-        Awq().rewrite_block(bench)
-        after = weights_of(bench.model)
+        masked = without_rows(context)
+        before = weights_of(masked.model)
+        Awq().rewrite_block(masked)
+        after = weights_of(masked.model)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert bench.warnings
-        assert all("no calibration rows" in warning for warning in bench.warnings)
+        assert masked.warnings
+        assert all("no calibration rows" in warning for warning in masked.warnings)
 
 
 def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: Checkpoint) -> None:

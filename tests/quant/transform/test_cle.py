@@ -15,9 +15,9 @@ from quant.passes import (
     contexts,
     largest_change,
     largest_encoder_change,
+    rewrite_blocks,
     site_of,
     uneven,
-    walk,
     weights_of,
     without_rows,
 )
@@ -63,7 +63,7 @@ def linear_pairs(checkpoint: Checkpoint) -> list[tuple[str, str, slice]]:
 
 def test_every_linear_pair_is_equalized_and_nothing_else(checkpoint: Checkpoint) -> None:
     original = uneven(checkpoint.model)
-    model, result = walk(checkpoint, CrossLayerEqualization(), model=original)
+    model, result = rewrite_blocks(checkpoint, CrossLayerEqualization(), model=original)
     pairs = linear_pairs(checkpoint)
     # Two self-attentions in each stack, two cross-attentions, and Moonshine's two gated MLPs.
     assert len(pairs) == (8 if checkpoint.architecture.family == "moonshine" else 6)
@@ -85,17 +85,17 @@ def test_every_linear_pair_is_equalized_and_nothing_else(checkpoint: Checkpoint)
 
 
 def test_equalization_leaves_the_logits_as_they_are(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, CrossLayerEqualization())
+    model, _ = rewrite_blocks(checkpoint, CrossLayerEqualization())
     assert largest_change(checkpoint, checkpoint.model, model) < 1e-4
 
 
 def test_equalizing_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, EncoderOnly(CrossLayerEqualization()))
+    model, _ = rewrite_blocks(checkpoint, EncoderOnly(CrossLayerEqualization()))
     assert largest_encoder_change(checkpoint, checkpoint.model, model) < 1e-4
 
 
 def test_rounded_values_of_the_cross_attention_are_not_touched(checkpoint: Checkpoint) -> None:
-    """On a decoder block's bench only the block's own layers may change."""
+    """In a decoder block's context only the block's own layers may change."""
     for context in contexts(checkpoint):
         before = weights_of(context.model)
         CrossLayerEqualization().rewrite_block(context)
@@ -110,11 +110,11 @@ def test_rounded_values_of_the_cross_attention_are_not_touched(checkpoint: Check
 
 def test_equalization_needs_no_calibration(checkpoint: Checkpoint) -> None:
     context, site = site_of(checkpoint, "encoder", "out")
-    bench = without_rows(context)
-    CrossLayerEqualization().rewrite_block(bench)
-    source = bench.layer(site.source or "").weight.abs().amax(1)
-    torch.testing.assert_close(source, bench.layer(site.layers[0]).weight.abs().amax(0))
-    assert not bench.warnings
+    masked = without_rows(context)
+    CrossLayerEqualization().rewrite_block(masked)
+    source = masked.layer(site.source or "").weight.abs().amax(1)
+    torch.testing.assert_close(source, masked.layer(site.layers[0]).weight.abs().amax(0))
+    assert not masked.warnings
 
 
 def test_weights_that_are_not_finite_are_left_alone_with_a_warning(whisper: Checkpoint) -> None:

@@ -12,8 +12,8 @@ from quant.passes import (
     contexts,
     largest_change,
     largest_encoder_change,
+    rewrite_blocks,
     site_of,
-    walk,
     weights_of,
 )
 from torch import nn
@@ -29,14 +29,14 @@ def random_scale(count: int, seed: int) -> torch.Tensor:
 
 
 def scale_everything(context: BlockContext) -> None:
-    """A random scale at every site, online where it cannot fold."""
+    """A random scale at every site, a runtime op where it cannot fold."""
     for index, site in enumerate(context.block.sites):
         scale = random_scale(context.layer(site.layers[0]).in_features, index)
-        scale_site(context, site, scale, online=not can_fold(context, site))
+        scale_site(context, site, scale, at_runtime=not can_fold(context, site))
 
 
 def test_scaling_every_site_leaves_the_logits_as_they_are(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, Inspect(scale_everything))
+    model, _ = rewrite_blocks(checkpoint, Inspect(scale_everything))
     before, after = weights_of(checkpoint.model), weights_of(model)
     for block in checkpoint.architecture.blocks(model.config):
         for name in block.layers:
@@ -45,7 +45,7 @@ def test_scaling_every_site_leaves_the_logits_as_they_are(checkpoint: Checkpoint
 
 
 def test_scaling_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, EncoderOnly(Inspect(scale_everything)))
+    model, _ = rewrite_blocks(checkpoint, EncoderOnly(Inspect(scale_everything)))
     assert largest_encoder_change(checkpoint, checkpoint.model, model) < 1e-4
     assert largest_change(checkpoint, checkpoint.model, model) < 1e-4
 
@@ -116,13 +116,13 @@ def test_runtime_ops_are_visible_and_keep_later_scales_from_folding(whisper: Che
     context, site = site_of(whisper, "encoder", "fc1")
     scale, layer = random_scale(48, 2), context.layer(site.layers[0])
     before = layer.weight.detach().clone()
-    scale_site(context, site, scale, online=True)
-    (online,) = layer.input_ops
-    assert isinstance(online, ChannelScale)
+    scale_site(context, site, scale, at_runtime=True)
+    (op,) = layer.input_ops
+    assert isinstance(op, ChannelScale)
     # Stored in float16, and the weight undoes what is stored.
-    assert torch.equal(online.factor, (1 / scale).half().float())
-    torch.testing.assert_close(layer.weight * online.factor, before)
-    assert online.macs_per_row == 48
+    assert torch.equal(op.factor, (1 / scale).half().float())
+    torch.testing.assert_close(layer.weight * op.factor, before)
+    assert op.macs_per_row == 48
     assert not can_fold(context, site)
 
 

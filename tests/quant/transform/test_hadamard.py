@@ -1,4 +1,4 @@
-"""QuaRot on small models: exact before rounding, visible online, quantizable after."""
+"""QuaRot on small models: exact before rounding, visible at runtime, quantizable after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from quant.passes import batches_of, largest_change, quantized_with, stages, walk
+from quant.passes import batches_of, largest_change, quantized_with, rewrite_blocks, stages
 from tiny import tone
 from torch import nn
 from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
@@ -83,10 +83,10 @@ def test_cached_greedy_decoding_writes_the_same_tokens(
     assert greedy(replace(checkpoint, model=copy.deepcopy(model)), clips, limits) == before
 
 
-def test_the_walk_enters_the_stream_once(checkpoint: Checkpoint) -> None:
+def test_the_pass_enters_the_stream_once(checkpoint: Checkpoint) -> None:
     """What the pass catches before the first block passes centring and rotation once."""
     seen: dict[str, torch.Tensor] = {}
-    model, _ = walk(checkpoint, Hadamard())
+    model, _ = rewrite_blocks(checkpoint, Hadamard())
     assert largest_change(checkpoint, checkpoint.model, model) < 1e-4
     batches = batches_of(checkpoint)
     quantized, result = quantized_with(checkpoint, recipe("nearest"), Grid(8), batches=batches)
@@ -187,7 +187,7 @@ def test_costs_at_the_shape_of_whisper_tiny() -> None:
         decoder_start_token_id=1,
     )  # fmt: skip
     model, warnings = rewritten(WhisperForConditionalGeneration(config), Whisper(), Hadamard())
-    costs = {name: context.macs_per_row for name, context in runtime_ops(model).items()}
+    costs = {name: op.macs_per_row for name, op in runtime_ops(model).items()}
     stream = 384 * (12 + 5 + 1)  # 384 = 12 x 2^5
     assert costs == {
         "model.encoder.layers.0.stream_entry": 384 + stream,
@@ -233,12 +233,12 @@ def test_widths_without_a_hadamard_fall_back_and_say_so() -> None:
         "35 channels are not mixed",
     ):
         assert any(text in warning for warning in warnings), text
-    context = runtime_ops(model)
-    assert not any("decoder.layers.0.fc2" in name or "out_proj" in name for name in context)
-    entry = context["model.encoder.layers.0.stream_entry"]
+    ops = runtime_ops(model)
+    assert not any("decoder.layers.0.fc2" in name or "out_proj" in name for name in ops)
+    entry = ops["model.encoder.layers.0.stream_entry"]
     assert isinstance(entry, StreamEntry)
     assert entry.macs_per_row == 30 * 30 + 30
-    assert isinstance(context["model.encoder.layers.0.fc2.input_ops.0"], FastHadamard)
+    assert isinstance(ops["model.encoder.layers.0.fc2.input_ops.0"], FastHadamard)
 
 
 def test_the_seed_decides_the_signs(checkpoint: Checkpoint) -> None:

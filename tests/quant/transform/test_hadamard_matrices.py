@@ -126,10 +126,8 @@ def test_the_fast_product_is_the_matrix_product(
     if signed:
         full = np.diag(signs.numpy()) @ full
     expected = inputs.numpy() @ (full.T if inverse else full)
-    context = FastHadamard(
-        width, order, stride=stride, signs=signs if signed else None, inverse=inverse
-    )
-    np.testing.assert_allclose(context(inputs).numpy(), expected, atol=1e-12)
+    op = FastHadamard(width, order, stride=stride, signs=signs if signed else None, inverse=inverse)
+    np.testing.assert_allclose(op(inputs).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -138,16 +136,16 @@ def test_the_fast_product_is_the_matrix_product(
 )
 def test_the_cost_is_what_the_product_runs(width: int, steps: int) -> None:
     """Products with dense factors as PyTorch counts them, the other steps by hand."""
-    context = FastHadamard(width, width)
-    assert context.macs_per_row == width * (steps + 1)
+    op = FastHadamard(width, width)
+    assert op.macs_per_row == width * (steps + 1)
     orders = kronecker_orders(width)
     assert orders is not None
     twos = orders.count(2)
     counter = FlopCounterMode(display=False)
     with counter:
-        context(torch.randn(7, width))
-    assert counter.get_total_flops() == 2 * 7 * (context.macs_per_row - width * (twos + 1))
-    assert context.stored_bits == sum(order**2 for order in set(orders) - {2})
+        op(torch.randn(7, width))
+    assert counter.get_total_flops() == 2 * 7 * (op.macs_per_row - width * (twos + 1))
+    assert op.stored_bits == sum(order**2 for order in set(orders) - {2})
 
 
 def test_a_product_that_does_not_fit_is_refused() -> None:
@@ -173,10 +171,10 @@ def test_random_rotations_are_orthogonal_and_seeded() -> None:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_a_random_hadamard_runs_online_as_its_matrix(inverse: bool) -> None:
+def test_a_random_hadamard_runs_as_its_matrix(inverse: bool) -> None:
     rotation = RandomHadamard.draw(48, torch.Generator().manual_seed(1))
     inputs = torch.randn(5, 48, dtype=torch.float64)
     expected = inputs @ (rotation.matrix.T if inverse else rotation.matrix)
-    context = rotation.runtime_op(inverse=inverse)
-    torch.testing.assert_close(context(inputs), expected, atol=1e-12, rtol=0)
-    assert context.stored_bits == 12**2 + 48
+    op = rotation.runtime_op(inverse=inverse)
+    torch.testing.assert_close(op(inputs), expected, atol=1e-12, rtol=0)
+    assert op.stored_bits == 12**2 + 48

@@ -23,16 +23,16 @@ def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoin
     """Random scales, shifts and query-key scales: the block's outputs must not move."""
     shifts = 0
     for context in contexts_with_targets(checkpoint):
-        soft = LearnedEquivalentTransformation().trainable_transform(context)
+        trainable = LearnedEquivalentTransformation().trainable_transform(context)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for parameter in soft.parameters():
+            for parameter in trainable.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.mul_(torch.exp(0.3 * noise)).add_(0.05 * noise)
-        block = RewrittenBlock(context, soft, MinMax().trainable_range(context))
+        block = RewrittenBlock(context, trainable, MinMax().trainable_range(context))
         size = sum(float(target.square().sum(-1).mean()) for target in context.targets)
         assert BlockLoss(context).over_all(block.rewritten()) < 1e-8 * size, context.block.module
-        shifts += len(soft.shift)
+        shifts += len(trainable.shift)
     assert bool(shifts) == (checkpoint.architecture.family == "whisper")
 
 

@@ -195,13 +195,13 @@ def test_a_tied_head_stays_tied_and_untouched(checkpoint: Checkpoint) -> None:
     assert torch.equal(head.weight, checkpoint.model.get_submodule(architecture.head).weight)
     exit = model.get_submodule(architecture.decoder_norm)
     assert isinstance(exit, StreamExit)
-    context = runtime_ops(model)
+    ops = runtime_ops(model)
     width = architecture.width(model.config)
     # In and out of a dense rotation; centring comes on top on the way in.
-    assert sorted(part.macs_per_row for part in context.values()) == [
+    assert sorted(part.macs_per_row for part in ops.values()) == [
         width**2, width**2 + width, width**2 + width,
     ]  # fmt: skip
-    assert all(part.stored_bits == 16 * width**2 for part in context.values())
+    assert all(part.stored_bits == 16 * width**2 for part in ops.values())
 
 
 def norms_with_parameters(model: nn.Module, architecture: Architecture) -> set[str]:
@@ -256,8 +256,8 @@ def test_copies_are_independent(checkpoint: Checkpoint) -> None:
     before = logits(checkpoint, model)
     other = copy.deepcopy(model)
     assert torch.equal(logits(checkpoint, other), before)
-    for context in runtime_ops(other).values():
-        for buffer in context.buffers():
+    for op in runtime_ops(other).values():
+        for buffer in op.buffers():
             buffer.zero_()
     assert not torch.equal(logits(checkpoint, other), before)
     assert torch.equal(logits(checkpoint, model), before)

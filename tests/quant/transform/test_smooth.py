@@ -16,9 +16,9 @@ from quant.passes import (
     formats_of,
     largest_change,
     largest_encoder_change,
+    rewrite_blocks,
     rows_of,
     site_of,
-    walk,
     weights_of,
     without_rows,
 )
@@ -47,7 +47,7 @@ def reference_scale(inputs: np.ndarray, weights: list[np.ndarray], alpha: float)
 
 @pytest.mark.parametrize("alpha", [0.5, 0.85])
 def test_smoothing_leaves_the_logits_as_they_are(checkpoint: Checkpoint, alpha: float) -> None:
-    model, result = walk(checkpoint, Smooth(alpha))
+    model, result = rewrite_blocks(checkpoint, Smooth(alpha))
     before, after = weights_of(checkpoint.model), weights_of(model)
     for block in checkpoint.architecture.blocks(model.config):
         for site in block.sites:
@@ -71,7 +71,7 @@ def test_smoothing_for_float_activations_is_warned_of(
 
 
 def test_smoothing_encoder_blocks_leaves_the_encoder_as_it_is(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, EncoderOnly(Smooth()))
+    model, _ = rewrite_blocks(checkpoint, EncoderOnly(Smooth()))
     assert largest_encoder_change(checkpoint, checkpoint.model, model) < 1e-4
 
 
@@ -101,12 +101,12 @@ def test_scales_are_those_of_the_paper(checkpoint: Checkpoint, alpha: float) -> 
                     np.testing.assert_allclose(now, old.detach() / scale, rtol=1e-4)
             seen.append(site.role)
 
-    walk(checkpoint, Inspect(compare))
+    rewrite_blocks(checkpoint, Inspect(compare))
     assert set(seen) == set(SMOOTHED)
 
 
 def test_out_and_fc2_stay_as_they_are(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, Smooth())
+    model, _ = rewrite_blocks(checkpoint, Smooth())
     for block in checkpoint.architecture.blocks(model.config):
         for site in block.sites:
             if site.role in ("out", "fc2"):
@@ -117,7 +117,7 @@ def test_out_and_fc2_stay_as_they_are(checkpoint: Checkpoint) -> None:
 
 
 def test_all_cross_keys_and_values_share_one_scale(checkpoint: Checkpoint) -> None:
-    model, _ = walk(checkpoint, Smooth())
+    model, _ = rewrite_blocks(checkpoint, Smooth())
     (site,) = checkpoint.architecture.memory_block(model.config).sites
     assert len(site.layers) == 4
     ratios = torch.cat(
@@ -155,14 +155,14 @@ def test_dead_channels_and_zero_columns_stay_finite() -> None:
 
 def test_without_rows_a_site_is_left_alone_with_a_warning(checkpoint: Checkpoint) -> None:
     for context in contexts(checkpoint):
-        bench = without_rows(context)
-        before = weights_of(bench.model)
-        Smooth().rewrite_block(bench)
-        after = weights_of(bench.model)
+        masked = without_rows(context)
+        before = weights_of(masked.model)
+        Smooth().rewrite_block(masked)
+        after = weights_of(masked.model)
         assert all(torch.equal(before[name], after[name]) for name in before)
         smoothed = sum(site.role in SMOOTHED for site in context.block.sites)
-        assert len(bench.warnings) == smoothed
-        assert all("no calibration rows" in warning for warning in bench.warnings)
+        assert len(masked.warnings) == smoothed
+        assert all("no calibration rows" in warning for warning in masked.warnings)
 
 
 def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from edge_asr.quant.transform.hadamard import rotate_model
 from edge_asr.quant.transform.spin import Spin, Spins, _add_gradients, _next_tokens, _tensors
 
 
-def bench(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelContext:
+def model_context(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelContext:
     """A copy of the model, ready for a rewrite."""
     model, architecture = copy.deepcopy(checkpoint.model), checkpoint.architecture
     formats = formats_of(checkpoint, Grid(3), activation)
@@ -29,7 +29,7 @@ def bench(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> M
 def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
     checkpoint: Checkpoint, activation: ActivationGrid | None
 ) -> None:
-    context = bench(checkpoint, activation)
+    context = model_context(checkpoint, activation)
     Spin(steps=8).rewrite_model(context)
     (learned,) = context.reconstructions
     assert learned.loss_after < learned.loss_before
@@ -43,7 +43,7 @@ def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
 
 
 def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
-    context = bench(whisper)
+    context = model_context(whisper)
     Spin(steps=3, untie=True).rewrite_model(context)
     assert 0 < largest_change(whisper, whisper.model, context.model) < 1e-4
 
@@ -51,7 +51,7 @@ def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
 def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint) -> None:
     architecture, grams = checkpoint.architecture, []
     for seed in range(2):
-        context = bench(checkpoint)
+        context = model_context(checkpoint)
         rotate_model(context, seed=seed, untie=False, across_heads=False, dense=True)
         assert largest_change(checkpoint, checkpoint.model, context.model) < 1e-4
         config = context.model.config
@@ -69,7 +69,7 @@ def test_the_heads_rotation_starts_with_signs_of_its_own(checkpoint: Checkpoint)
 def test_gradients_are_the_same_however_many_clips_pass_at_once(
     checkpoint: Checkpoint, activation: ActivationGrid | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = bench(checkpoint, activation)
+    context = model_context(checkpoint, activation)
     rotate_model(context, seed=0, untie=False, across_heads=False, dense=True)
     fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
     gradients = []
@@ -85,7 +85,7 @@ def test_gradients_are_the_same_however_many_clips_pass_at_once(
 
 def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -> None:
     """With a loss to lower, the weights are those of other rotations than Hadamard's."""
-    spun, started = bench(moonshine), bench(moonshine)
+    spun, started = model_context(moonshine), model_context(moonshine)
     Spin(steps=8).rewrite_model(spun)
     rotate_model(started, seed=0, untie=False, across_heads=False, dense=True)
     name = moonshine.architecture.encoder_block(0).layers[0]
