@@ -23,7 +23,7 @@ from edge_asr.cli.compose import Composer, settings_of
 from edge_asr.cli.help import print_help
 from edge_asr.cli.main import printable
 from edge_asr.cli.overrides import parse, prepare, values
-from edge_asr.cli.progress import configure_logging, shown_progress
+from edge_asr.cli.progress import logged, shown_progress
 from edge_asr.config import CONF, Settings
 from edge_asr.errors import UserError
 
@@ -87,9 +87,16 @@ def _check_sweep(composer: Composer, words: Sequence[str]) -> None:
         for name, value in (config.hydra.sweeper.params or {}).items()
     ]
     first = [next(values(one)) for one in overrides]
-    for index, override in enumerate(overrides):
-        for value in values(override):
-            composer.settings([*first[:index], value, *first[index + 1 :]])
+    members = [
+        composer.settings([*first[:index], value, *first[index + 1 :]])
+        for index, override in enumerate(overrides)
+        for value in values(override)
+    ]
+    # What is chosen is there; whether its settings are in range only the parts know.
+    from edge_asr.experiments.plan import check_settings
+
+    for settings in members:
+        check_settings(settings)
 
 
 def _sweep_override(name: str, value: str) -> Override:
@@ -124,12 +131,13 @@ def job(composed: DictConfig) -> None:
 
 def run_one(settings: Settings, *, first: bool = True) -> None:
     """Make one run and print its row. Raises UserError for what the user can mend."""
+    from edge_asr.experiments.plan import check_settings
     from edge_asr.experiments.ptq import run_experiment
 
-    configure_logging()
+    check_settings(settings)
     if first:
         _tell_store(settings)
-    with shown_progress() as progress:
+    with logged(), shown_progress() as progress:
         outcome = run_experiment(settings, progress.show)
     show(outcome)
 

@@ -72,18 +72,24 @@ def shown_progress() -> Iterator[LoggedProgress | BarProgress]:
         yield BarProgress(bar)
 
 
-def configure_logging() -> None:
-    """Send what the package has to say to standard error, once: a line a step with its seconds."""
-    if log.handlers:
-        return
+@contextmanager
+def logged() -> Iterator[None]:
+    """Send what the package has to say to standard error: a line a step with its seconds, and on a
+    terminal, which has bars, warnings alone."""
     if sys.stderr.isatty():
         handler: logging.Handler = RichHandler(
             console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X"
         )
-        log.setLevel(logging.WARNING)
+        level = logging.WARNING
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.setLevel(logging.INFO)
+        level = logging.INFO
+    before = log.level
+    log.setLevel(level)
     log.addHandler(handler)
-    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)

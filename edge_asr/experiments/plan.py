@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from edge_asr.calibration.batches import DrawnClip, draw_clips
-from edge_asr.config import CalibrationSettings, DataSettings, Settings
+from edge_asr.config import CalibrationSettings, Settings
 from edge_asr.data.corpus import Corpus
-from edge_asr.data.sources import sources
+from edge_asr.data.sources import Source, sources
 from edge_asr.errors import UserError
+from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.experiments.labels import folder_name, method_label
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
-from edge_asr.models.loading import read_config
+from edge_asr.models.loading import check_device, read_config
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
@@ -116,20 +117,38 @@ class Plan:
         return self.settings.results_folder / name
 
 
+def check_settings(settings: Settings) -> tuple[Recipe, Source]:
+    """The parts and the source of clips that `settings` name; nothing is opened.
+
+    Raises:
+        UserError: for a setting out of its range, parts that cannot work together or serve the
+            scheme, or a device that is not there.
+    """
+    check_device(settings.device)
+    _ = runtimes[settings.runtime], protocol_named(settings.protocol.name)
+    recipe = Recipe.build(settings.method.stages)
+    if recipe.quantizes:
+        recipe.check(settings.rules())
+    calibration_source(settings.calibration)
+    return recipe, sources.build({"name": settings.data.name, **settings.data.options}, "data")
+
+
+def calibration_source(calibration: CalibrationSettings) -> Source:
+    """Where calibration clips come from. Raises UserError for a setting out of its range."""
+    return sources.build({"name": calibration.name, **calibration.options}, "calibration")
+
+
 def make_plan(settings: Settings, store: Store) -> Plan:
     """Resolve `settings`: read what decides about keys, load nothing.
 
     Raises:
         UserError: for whatever the user can mend before work begins.
     """
-    recipe = Recipe.build(settings.method.stages)
+    recipe, source = check_settings(settings)
     scheme = settings.rules()
-    if recipe.quantizes:
-        recipe.check(scheme)
-    _ = runtimes[settings.runtime]
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
-    corpus = open_corpus(settings.data)
+    corpus = source.clips(settings.data.limit)
     audio = corpus.audio_digests(store.digests)
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
     formats, served = {}, {}
@@ -143,7 +162,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
     drawn: list[DrawnClip] = []
     calibrate = quantize = None
     if wants_clips:
-        chosen = open_calibration(settings.calibration)
+        chosen = calibration_source(settings.calibration).calibration_clips()
         drawn = draw_clips(
             chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
         )
@@ -194,17 +213,6 @@ def float_plan(plan: Plan) -> Plan:
         transcribe=plan.transcribe_float,
         run_id=_run_id(settings, plan.transcribe_float, None, plan.corpus),
     )
-
-
-def open_corpus(data: DataSettings) -> Corpus:
-    """The clips to transcribe. Raises UserError for what cannot be opened."""
-    return sources.build({"name": data.name, **data.options}, "data").clips(data.limit)
-
-
-def open_calibration(calibration: CalibrationSettings) -> Corpus:
-    """The clips to draw from. Raises UserError for what cannot be opened."""
-    options = {"name": calibration.name, **calibration.options}
-    return sources.build(options, "calibration").calibration_clips()
 
 
 def _refuse_test_clips(calibrated: Sequence[str], tested: Sequence[str]) -> None:
