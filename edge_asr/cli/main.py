@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from edge_asr.errors import UserError
 
 DONE, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+# What only another name or folder mends; a full disk, say, is none of it.
+WRONG_PLACE = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM,
+    errno.EROFS,
+)  # fmt: skip
 # What tables and messages say beyond ASCII, where a terminal cannot show it.
 ASCII = {"Δ": "d", "×": "x", "–": "-", "─": "-", "│": "|", "…": "..."}
 
@@ -24,20 +31,20 @@ def exit_code(command: Callable[[], None], interrupted: str = "interrupted") -> 
     _show_what_can_be_shown()
     try:
         command()
+        sys.stdout.flush()  # so that a full disk is told here, not while Python ends
     except UserError as error:
         return _told(f"error: {error}", USAGE_ERROR)
     except KeyboardInterrupt:
         return _told(interrupted, INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read has seen enough; nothing more can be written, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _write_no_more()  # whoever read has seen enough
         return FAILED
     except OSError as error:
-        where = error.filename or "a file"
-        reason = error.strerror or error
+        _write_no_more()
+        where, reason = error.filename or "a file", error.strerror or error
         return _told(
             f"error: {where}: {reason}; make room there or choose other folders (results=, store=)",
-            FAILED,
+            USAGE_ERROR if error.errno in WRONG_PLACE else FAILED,
         )
     except MemoryError as error:
         return _told(
@@ -53,6 +60,12 @@ def exit_code(command: Callable[[], None], interrupted: str = "interrupted") -> 
 def _told(line: str, code: int) -> int:
     print(printable(line), file=sys.stderr)
     return code
+
+
+def _write_no_more() -> None:
+    """Keep what could not be written to standard output from failing again while Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

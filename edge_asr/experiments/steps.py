@@ -156,6 +156,8 @@ class Steps:
         artefact = self.store.make_if_free(step, build)
         if artefact is None:
             log.info("another process is making the float hypotheses; going on without")
+        else:
+            log.info("%s %s: %.1f s", step.name, FLOAT_METHOD, artefact.seconds)
         return artefact
 
     def _make(
