@@ -7,6 +7,7 @@ resamples, so that no FFmpeg is needed.
 from __future__ import annotations
 
 import io
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,8 @@ def decode(audio: str | Path | bytes) -> np.ndarray:
     """
     if isinstance(audio, bytes) and not audio:
         raise DamagedAudio("the file is empty")
-    if not isinstance(audio, bytes) and not Path(audio).is_file():
-        raise DamagedAudio("the file does not exist")
+    if not isinstance(audio, bytes):
+        _check_file(Path(audio))
     samples, rate = _read(io.BytesIO(audio) if isinstance(audio, bytes) else audio)
     if not len(samples):
         raise DamagedAudio("the file holds no samples")
@@ -56,6 +57,20 @@ def decode(audio: str | Path | bytes) -> np.ndarray:
     if not len(mono):
         raise DamagedAudio("the file holds less than one sample at 16 kHz")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _check_file(path: Path) -> None:
+    """Raises DamagedAudio for what is no regular file: reading a pipe or a device may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedAudio("the file does not exist") from error
+    except OSError as error:  # a name too long, a loop of links, a folder that may not be read
+        raise DamagedAudio(f"the file cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedAudio("the path holds a NUL") from error
+    if not stat.S_ISREG(mode):
+        raise DamagedAudio("the path is that of no regular file")
 
 
 def _read(source: io.BytesIO | str | Path) -> tuple[np.ndarray, int]:

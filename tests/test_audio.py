@@ -89,7 +89,7 @@ def test_bytes_that_are_no_audio(content: bytes, reason: str, tmp_path: Path) ->
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DamagedAudio, match="does not exist"):
         decode(tmp_path / "nowhere.wav")
-    with pytest.raises(DamagedAudio, match="does not exist"):
+    with pytest.raises(DamagedAudio, match="no regular file"):
         decode(tmp_path)
 
 

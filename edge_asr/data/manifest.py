@@ -1,9 +1,11 @@
-"""A corpus from a JSON-lines manifest, one clip a line."""
+"""A corpus from a JSON-lines manifest, one clip a line, or a CSV table of the same fields."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +15,23 @@ from edge_asr.audio import SAMPLE_RATE, DamagedAudio, decode
 from edge_asr.data.corpus import ClipEntry, DamagedClip, Utterance
 from edge_asr.errors import UserError
 from edge_asr.store.fingerprint import Digests
+from edge_asr.store.record import ALL
 
-AUDIO_KEYS = ("audio", "audio_filepath")
+AUDIO_KEYS = ("audio", "audio_filepath", "file_name")
 # The leaderboard's order of precedence.
 TEXT_KEYS = ("text", "sentence", "normalized_text", "transcript", "transcription")
+# Byte-order mark, zero-width space, word joiner, soft hyphen: nobody says or sees them, and a word
+# with one in it would count as wrong.
+INVISIBLE = dict.fromkeys((0xFEFF, 0x200B, 0x2060, 0xAD))
+WANTED = 'give the path of a JSON-lines file such as {"audio": "clip.wav", "text": "..."}'
 
 
 @dataclass(frozen=True)
 class ManifestRow:
     """One line of a manifest: the clip's path as written, its transcript, and the other fields.
 
-    `text` is None where the line has no transcript, which an empty one is not.
+    `text` is without invisible characters, and None where the line has no transcript, which an
+    empty one is not.
     """
 
     line: int
@@ -34,10 +42,10 @@ class ManifestRow:
 
 
 class ManifestCorpus:
-    """The clips that a JSON-lines manifest lists.
+    """The clips that a JSON-lines manifest lists, or a CSV table (`.csv`).
 
-    Every line is an object with the audio file's path, relative to the manifest, under `audio`
-    or `audio_filepath`; its transcript under the first present of `text`, `sentence`,
+    Every line is an object with the audio file's path, relative to the manifest, under `audio`,
+    `audio_filepath` or `file_name`; its transcript under the first present of `text`, `sentence`,
     `normalized_text`, `transcript` and `transcription`; optionally `id` (else the path); and any
     other fields, kept as strings.
 
@@ -49,8 +57,9 @@ class ManifestCorpus:
         require_text: Reject a kept row without a transcript. Calibration can do without.
 
     Raises:
-        UserError: for a missing or empty manifest, a line that is no JSON object, lacks a field
-            or repeats an id, a `where` that matches nothing, or a limit below 1.
+        UserError: for a manifest that is missing, empty or no regular file, a line that is no
+            JSON object, lacks a field, holds one of another type or repeats an id, a `where` that
+            matches nothing, or a limit below 1.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class ManifestCorpus:
         where: Mapping[str, str] | None = None,
         require_text: bool = True,
     ) -> None:
-        self._path = Path(path).expanduser()
+        self._path = manifest_file(path)
         self._name = name or self._path.stem
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} must be at least 1, or null for all clips")
@@ -135,21 +144,31 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _read_rows(path: Path) -> list[ManifestRow]:
+def manifest_file(path: str | Path) -> Path:
+    """The manifest at `path`. Raises UserError for what cannot be opened or may never end."""
     try:
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"manifest {str(path)!r} cannot be read ({error}); give the path of a JSON-lines file "
-            'such as {"audio": "clip.wav", "text": "..."}'
-        ) from error
+        file = Path(path).expanduser()
+        regular = stat.S_ISREG(file.stat().st_mode)
+    # ValueError: a NUL; RuntimeError: the home folder of nobody.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    if not regular:
+        raise UserError(f"manifest {str(path)!r} is no regular file; {WANTED}")
+    return file
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return UserError(f"manifest {str(path)!r} cannot be read ({reason}); {WANTED}")
+
+
+def _read_rows(path: Path) -> list[ManifestRow]:
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = _parse(line, path, number)
+    for number, fields in (
+        _csv_fields(path) if path.suffix.lower() == ".csv" else _json_fields(path)
+    ):
+        row = _row(fields, path, number)
         if row.id in line_of:
             raise UserError(
                 f"{_place(path, number)}: id {row.id!r} was used in line "
@@ -162,34 +181,122 @@ def _read_rows(path: Path) -> list[ManifestRow]:
     return rows
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        # Where several files were joined, every one may have begun with a byte-order mark.
+        with path.open(encoding="utf-8") as file:
+            lines = [line.removeprefix("\ufeff") for line in file]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"manifest {str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}); "
+            "save it as UTF-8"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(f"{_place(path, number)} holds a NUL, as UTF-16 does; save it as UTF-8")
+    return lines
+
+
 def _place(path: Path, line: int) -> str:
     return f"manifest {str(path)!r}, line {line}"
 
 
-def _parse(line: str, path: Path, number: int) -> ManifestRow:
-    place = _place(path, number)
+def _json_fields(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The fields of every line that is not empty, and its number."""
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        place = _place(path, number)
+        try:
+            fields: Any = json.loads(line, object_pairs_hook=_distinct)
+        except RecursionError as error:
+            raise UserError(
+                f"{place} is nested too deeply; write one JSON object a line"
+            ) from error
+        except ValueError as error:  # also a number of thousands of digits
+            reason = str(error).partition(";")[0]
+            raise UserError(
+                f"{place} is no JSON ({reason}); write one JSON object a line"
+            ) from error
+        if not isinstance(fields, dict):
+            raise UserError(f"{place} is no JSON object; write one object a line")
+        yield number, fields
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a field given twice, JSON would silently keep the last."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!a} is given twice")
+    return fields
+
+
+def _csv_fields(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of a table whose first line names the fields."""
+    table = csv.reader(_lines(path), strict=True)
     try:
-        fields: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} is no JSON ({error}); write one JSON object a line") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{place} is no JSON object; write one object a line")
+        names = next(table, [])
+        for cells in table:
+            if len(cells) not in (0, len(names)):
+                raise csv.Error(f"{len(cells)} cells under {len(names)} names")
+            if cells:
+                yield table.line_num, _distinct(list(zip(names, cells, strict=True)))
+    except (csv.Error, ValueError) as error:
+        raise UserError(
+            f"{_place(path, table.line_num)} is no row of a CSV table ({error}); name the fields "
+            "in the first line and write one clip a line"
+        ) from error
+
+
+def _row(fields: dict[str, Any], path: Path, number: int) -> ManifestRow:
+    place = _place(path, number)
     audio_key = next((key for key in AUDIO_KEYS if isinstance(fields.get(key), str)), None)
-    if audio_key is None:
+    if audio_key is None or not fields[audio_key]:
         raise UserError(f"{place} names no audio file; give its path under {AUDIO_KEYS[0]!r}")
-    text_key = next((key for key in TEXT_KEYS if isinstance(fields.get(key), str)), None)
-    known = {"id", audio_key, text_key}
-    return ManifestRow(
+    text_key = next((key for key in TEXT_KEYS if fields.get(key) is not None), None)
+    if text_key and not isinstance(fields[text_key], str):
+        raise UserError(f"{place}: {text_key} is {_shown(fields[text_key])}; give a text in quotes")
+    own = fields.get("id")
+    if isinstance(own, bool | list | dict):
+        raise UserError(f"{place}: id is {_shown(own)}; give a text or a number")
+    if fields.get("condition") == ALL:
+        raise UserError(
+            f"{place}: condition {ALL!r} is that of all clips; call this part something else"
+        )
+    row = ManifestRow(
         line=number,
-        id=str(fields.get("id", fields[audio_key])),
+        id=fields[audio_key] if own is None else str(own),
         audio=fields[audio_key],
-        text=fields[text_key] if text_key else None,
+        text=fields[text_key].translate(INVISIBLE) if text_key else None,
         metadata={
             key: str(value)
             for key, value in fields.items()
-            if key not in known and value is not None
+            if key not in {"id", audio_key, text_key} and value is not None
         },
     )
+    for key, value in (("id", row.id), *fields.items()):
+        if not _is_unicode(f"{key}{value}"):
+            raise UserError(
+                f"{place}: {key!a} holds half of a surrogate pair, which no file can; write "
+                "the whole character"
+            )
+    return row
+
+
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value):.60}"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matching(rows: list[ManifestRow], where: Mapping[str, str], path: Path) -> list[ManifestRow]:

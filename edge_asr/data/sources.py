@@ -8,14 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from edge_asr.data.corpus import Corpus
 from edge_asr.data.embedded import embedded_calibration, embedded_test
-from edge_asr.data.manifest import ManifestCorpus
+from edge_asr.data.manifest import ManifestCorpus, manifest_file
 from edge_asr.registry import Registry
 from edge_asr.settings import Checked
 
@@ -85,7 +84,7 @@ class Manifest(Source):
 
     def _name(self, limit: int | None) -> str:
         """The file's name with its folder and selection, so that parts are told apart."""
-        manifest = Path(self.path).expanduser().resolve()
+        manifest = manifest_file(self.path).resolve()
         selection = "".join(f"-{value}" for _, value in sorted(_texts(self.where).items()))
         first = f"-first{limit}" if limit else ""
         return f"{manifest.parent.name}-{manifest.stem}{selection}{first}"

@@ -69,9 +69,11 @@ class Digests:
             OSError: a file cannot be read.
         """
         real = [path.resolve() for path in paths]
+        folders: dict[Path, list[Path]] = {}
+        for path in real:
+            folders.setdefault(path.parent, []).append(path)
         found: dict[Path, Any] = {}
-        for parent in dict.fromkeys(path.parent for path in real):
-            here = [path for path in real if path.parent == parent]
+        for parent, here in folders.items():
             found |= self._of_folder(parent, here, kind, compute)
         return [found[path] for path in real]
 
@@ -105,7 +107,7 @@ class Digests:
             return {}
         try:
             plain = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return plain if isinstance(plain, dict) else {}
 
