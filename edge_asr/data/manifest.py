@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.audio import SAMPLE_RATE, DamagedAudio, decode
-from edge_asr.data.corpus import ClipEntry, DamagedClip, Utterance
+from edge_asr.data.audio_files import AudioFileCorpus
+from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
-from edge_asr.store.fingerprint import Digests
 from edge_asr.store.record import ALL
 
 AUDIO_KEYS = ("audio", "audio_filepath", "file_name")
@@ -41,7 +39,7 @@ class ManifestRow:
     metadata: Mapping[str, str]
 
 
-class ManifestCorpus:
+class ManifestCorpus(AudioFileCorpus):
     """The clips that a JSON-lines manifest lists, or a CSV table (`.csv`).
 
     Every line is an object with the audio file's path, relative to the manifest, under `audio`,
@@ -72,7 +70,6 @@ class ManifestCorpus:
         require_text: bool = True,
     ) -> None:
         self._path = manifest_file(path)
-        self._name = name or self._path.stem
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} must be at least 1, or null for all clips")
         self._rows = _matching(_read_rows(self._path), where or {}, self._path)[:limit]
@@ -82,10 +79,11 @@ class ManifestCorpus:
                 f"{_place(self._path, untold.line)} has no transcript; give it under one of "
                 f"{', '.join(TEXT_KEYS)} (only calibration can do without)"
             )
-
-    @property
-    def name(self) -> str:
-        return self._name
+        super().__init__(
+            name or self._path.stem,
+            self._path.parent,
+            [ClipEntry(row.id, row.audio, row.text or "", row.metadata) for row in self._rows],
+        )
 
     @property
     def path(self) -> Path:
@@ -96,52 +94,6 @@ class ManifestCorpus:
     def rows(self) -> tuple[ManifestRow, ...]:
         """The rows kept, none of them decoded."""
         return tuple(self._rows)
-
-    @property
-    def entries(self) -> tuple[ClipEntry, ...]:
-        return tuple(
-            ClipEntry(row.id, row.audio, row.text or "", row.metadata) for row in self._rows
-        )
-
-    def audio_digests(self, digests: Digests, indices: Sequence[int] | None = None) -> list[str]:
-        """SHA-256 of every file; of one that cannot be read, that it cannot."""
-        rows = self._rows if indices is None else [self._rows[index] for index in indices]
-        paths = [self._path.parent / row.audio for row in rows]
-        there = [path for path in paths if _is_readable(path)]
-        found = dict(zip(there, digests.of(there, "sha256"), strict=True))
-        return [found.get(path, "unreadable") for path in paths]
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(
-                row.metadata["condition"] for row in self._rows if "condition" in row.metadata
-            )
-        )
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Utterance | DamagedClip:
-        """Decode clip number `index`."""
-        row = self._rows[index]
-        try:
-            samples = decode(self._path.parent / row.audio)
-        except DamagedAudio as damage:
-            return DamagedClip(row.id, row.audio, damage.reason)
-        seconds = len(samples) / SAMPLE_RATE
-        return Utterance(row.id, samples, row.text or "", seconds, row.audio, row.metadata)
-
-    def __iter__(self) -> Iterator[Utterance | DamagedClip]:
-        for index in range(len(self)):
-            yield self[index]
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        return path.is_file() and os.access(path, os.R_OK)
-    except OSError:  # a name too long, a loop of links
-        return False
 
 
 def manifest_file(path: str | Path) -> Path:
