@@ -8,9 +8,11 @@ an entry point of the group `edge_asr.plugins`, which names the module that regi
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -40,6 +42,12 @@ def load_plugins() -> tuple[str, ...]:
                 f"{type(error).__name__}: {error}; mend or uninstall {package}"
             ) from error
     return tuple(point.name for point in points)
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, which registers what is in them."""
+    for module in pkgutil.iter_modules(path):
+        import_module(f"{package}.{module.name}")
 
 
 class Registry(Generic[T]):

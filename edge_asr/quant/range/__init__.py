@@ -1,14 +1,5 @@
-"""Parts of the stage `range`: importing this package registers them."""
+"""Parts of the stage `range`: importing this package registers all of them."""
 
-from edge_asr.quant.range import (
-    awq_clip,
-    double_quantization,
-    hqq,
-    lwc,
-    minmax,
-    mse,
-    none,
-    percentile,
-)
+from edge_asr.registry import import_modules
 
-__all__ = ["awq_clip", "double_quantization", "hqq", "lwc", "minmax", "mse", "none", "percentile"]
+import_modules(__name__, __path__)

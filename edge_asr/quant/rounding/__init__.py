@@ -1,5 +1,5 @@
-"""Parts of the stage `rounding`: importing this package registers them."""
+"""Parts of the stage `rounding`: importing this package registers all of them."""
 
-from edge_asr.quant.rounding import adaround, gptq, nearest, none, signround, tesseraq
+from edge_asr.registry import import_modules
 
-__all__ = ["adaround", "gptq", "nearest", "none", "signround", "tesseraq"]
+import_modules(__name__, __path__)

@@ -1,5 +1,5 @@
-"""Parts of the stage `transform`: importing this package registers them."""
+"""Parts of the stage `transform`: importing this package registers all of them."""
 
-from edge_asr.quant.transform import awq, cle, hadamard, let, none, smooth, spin
+from edge_asr.registry import import_modules
 
-__all__ = ["awq", "cle", "hadamard", "let", "none", "smooth", "spin"]
+import_modules(__name__, __path__)
