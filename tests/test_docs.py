@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from make_support_table import page
 from tiny import tiny_whisper
 
 from edge_asr.cli.arguments import take_apart
@@ -150,3 +151,8 @@ def test_a_package_that_cannot_be_imported_is_named(package: Path, tmp_path: Pat
         "error: plugin extra (edge_asr_extra) cannot be imported: ModuleNotFoundError: No module "
         "named 'no_such_module'; mend or uninstall edge_asr_extra"
     ]
+
+
+def test_the_support_table_is_that_of_the_registries() -> None:
+    again = "run python scripts/make_support_table.py"
+    assert (ROOT / "docs/support.md").read_text() == page(), again
