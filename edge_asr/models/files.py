@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,9 +70,8 @@ class CheckpointFiles:
     def weights(self) -> tuple[Path, ...]:
         """The safetensors files. Raises UserError where an index names anything else."""
         shards = self._indexed()
-        whole = self.folder / WEIGHTS
-        if whole.is_file():  # which is what the library loads, whatever an index says
-            return (whole,)
+        if self.holds(WEIGHTS):  # which is what the library loads, whatever an index says
+            return (self.folder / WEIGHTS,)
         if not shards:
             raise UserError(
                 f"model.path={self.reference!r} is a folder without a complete checkpoint: no "
@@ -81,7 +81,7 @@ class CheckpointFiles:
 
     def _indexed(self) -> tuple[Path, ...]:
         """The files that an index names, if there is one; raises as `weights`."""
-        if not (self.folder / INDEX).is_file():
+        if not self.holds(INDEX):
             return ()
         names = self.json(INDEX).get("weight_map")
         if not isinstance(names, dict) or not names:
@@ -93,7 +93,7 @@ class CheckpointFiles:
                     f"model.path={self.reference!r}: {INDEX} names {name!r}; only .safetensors "
                     "files in the folder itself are read"
                 )
-            if not (self.folder / name).is_file():
+            if not self.holds(name):
                 raise UserError(
                     f"model.path={self.reference!r}: {INDEX} names {name!r}, which is not there; "
                     "download the checkpoint again"
@@ -104,12 +104,19 @@ class CheckpointFiles:
     def tensors(self) -> dict[str, tuple[str, list[int], str]]:
         """Of every stored tensor its dtype (as safetensors calls it), shape and SHA-256.
 
-        Raises UserError for a file that cannot be read, or a tensor that is not float32, float16
-        or bfloat16.
+        Raises UserError for a file that cannot be read, none at all, or a tensor that is not
+        float32, float16 or bfloat16.
         """
-        with _explained_weights(self.reference):
-            parts = self.digests.of(self.weights, "tensors", _tensors_of)
-        found = {name: tuple(entry) for part in parts for name, entry in part.items()}
+        found: dict[str, tuple[str, list[int], str]] = {}
+        for path in self.weights:
+            with _explained_weights(self.reference, path.name):
+                (part,) = self.digests.of([path], "tensors", _tensors_of)
+            found |= {name: (*entry,) for name, entry in part.items()}
+        if not found:
+            raise UserError(
+                f"model.path={self.reference!r}: {self.weights[0].name} holds no tensors; "
+                "restore or download it again"
+            )
         for name, (dtype, _, _) in sorted(found.items()):
             if dtype not in FLOAT_DTYPES:
                 raise UserError(
@@ -152,30 +159,48 @@ class CheckpointFiles:
         """Of what turns audio into features and tokens into text, and of the decoder's prompt."""
         return fingerprint({name: self._content(name) for name in PROCESSING_FILES})
 
-    def _content(self, name: str) -> Any:
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file. Raises UserError for what has its name and is none: a
+        folder, a pipe, a link to nowhere."""
         path = self.folder / name
-        if not path.is_file():
+        if path.is_file():
+            return True
+        if os.path.lexists(path):
+            raise UserError(
+                f"model.path={self.reference!r}: {name} is no regular file; "
+                "restore the published one"
+            )
+        return False
+
+    def _content(self, name: str) -> Any:
+        if not self.holds(name):
             return None
-        if path.suffix != ".json":
-            return path.read_text(encoding="utf-8", errors="replace")
+        if not name.endswith(".json"):
+            with self._explained_file(name):
+                return (self.folder / name).read_text(encoding="utf-8", errors="replace")
         plain = self.json(name)
         return {key: value for key, value in plain.items() if key not in NO_CONTENT}
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file. Raises UserError where it is none."""
-        try:
+        with self._explained_file(name):
             plain = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"model.path={self.reference!r}: {name} cannot be read ({first_line(error)}); "
-                "restore the published file"
-            ) from error
         if not isinstance(plain, dict):
             raise UserError(
                 f"model.path={self.reference!r}: {name} is no JSON object; "
                 "restore the published file"
             )
         return plain
+
+    @contextmanager
+    def _explained_file(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"model.path={self.reference!r}: {name} cannot be read ({first_line(error)}); "
+                "restore the published file"
+            ) from error
 
 
 def _tensors_of(path: Path) -> dict[str, list[Any]]:
@@ -207,8 +232,16 @@ def locate(reference: str) -> tuple[str, Source]:
     """
     if reference in EMBEDDED:
         return str(embedded_folder(reference)), "embedded"
-    if Path(reference).expanduser().is_dir():
-        return str(Path(reference).expanduser()), "folder"
+    try:
+        folder = Path(reference).expanduser()
+        if folder.is_dir():
+            return str(folder), "folder"
+    # A name too long, a folder that may not be entered, the home of nobody.
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.path={reference!r} cannot be read ({first_line(error)}); give a folder, a hub "
+            f"id of the form owner/name, or one of {', '.join(EMBEDDED)}"
+        ) from error
     if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
         near = difflib.get_close_matches(reference, EMBEDDED, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"embedded names are {', '.join(EMBEDDED)}"
@@ -232,7 +265,7 @@ def find_files(reference: str, digests: Digests | None = None) -> CheckpointFile
         # The cache keeps every revision in a folder named by its commit.
         revision = folder.name
     files = CheckpointFiles(reference, source, folder, revision, digests or Digests())
-    if not (folder / "config.json").is_file():
+    if not files.holds("config.json"):
         raise UserError(
             f"model.path={reference!r} is a folder without a complete checkpoint (config.json, "
             f"{WEIGHTS}, tokenizer, preprocessor_config.json): no config.json"
@@ -250,7 +283,7 @@ def _fetch(reference: str) -> Path:
 
     Without a network it is the one in the local cache.
     """
-    with explained(reference, "hub"), quiet():
+    with _explained_fetch(reference), quiet():
         config = Path(str(cached_file(reference, "config.json")))
         for name in (*PROCESSING_FILES, WEIGHTS, INDEX):
             cached_file(
@@ -260,48 +293,45 @@ def _fetch(reference: str) -> Path:
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-        index = config.parent / INDEX
-        if index.is_file():
-            for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-                if str(name).endswith(".safetensors"):
-                    cached_file(reference, name)
+        files = CheckpointFiles(reference, "hub", config.parent)
+        # What else an index may name, and one that is damaged, is refused where it is read.
+        named = files.json(INDEX).get("weight_map") if files.holds(INDEX) else None
+        for name in sorted(map(str, named.values())) if isinstance(named, dict) else ():
+            if name.endswith(".safetensors"):
+                cached_file(reference, name)
     return config.parent
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    """What an error says, in one line; of a heading, what stands under it."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    heading = lines[0].endswith(":") and len(lines) > 1
+    return lines[heading].strip()
 
 
 @contextmanager
-def _explained_weights(reference: str) -> Iterator[None]:
+def _explained_weights(reference: str, name: str) -> Iterator[None]:
     """Say which file is damaged where the library only says at which byte."""
     try:
         yield
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(
-            f"model.path={reference!r}: model.safetensors cannot be read ({first_line(error)}); "
+            f"model.path={reference!r}: {name} cannot be read ({first_line(error)}); "
             "restore or download it again"
         ) from error
 
 
 @contextmanager
-def explained(reference: str, source: Source) -> Iterator[None]:
+def _explained_fetch(reference: str) -> Iterator[None]:
     """Turn the library's many ways of not finding a file into one sentence."""
     try:
         yield
     except (OSError, ValueError, HFValidationError) as error:
-        reason = first_line(error)
-        if source == "hub":
-            raise UserError(
-                f"model.path={reference!r} could not be fetched from the Hugging Face hub; "
-                "connect to the network, or download it elsewhere (hf download "
-                f"{reference}) and give its folder as model.path=FOLDER, or use an embedded "
-                f"model (model=whisper_micro). The library said: {reason}"
-            ) from error
         raise UserError(
-            f"model.path={reference!r} is a folder without a complete checkpoint (config.json, "
-            f"model.safetensors, tokenizer, preprocessor_config.json): {reason}"
+            f"model.path={reference!r} could not be fetched from the Hugging Face hub; "
+            "connect to the network, or download it elsewhere (hf download "
+            f"{reference}) and give its folder as model.path=FOLDER, or use an embedded "
+            f"model (model=whisper_micro). The library said: {first_line(error)}"
         ) from error
 
 

@@ -22,14 +22,22 @@ from transformers import (
 )
 
 from edge_asr.errors import UserError
+from edge_asr.models.checks import config_problem, extractor_problem, feature_problem
 from edge_asr.models.families.base import Architecture, end_tokens, families
+from edge_asr.models.families.generation import token_problem
 from edge_asr.models.families.moonshine import Moonshine as Moonshine
 from edge_asr.models.families.whisper import Whisper as Whisper
-from edge_asr.models.files import CheckpointFiles, explained, find_files, first_line, quiet
+from edge_asr.models.files import CheckpointFiles, find_files, first_line, quiet
 
 # Lower case and without punctuation, which every English tokenizer gives back unchanged.
 SAMPLE_TEXT = "the quick brown fox jumps over the lazy dog"
 NAMES_SHOWN = 3
+CONFIG, GENERATION, TOKENIZER = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json or tokenizer_config.json",
+)
+FEATURES = ("processor_config.json", "preprocessor_config.json")
 LARGEST_WEIGHT = 65504.0  # the largest float16
 TIMESTAMPS = 1501  # tokens, which older tokenizers of Whisper leave to the library
 ROUND_ROWS, MOST_FILLED = 8, 128
@@ -92,34 +100,24 @@ def load_checkpoint(
     # Refuse weights that are no floats, before the library casts them, and files that are no JSON,
     # before it goes on without them.
     _ = files.dtypes, files.processing_fingerprint
-    with explained(reference, files.source), quiet():
+    with quiet():
         config, architecture = read_config(files)
-        with _explained_configuration(reference):
-            # Wrong shapes are let through here to be named below with the other differences.
-            model, differences = AutoModelForSpeechSeq2Seq.from_pretrained(
-                files.folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation=ATTENTION,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        _check_names(reference, model, architecture, differences)
-        _check_values(reference, model)
+        model: Any = _load_model(files, config, architecture)
+        _check_extractor(files)
         feature_extractor, tokenizer = load_processor(reference, files.folder)
     model.to(device).eval().requires_grad_(False)
-    with _explained_configuration(reference):
+    with _explained(reference, GENERATION):
         warnings = architecture.settle_generation(model, tokenizer)
-    problem = architecture.feature_problem(model.config, feature_extractor)
+    problem = feature_problem(architecture, model.config, feature_extractor)
+    _refuse(reference, _features_file(files.folder), problem)
+    architecture.verify(model, model.config)
+    with _explained(reference, TOKENIZER):
+        problem = _tokenizer_problem(tokenizer, model, architecture)
     if problem:
         raise UserError(
-            f"model.path={reference!r}: {problem}; restore the preprocessor_config.json published "
-            "with the checkpoint"
+            f"model.path={reference!r}: the tokenizer {problem}; restore the tokenizer.json "
+            "published with the checkpoint"
         )
-    architecture.verify(model, model.config)
-    _check_tokenizer(reference, tokenizer, model, architecture)
     if tokens_per_second is None:
         tokens_per_second = architecture.default_tokens_per_second
     return Checkpoint(
@@ -135,24 +133,60 @@ def load_checkpoint(
     )
 
 
+def _load_model(files: CheckpointFiles, config: Any, architecture: Architecture) -> PreTrainedModel:
+    """The float32 model, its names and values checked; raises as `load_checkpoint`."""
+    reference = files.reference
+    if files.holds(GENERATION):
+        _refuse(reference, GENERATION, token_problem(files.json(GENERATION)))
+        with _explained(reference, GENERATION):
+            GenerationConfig.from_pretrained(files.folder)
+    with _explained(reference, CONFIG):
+        # Wrong shapes are let through here to be named below with the other differences.
+        model, differences = AutoModelForSpeechSeq2Seq.from_pretrained(
+            files.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=ATTENTION,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_names(reference, model, architecture, differences)
+    _check_values(reference, model)
+    return model
+
+
+def _check_extractor(files: CheckpointFiles) -> None:
+    """Raises UserError for a number with which the library makes no feature extractor."""
+    name = _features_file(files.folder)
+    if files.holds(name):
+        plain = files.json(name)
+        own = plain.get("feature_extractor")
+        _refuse(files.reference, name, extractor_problem(own if isinstance(own, dict) else plain))
+
+
 def read_config(files: CheckpointFiles) -> tuple[Any, Architecture]:
     """The configuration of a checkpoint and the map of its family.
 
     Raises UserError, naming the field, for a configuration that no model can be made of, or a
     family that is not supported.
     """
-    with explained(files.reference, files.source), quiet():
-        with _explained_configuration(files.reference):
+    plain = files.json(CONFIG)
+    with _explained(files.reference, CONFIG), quiet():
+        architecture = architecture_of(str(plain.get("model_type")))
+        # What the weights do not tell, the library would fill in.
+        absent = next((name for name in architecture.head_fields if name not in plain), None)
+        labels = plain.get("num_labels")
+        if absent:
+            problem: str | None = f"{absent} is missing"
+        elif isinstance(labels, int) and labels > files.parameters:  # it would make a list of them
+            problem = f"num_labels {labels} is more than the weights hold values"
+        else:
             config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
-        architecture = architecture_of(config.model_type)
-        with _explained_configuration(files.reference):
-            problem = architecture.config_problem(config)
-            if not problem:
-                architecture.slots(config)  # all that a plan is made of
-    if problem:
-        raise UserError(
-            f"model.path={files.reference!r}: config.json: {problem}; restore the published file"
-        )
+            shapes = {name: shape for name, (_, shape, _) in files.tensors.items()}
+            problem = config_problem(architecture, config, shapes)
+    _refuse(files.reference, CONFIG, problem)
     return config, architecture
 
 
@@ -170,24 +204,23 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 def load_processor(reference: str, folder: Path) -> tuple[Any, Any]:
     """Feature extractor and tokenizer. Raises UserError where one cannot be read."""
-    with _explained_configuration(reference):
+    with _explained(reference, _features_file(folder)):
         feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    try:
+    with _explained(reference, TOKENIZER):
         return feature_extractor, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # a damaged file is a bare Exception of the tokenizers library
-        raise UserError(
-            f"model.path={reference!r}: the tokenizer cannot be read ({error!r}); restore the "
-            "tokenizer.json published with the checkpoint"
-        ) from error
+
+
+def _features_file(folder: Path) -> str:
+    """Where the feature extractor is described: newer processors have one file for all."""
+    return next((name for name in FEATURES if (folder / name).is_file()), FEATURES[-1])
 
 
 def architecture_of(model_type: str) -> Architecture:
     """The map of a Hugging Face `model_type`. Raises UserError for an unsupported one."""
     if model_type not in families:
         raise UserError(
-            f"model_type={model_type!r} is not supported; supported are {', '.join(families)}"
+            f"model_type={model_type!r} in config.json is not supported; supported are "
+            f"{', '.join(families)}"
         )
     return families[model_type]()
 
@@ -207,6 +240,12 @@ def check_device(device: str) -> None:
         raise UserError(
             f"device={device}: cannot be used here ({first_line(error)}); use device=cpu"
         ) from error
+
+
+def _refuse(reference: str, name: str, problem: str | None) -> None:
+    """Raises UserError for a problem of a file, if there is one."""
+    if problem:
+        raise UserError(f"model.path={reference!r}: {name}: {problem}; restore the published file")
 
 
 def _check_names(
@@ -259,10 +298,10 @@ def _check_values(reference: str, model: PreTrainedModel) -> None:
             )
 
 
-def _check_tokenizer(
-    reference: str, tokenizer: Any, model: PreTrainedModel, architecture: Architecture
-) -> None:
-    """Raises UserError for a tokenizer that cannot write the model's transcripts.
+def _tokenizer_problem(
+    tokenizer: Any, model: PreTrainedModel, architecture: Architecture
+) -> str | None:
+    """Why a tokenizer cannot write the model's transcripts, if it cannot: half a sentence.
 
     Without its files the library builds an empty one, and every transcript would be empty.
     """
@@ -287,11 +326,7 @@ def _check_tokenizer(
         text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         if text != SAMPLE_TEXT:
             problem = f"turns {SAMPLE_TEXT!r} into {text!r}"
-    if problem:
-        raise UserError(
-            f"model.path={reference!r}: the tokenizer {problem}; restore the tokenizer.json "
-            "published with the checkpoint"
-        )
+    return problem
 
 
 def _fits_vocabulary(tokens: int, rows: int) -> bool:
@@ -308,15 +343,14 @@ def _listed(names: Collection[str]) -> str:
 
 
 @contextmanager
-def _explained_configuration(reference: str) -> Iterator[None]:
-    """A configuration with a value that makes no model fails anywhere in the library."""
+def _explained(reference: str, name: str) -> Iterator[None]:
+    """A file with a value that makes no model fails anywhere in the library."""
     try:
         yield
-    except (UserError, OSError, KeyboardInterrupt):
-        raise
+    except UserError as error:
+        raise UserError(f"model.path={reference!r}: {error}") from error
     except Exception as error:
         raise UserError(
-            f"model.path={reference!r}: no model can be made of its configuration "
-            f"({type(error).__name__}: {first_line(error)}); restore the published config.json, "
-            "generation_config.json and preprocessor_config.json"
+            f"model.path={reference!r}: {name} cannot be used "
+            f"({type(error).__name__}: {first_line(error)}); restore the published {name}"
         ) from error

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
+from edge_asr.models.families.generation import check_tokens
 from edge_asr.models.families.sites import Block, ResidualStream, Site, StemAxis
 from edge_asr.models.tensors import AttentionShape, Slot, Stack
 from edge_asr.registry import Registry
@@ -49,6 +50,10 @@ class Architecture(ABC):
     `default_tokens_per_second` is the family's published cap on generated tokens a second of
     audio, or None. `tied_logit_channels` is how many neighbouring channels of a self-attention's
     queries and keys must share a scale: 2 where rotary positions turn them in pairs.
+
+    Fields of the configuration: `layer_fields` and `head_fields` (encoder, decoder), `room_field`
+    (decoder positions), `activation_fields`, and `sizes`, each with the tensor and the axis that
+    have that size. `feature_extractor` is its class.
     """
 
     family: str
@@ -61,6 +66,12 @@ class Architecture(ABC):
     head: str = "proj_out"
     encoder_norm: str = "model.encoder.layer_norm"
     decoder_norm: str = "model.decoder.layer_norm"
+    layer_fields: tuple[str, str]
+    head_fields: tuple[str, str]
+    room_field: str
+    activation_fields: tuple[str, ...]
+    sizes: Mapping[str, tuple[str, int]]
+    feature_extractor: str
 
     @abstractmethod
     def encoder_block(self, index: int) -> Block:
@@ -70,9 +81,10 @@ class Architecture(ABC):
     def decoder_block(self, index: int) -> Block:
         """Decoder block number `index`, without its cross-attention keys and values."""
 
-    @abstractmethod
     def depth(self, config: Any) -> tuple[int, int]:
         """Number of encoder and of decoder blocks."""
+        encoder, decoder = self.layer_fields
+        return getattr(config, encoder), getattr(config, decoder)
 
     @abstractmethod
     def stem(self) -> tuple[StemAxis, ...]:
@@ -130,16 +142,7 @@ class Architecture(ABC):
                 "generation_config.json has no decoder_start_token_id, and config.json neither; "
                 "restore the published files"
             )
-        ends = generation.eos_token_id
-        for name, token in (
-            ("decoder_start_token_id", generation.decoder_start_token_id),
-            *(("eos_token_id", one) for one in (ends if isinstance(ends, list) else [ends])),
-        ):
-            if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
-                raise UserError(
-                    f"generation_config.json: {name} {token!r} is no token of the model, which has "
-                    f"{model.config.vocab_size}; restore the published file"
-                )
+        check_tokens(generation, self.token_fields, int(model.config.vocab_size))
         warnings = []
         for name, neutral in NEUTRAL.items():
             value = getattr(generation, name, None)
@@ -150,43 +153,47 @@ class Architecture(ABC):
             )
         return warnings
 
-    def config_problem(self, config: Any) -> str | None:
-        """Why no model can be made of `config`, if none can: half a sentence naming the field."""
-        for stack, heads in zip(("encoder", "decoder"), self.heads(config), strict=True):
-            if heads < 1 or self.width(config) % heads:
-                return f"{heads} {stack} attention heads for a width of {self.width(config)}"
+    def own_config_problem(self, config: Any) -> str | None:
+        """What the family's own fields are wrong in, beside what every family has: half a
+        sentence that names the field."""
+        del config
         return None
 
-    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
-        """Why `feature_extractor` cannot feed the model, if it cannot: half a sentence."""
+    def features(self, config: Any) -> dict[str, Any]:
+        """What the feature extractor must be for the model to hear what it was trained on, by
+        attribute; a foreign or edited file changes one."""
         del config
-        if feature_extractor.sampling_rate != SAMPLE_RATE:
-            return (
-                f"the feature extractor has sampling_rate {feature_extractor.sampling_rate}, the "
-                f"model hears {SAMPLE_RATE}"
-            )
-        if getattr(feature_extractor, "dither", 0.0):
-            return f"the feature extractor adds noise (dither {feature_extractor.dither})"
-        return None
+        return {
+            "sampling_rate": SAMPLE_RATE,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "dither": 0.0,  # noise
+        }
 
     # Texts of token 0, of the prompt's first and of the end's: a foreign tokenizer has others.
     first_token: str
     start_token: str
     end_token: str
+    # Fields of the generation config that must be a token.
+    token_fields: tuple[str, ...] = ("decoder_start_token_id",)
 
     def foreign_token(self, model: PreTrainedModel, tokenizer: Any) -> tuple[int, str, str] | None:
         """An id that `tokenizer` gives to another token than the family's do:
         the id, its token there, and the one it should be."""
-        generation: Any = model.generation_config
-        for token, text in (
-            (0, self.first_token),
-            (int(generation.decoder_start_token_id), self.start_token),
-            (min(end_tokens(model)), self.end_token),
-        ):
+        for token, text in self.known_tokens(model):
             found = tokenizer.convert_ids_to_tokens(token)
             if found != text:
                 return token, str(found), text
         return None
+
+    def known_tokens(self, model: PreTrainedModel) -> list[tuple[int, str]]:
+        """Tokens of which the family knows the text."""
+        generation: Any = model.generation_config
+        return [
+            (0, self.first_token),
+            (int(generation.decoder_start_token_id), self.start_token),
+            (min(end_tokens(model)), self.end_token),
+        ]
 
     @abstractmethod
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
@@ -196,9 +203,10 @@ class Architecture(ABC):
     def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
         """Arguments of the library's `generate` that make it start from `prompt` and return it."""
 
-    @abstractmethod
     def heads(self, config: Any) -> tuple[int, int]:
         """Attention heads of the encoder and of the decoder."""
+        encoder, decoder = self.head_fields
+        return getattr(config, encoder), getattr(config, decoder)
 
     @abstractmethod
     def width(self, config: Any) -> int:
@@ -257,9 +265,9 @@ class Architecture(ABC):
             return room
         return min(room, int(samples * tokens_per_second / SAMPLE_RATE + 2))
 
-    @abstractmethod
     def decoder_room(self, config: Any) -> int:
         """Decoder positions the model has."""
+        return int(getattr(config, self.room_field))
 
     @abstractmethod
     def cross_layers(self, index: int) -> tuple[str, str]:

@@ -8,6 +8,7 @@ decoder blocks `post_attention_layernorm` is the norm of the cross-attention and
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from edge_asr.models.families.sites import (
 STEM = ((127, 64), (7, 3), (3, 2))
 # The shortest clip that gives one encoder frame.
 MINIMUM_SAMPLES = ((STEM[2][0] - 1) * STEM[1][1] + STEM[1][0] - 1) * STEM[0][1] + STEM[0][0]
+# The published ones pad heads to a multiple of 8, for the sake of GPU kernels.
+LARGEST_MULTIPLE = 256
 
 
 @families.register("moonshine")
@@ -43,9 +46,18 @@ class Moonshine(Architecture):
     default_tokens_per_second = 6.5
     tied_logit_channels = 2
     decoder_norm = "model.decoder.norm"
-
-    def depth(self, config: Any) -> tuple[int, int]:
-        return config.encoder_num_hidden_layers, config.decoder_num_hidden_layers
+    layer_fields = ("encoder_num_hidden_layers", "decoder_num_hidden_layers")
+    head_fields = ("encoder_num_attention_heads", "decoder_num_attention_heads")
+    room_field = "max_position_embeddings"
+    activation_fields = ("encoder_hidden_act", "decoder_hidden_act")
+    sizes = types.MappingProxyType(
+        {
+            "hidden_size": ("model.decoder.embed_tokens.weight", 1),
+            "vocab_size": ("model.decoder.embed_tokens.weight", 0),
+            "intermediate_size": ("model.encoder.layers.0.mlp.fc1.weight", 0),
+        }
+    )
+    feature_extractor = "Wav2Vec2FeatureExtractor"
 
     def encoder_block(self, index: int) -> Block:
         root = f"model.encoder.layers.{index}"
@@ -110,9 +122,6 @@ class Moonshine(Architecture):
         del config, feature_extractor
         return None
 
-    def decoder_room(self, config: Any) -> int:
-        return int(config.max_position_embeddings)
-
     def model_inputs(
         self, feature_extractor: Any, clips: Sequence[np.ndarray]
     ) -> dict[str, torch.Tensor]:
@@ -142,13 +151,28 @@ class Moonshine(Architecture):
         del model
         return {}
 
-    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
-        if feature_extractor.feature_size != 1:
-            return f"the feature extractor makes {feature_extractor.feature_size} features, not 1"
-        return super().feature_problem(config, feature_extractor)
+    def features(self, config: Any) -> dict[str, Any]:
+        return super().features(config) | {"feature_size": 1, "do_normalize": False}
 
-    def heads(self, config: Any) -> tuple[int, int]:
-        return config.encoder_num_attention_heads, config.decoder_num_attention_heads
+    def own_config_problem(self, config: Any) -> str | None:
+        """Heads of keys and values, how far heads are padded, rotary positions."""
+        for stack, heads in zip(("encoder", "decoder"), self.heads(config), strict=True):
+            name = f"{stack}_num_key_value_heads"
+            shared = getattr(config, name, None)
+            if shared is not None and (shared < 1 or heads % shared):
+                return f"{name} {shared} does not divide {heads} heads"
+        multiple = config.pad_head_dim_to_multiple_of
+        if multiple is not None and not 1 <= multiple <= LARGEST_MULTIPLE:
+            return f"pad_head_dim_to_multiple_of {multiple} must be from 1 to {LARGEST_MULTIPLE}"
+        rotary = config.rope_parameters
+        if rotary["rope_type"] != "default":
+            return f"rope_type {rotary['rope_type']!r} must be 'default'"
+        if not 0 < rotary["rope_theta"] < math.inf:
+            return f"rope_theta {rotary['rope_theta']} must be a positive number"
+        turned = rotary.get("partial_rotary_factor", 1.0)
+        if not 0 < turned <= 1:
+            return f"partial_rotary_factor {turned} must be above 0 and at most 1"
+        return None
 
     def padded_head_dim(self, config: Any, head_dim: int) -> int:
         """The next multiple that the config asks for: the published ones pad 36 to 40."""

@@ -5,6 +5,7 @@ Radford et al. 2022 (arXiv:2212.04356); module names of Hugging Face transformer
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture, families
+from edge_asr.models.families.generation import check_token
 from edge_asr.models.families.sites import (
     Block,
     ResidualStream,
@@ -35,6 +37,7 @@ TRANSFORM_SAMPLES = 400
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
 TASKS = ("transcribe", "translate")
 ENGLISH = "<|en|>"
+ENGLISH_NAMES = ("en", "english", "English", ENGLISH)
 
 
 class LeadingFrames(WhisperEncoderLayer):
@@ -77,9 +80,23 @@ class Whisper(Architecture):
 
     family = "whisper"
     first_token, start_token, end_token = "!", "<|startoftranscript|>", "<|endoftext|>"
-
-    def depth(self, config: Any) -> tuple[int, int]:
-        return config.encoder_layers, config.decoder_layers
+    token_fields = ("decoder_start_token_id", "no_timestamps_token_id")
+    layer_fields = ("encoder_layers", "decoder_layers")
+    head_fields = ("encoder_attention_heads", "decoder_attention_heads")
+    room_field = "max_target_positions"
+    activation_fields = ("activation_function",)
+    sizes = types.MappingProxyType(
+        {
+            "d_model": ("model.decoder.embed_tokens.weight", 1),
+            "vocab_size": ("model.decoder.embed_tokens.weight", 0),
+            "num_mel_bins": ("model.encoder.conv1.weight", 1),
+            "max_source_positions": ("model.encoder.embed_positions.weight", 0),
+            "max_target_positions": ("model.decoder.embed_positions.weight", 0),
+            "encoder_ffn_dim": ("model.encoder.layers.0.fc1.weight", 0),
+            "decoder_ffn_dim": ("model.decoder.layers.0.fc1.weight", 0),
+        }
+    )
+    feature_extractor = "WhisperFeatureExtractor"
 
     def encoder_block(self, index: int) -> Block:
         root = f"model.encoder.layers.{index}"
@@ -134,9 +151,6 @@ class Whisper(Architecture):
         del config
         return int(feature_extractor.n_samples)
 
-    def decoder_room(self, config: Any) -> int:
-        return int(config.max_target_positions)
-
     def model_inputs(
         self, feature_extractor: Any, clips: Sequence[np.ndarray]
     ) -> dict[str, torch.Tensor]:
@@ -154,7 +168,6 @@ class Whisper(Architecture):
     def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
         """Also takes the ids of languages and tasks from the tokenizer, where an older checkpoint
         does not tell them, and settles on one language and task."""
-        warnings = super().settle_generation(model, tokenizer)
         generation: Any = model.generation_config
         if getattr(generation, "no_timestamps_token_id", None) is None:
             raise UserError(
@@ -162,8 +175,15 @@ class Whisper(Architecture):
                 "unknown; restore the file that was published with the checkpoint "
                 '(one saved with "_from_model_config": true loses the field)'
             )
-        if not getattr(generation, "is_multilingual", False):
-            return warnings
+        warnings = super().settle_generation(model, tokenizer)
+        several = getattr(generation, "is_multilingual", None)
+        if several not in (True, False, None):
+            raise UserError(
+                f"generation_config.json: is_multilingual {several!r:.60} must be true or false; "
+                "restore the published file"
+            )
+        if not several:
+            return [*warnings, *_without_languages(generation)]
         vocabulary = tokenizer.get_vocab()
         if not getattr(generation, "lang_to_id", None):
             generation.lang_to_id = {
@@ -176,26 +196,29 @@ class Whisper(Architecture):
                 task: vocabulary[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in vocabulary
             }
         generation.language, generation.task = _language(generation), _task(generation)
+        vocabulary = int(model.config.vocab_size)
+        check_token("lang_to_id", generation.lang_to_id[generation.language], vocabulary)
+        check_token("task_to_id", generation.task_to_id[generation.task], vocabulary)
         return warnings
 
-    def feature_problem(self, config: Any, feature_extractor: Any) -> str | None:
-        """Mel bins, window, hop and transform of the published models, one of which a foreign or
-        edited file changes."""
-        if problem := super().feature_problem(config, feature_extractor):
-            return problem
+    def known_tokens(self, model: PreTrainedModel) -> list[tuple[int, str]]:
+        """The whole prompt among them."""
+        generation: Any = model.generation_config
+        texts = [self.start_token, "<|notimestamps|>"]
+        if getattr(generation, "is_multilingual", False):
+            texts[1:1] = [generation.language, f"<|{generation.task}|>"]
+        return super().known_tokens(model) + list(zip(self.prompt(model), texts, strict=True))
+
+    def features(self, config: Any) -> dict[str, Any]:
+        """Mel bins, window, hop and transform of the published models, too."""
         frames = 2 * int(config.max_source_positions)
-        wanted = {
+        return super().features(config) | {
             "feature_size": int(config.num_mel_bins),
             "hop_length": HOP_SAMPLES,
             "n_fft": TRANSFORM_SAMPLES,
             "nb_max_frames": frames,
             "n_samples": frames * HOP_SAMPLES,
         }
-        for name, value in wanted.items():
-            found = getattr(feature_extractor, name, None)
-            if found != value:
-                return f"the feature extractor has {name} {found}, the model needs {value}"
-        return None
 
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """`<|startoftranscript|>`, language and task for multilingual models, no timestamps."""
@@ -217,9 +240,6 @@ class Whisper(Architecture):
         if getattr(generation, "is_multilingual", False):
             options |= {"language": generation.language, "task": generation.task}
         return options
-
-    def heads(self, config: Any) -> tuple[int, int]:
-        return config.encoder_attention_heads, config.decoder_attention_heads
 
     def width(self, config: Any) -> int:
         return int(config.d_model)
@@ -244,6 +264,23 @@ class Whisper(Architecture):
         )  # fmt: skip
 
 
+def _without_languages(generation: Any) -> list[str]:
+    """Take out what only multilingual models have, on which the library's decoding fails; a
+    sentence where that named another language or task than such a model has."""
+    warnings = []
+    for name, own in (("language", ENGLISH_NAMES), ("task", TASKS[:1])):
+        value = getattr(generation, name, None)
+        if value is not None and value not in own:
+            warnings.append(
+                f"generation_config.json asks for {name}={value}; the model is no multilingual one "
+                "and decodes without"
+            )
+    for name in ("language", "task", "lang_to_id", "task_to_id"):
+        if hasattr(generation, name):
+            delattr(generation, name)
+    return warnings
+
+
 def _forced(generation: Any, known: Mapping[str, int]) -> str | None:
     """The one of `known` that `forced_decoder_ids` names, if it names one."""
     forced = {pair[1] for pair in getattr(generation, "forced_decoder_ids", None) or []}
@@ -258,7 +295,12 @@ def _language(generation: Any) -> str:
     """
     known: Mapping[str, int] = generation.lang_to_id
     named = getattr(generation, "language", None)
-    if isinstance(named, str) and named:
+    if named is not None and not isinstance(named, str):
+        raise UserError(
+            f"generation_config.json: language {named!r:.60} is no name of one; "
+            "restore the published file"
+        )
+    if named:
         word = named.lower()
         token = next((one for one in (word, f"<|{word}|>") if one in known), None)
         token = token or f"<|{TO_LANGUAGE_CODE.get(word, word)}|>"
