@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from edge_asr.errors import UserError
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
-from edge_asr.store.files import write_text_atomically
+from edge_asr.store.files import LEFTOVER, remove_leftovers, write_text_atomically
 from edge_asr.store.fingerprint import Digests, canonical, file_sha256, fingerprint
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,14 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.digests = Digests(folder / "digests")
+        self.digests_folder = folder / "digests"
+        self.digests = Digests(self.digests_folder)
 
     def check_writable(self) -> None:
         """Raises UserError where the folder cannot be made or written to."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".writable-{uuid.uuid4().hex}"
+            probe = self.folder / f".{uuid.uuid4().hex}{LEFTOVER}"
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -211,6 +212,8 @@ class Store:
             folder = self.folder / name
             freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.folder, self.digests_folder):
+            remove_leftovers(folder, seconds=0)
         return freed
 
     def _build(self, step: Step, build: Build, *, replace: bool) -> Artefact:
@@ -220,6 +223,8 @@ class Store:
         temporary = self.folder / "temporary" / uuid.uuid4().hex
         working.mkdir(parents=True, exist_ok=True)
         temporary.mkdir(parents=True)
+        # Before the work, so that a file in its place does not cost it.
+        self._place(step).parent.mkdir(parents=True, exist_ok=True)
         try:
             reset_peak_memory()
             began = time.perf_counter()
@@ -253,14 +258,13 @@ class Store:
         return found
 
     def _publish(self, temporary: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.rename(place)
         except OSError:
             # The first to publish wins.
             if not (place / MANIFEST).is_file():
-                # What a removal that was interrupted has left there.
-                shutil.rmtree(place, ignore_errors=True)
+                # What a removal that was interrupted has left there, or no folder at all.
+                _remove(place)
                 temporary.rename(place)
 
     def _place(self, step: Step) -> Path:
@@ -308,9 +312,15 @@ def read_artefact(folder: Path) -> Artefact | None:
     """The artefact in `folder` as it describes itself, or None where that cannot be read."""
     try:
         plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return Artefact(folder=folder, **plain)
-    except (OSError, ValueError, TypeError):
+        artefact = Artefact(folder=folder, **plain)
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    # Its files are its own: another name may be that of a device, which never ends.
+    own = isinstance(artefact.files, dict) and all(
+        isinstance(digest, str) and Path(name).name == name
+        for name, digest in artefact.files.items()
+    )
+    return artefact if own and isinstance(artefact.notes, dict) else None
 
 
 def _damage(artefact: Artefact) -> str | None:
@@ -325,7 +335,10 @@ def _damage(artefact: Artefact) -> str | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder so that nobody finds half of it: its description goes first."""
+    """Remove a folder so that nobody finds half of it: its description goes first. A file in its
+    place goes as well."""
     with suppress(OSError):
         (folder / MANIFEST).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
