@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+resource: Any = None
+with suppress(ImportError):  # Windows has none
+    resource = import_module("resource")
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -30,13 +35,15 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident memory since `reset_peak_memory`, in bytes."""
+def peak_memory_bytes() -> int | None:
+    """The largest resident memory since `reset_peak_memory`, or None where it is not known."""
     try:
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -85,7 +85,7 @@ class Measurement:
     steps: int | None
     calibrate_s: float
     quantize_s: float
-    peak_bytes: int
+    peak_bytes: int | None
     output_error: float | None
     schedule_s: float | None = None
 
@@ -305,7 +305,7 @@ def show(made: Bench) -> None:
         # That of a training cut short says nothing of the method.
         known = one.output_error is not None and one.steps is None
         error = f"{one.output_error:.4g}" if known else ""
-        peak = f"{one.peak_bytes / 1e9:.2f}"
+        peak = "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e9:.2f}"
         whole = "" if one.schedule_s is None else f"{one.schedule_s:.0f}"
         seconds = f"{one.calibrate_s:.1f}", f"{one.quantize_s:.1f}"
         steps = "" if one.steps is None else str(one.steps)
