@@ -101,17 +101,29 @@ def decoder_tokens(
     """What the decoder is teacher-forced on, clip by clip: prompt and transcript, no longer than
     the decoder has positions.
 
-    That is the clip's reference, or the float model's own greedy hypothesis where there is none.
-    A clip longer than the model's window is cut to it.
+    That is the clip's reference, or the float model's own greedy hypothesis where there is none,
+    or where the clip is longer than the model's window, which hears only a part of that text.
     """
-    for clip in drawn:
-        if len(runtime.window(clip.utterance.samples)) < len(clip.utterance.samples):
-            on_warning(f"calibration clip {clip.utterance.source!r} cut to the model's window")
+    prompt = list(checkpoint.architecture.prompt(checkpoint.model))
+    room = checkpoint.architecture.decoder_room(checkpoint.model.config)
     tokens: list[list[int]] = []
     for start in range(0, len(drawn), batch_size):
         batch = [clip.utterance for clip in drawn[start : start + batch_size]]
-        tokens += _decoder_tokens(checkpoint, runtime, batch)
-    return tokens
+        tokens += [prompt + body for body in _texts_tokens(checkpoint, runtime, batch)]
+    cut = [clip.utterance.source for clip in drawn if _is_cut(runtime, clip.utterance)]
+    if cut:
+        on_warning(
+            f"{len(cut)} calibration clips, {cut[0]!r} the first, cut to the model's window; what "
+            "the model hears there stands for their texts"
+        )
+    sources = [clip.utterance.source for clip in drawn]
+    long = [one for one, row in zip(sources, tokens, strict=True) if len(row) > room]
+    if long:
+        on_warning(
+            f"texts of {len(long)} calibration clips, {long[0]!r} the first, cut to the decoder's "
+            f"{room} tokens"
+        )
+    return [row[:room] for row in tokens]
 
 
 def batches_of(
@@ -200,19 +212,19 @@ def _batch(
     )
 
 
-def _decoder_tokens(
+def _is_cut(runtime: Runtime, utterance: Utterance) -> bool:
+    return len(runtime.window(utterance.samples)) < len(utterance.samples)
+
+
+def _texts_tokens(
     checkpoint: Checkpoint, runtime: Runtime, utterances: Sequence[Utterance]
 ) -> list[list[int]]:
-    prompt = list(checkpoint.architecture.prompt(checkpoint.model))
-    room = checkpoint.architecture.decoder_room(checkpoint.model.config)
-    bodies = [
-        text_tokens(checkpoint.tokenizer, utterance.text) if utterance.text.strip() else None
-        for utterance in utterances
+    """Tokens of every clip's text, or of what the model hears in it."""
+    heard = [not one.text.strip() or _is_cut(runtime, one) for one in utterances]
+    waves = [runtime.window(one.samples) for one, own in zip(utterances, heard, strict=True) if own]
+    limits = [runtime.token_limit(len(wave)) for wave in waves]
+    hypotheses = iter(runtime.transcribe(waves, limits) if waves else ())
+    return [
+        list(next(hypotheses).tokens) if own else text_tokens(checkpoint.tokenizer, one.text)
+        for one, own in zip(utterances, heard, strict=True)
     ]
-    silent = [index for index, body in enumerate(bodies) if body is None]
-    if silent:
-        unheard = [runtime.window(utterances[index].samples) for index in silent]
-        limits = [runtime.token_limit(len(wave)) for wave in unheard]
-        for index, own in zip(silent, runtime.transcribe(unheard, limits), strict=True):
-            bodies[index] = list(own.tokens)
-    return [(prompt + (body or []))[:room] for body in bodies]

@@ -96,25 +96,44 @@ def test_own_hypothesis_where_there_is_no_text(checkpoint: Checkpoint) -> None:
     assert tokens == [*prompt, *own.tokens][:room]
 
 
-def test_long_text_is_cut_to_the_decoders_room(checkpoint: Checkpoint) -> None:
-    (batch,) = batches_of(checkpoint, ListCorpus([(tone(1.0), "zebra quiz " * 60)]))
+def test_long_texts_are_cut_to_the_decoders_room_and_counted(checkpoint: Checkpoint) -> None:
+    clips = [(tone(1.0), "zebra quiz " * 10_000), (tone(1.1), "fox"), (tone(1.2), "dog " * 60)]
+    said: list[str] = []
+    corpus = ListCorpus(clips)
+    (batch,) = calibration_batches(checkpoint, corpus, 3, 4, seed=0, on_warning=said.append)
     room = checkpoint.architecture.decoder_room(checkpoint.model.config)
-    assert batch.decoder_input_ids.shape == (1, room)
+    assert batch.decoder_input_ids.shape == (3, room)
+    (warning,) = said
+    assert warning.startswith("texts of 2 calibration clips, '2.wav' the first")
+    assert f"{room} tokens" in warning
     with torch.inference_mode():
         checkpoint.model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
 
 
 def test_damaged_and_long_clips_are_reported(whisper: Checkpoint) -> None:
     corpus = ListCorpus(["no samples", (tone(WINDOW_S + 1.0), "fox"), (tone(0.5), "dog")])
-    transcribed: list[str] = []
+    said: list[str] = []
     batches = calibration_batches(
-        whisper, corpus, clips=3, batch_size=4, seed=1, on_warning=transcribed.append
+        whisper, corpus, clips=3, batch_size=4, seed=1, on_warning=said.append
     )
     assert [len(batch) for batch in batches] == [2]
     assert bool(batches[0].frame_mask[0].all()), "a cut clip fills the window"
-    assert any("'0.wav' left out: no samples" in text for text in transcribed)
-    assert any("'1.wav' cut to the model's window" in text for text in transcribed)
-    assert any("gave 2 clips, not 3" in text for text in transcribed)
+    assert any("'0.wav' left out: no samples" in text for text in said)
+    assert any(
+        "1 calibration clips, '1.wav' the first, cut to the model's" in text for text in said
+    )
+    assert any("gave 2 clips, not 3" in text for text in said)
+
+
+def test_a_cut_clip_keeps_no_text_that_is_not_heard(whisper: Checkpoint) -> None:
+    wave = tone(WINDOW_S + 1.0)
+    with pytest.warns(UserWarning, match="cut to the model's window"):
+        (batch,) = batches_of(whisper, ListCorpus([(wave, "fox")]))
+    heard = wave[: WINDOW_S * 16_000]
+    (own,) = greedy(whisper, [heard], [token_limit(whisper, len(heard))])
+    prompt = whisper.architecture.prompt(whisper.model)
+    room = whisper.architecture.decoder_room(whisper.model.config)
+    assert batch.decoder_input_ids[0].tolist() == [*prompt, *own.tokens][:room]
 
 
 def test_damage_is_never_silent(whisper: Checkpoint) -> None:
