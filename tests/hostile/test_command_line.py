@@ -148,10 +148,12 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     "flags", [["-m", "bits=3"], ["bits=3", "-m"], ["bits=3", "-m", "method=rtn"]]
 )
-def test_a_flag_may_stand_anywhere(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_asr.run", *flags, *SHORT]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_flag_may_stand_anywhere(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run"])
+    assert exit_code(lambda: run_command([*flags, *SHORT])) == 0
     assert len(list(tmp_path.rglob("record.json"))) == 2
 
 
