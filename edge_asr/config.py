@@ -20,6 +20,7 @@ from edge_asr.errors import UserError
 from edge_asr.quant.scheme import DEFAULT, Scheme
 from edge_asr.settings import Bits, Checked, Count, Rate, Seed, build
 from edge_asr.store.files import parse_size
+from edge_asr.store.plain_json import finite
 
 PACKAGE = Path(edge_asr.__file__).resolve().parent
 # In an installed package it lies inside, in a checkout beside it.
@@ -243,7 +244,7 @@ class Settings(Checked):
 
     def provenance(self) -> dict[str, Any]:
         """What was asked for, as plain JSON: all but where results go."""
-        plain = dataclasses.asdict(self)
+        plain: dict[str, Any] = finite(dataclasses.asdict(self))
         for name in ("results", "store", "store_cap", "rerun", "threads"):
             del plain[name]
         return plain

@@ -29,7 +29,7 @@ from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD
 
 # Raised when a step makes something else of the same inputs.
-CALIBRATE_VERSION = 1
+CALIBRATE_VERSION = 2
 QUANTIZE_VERSION = 2
 TRANSCRIBE_VERSION = 2
 SCORE_VERSION = 1

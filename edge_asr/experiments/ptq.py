@@ -47,6 +47,7 @@ from edge_asr.store.record import (
 )
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
+LONGEST_SOURCE = 120  # of a damaged clip, in a warning
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _stage(artefact: Artefact) -> Stage:
 def _warnings(
     plan: Plan, made: Sequence[str], transcription: Transcription, floats: Artefact | None
 ) -> tuple[str, ...]:
-    warnings = [*made, *(f"{clip.source}: {clip.reason}" for clip in transcription.damaged)]
+    damaged = (f"{clip.source:.{LONGEST_SOURCE}}: {clip.reason}" for clip in transcription.damaged)
+    warnings = [*made, *damaged]
     truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
     if truncated:
         warnings.append(

@@ -157,7 +157,10 @@ def method_section(
     inputs = {one.inputs for one in plan.formats.values()}
     only_inputs = next(iter(inputs)) if len(inputs) == 1 else None
     bits = {one.weights.bits for one in formats if one.weights}
-    mean_bits = sum(layer.bits * layer.weights for layer in layers) / max(weights, 1)
+    # Of quantized activations alone, every weight stays float.
+    mean_bits: float = float_bits
+    if weights:
+        mean_bits = sum(layer.bits * layer.weights for layer in layers) / weights
     return MethodSection(
         name=plan.method_label,
         bits=bits.pop() if len(bits) == 1 else mean_bits,

@@ -45,7 +45,8 @@ def manifest(tmp_path: Path) -> Path:
 def options(model: Path | str, manifest: Path | str, folder: Path, *more: str) -> list[str]:
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
-        "calibration=manifest", f"calibration.path={manifest}", f"results={folder / 'runs'}",
+        "calibration=manifest", "calibration.allow_test_clips=true",
+        f"calibration.path={manifest}", f"results={folder / 'runs'}",
         "protocol.resamples=100", "batch_size=2", *more,
     ]  # fmt: skip
 

@@ -41,7 +41,8 @@ def command(model: Path, manifest: Path, folder: Path) -> list[str]:
     return [
         sys.executable, "-m", "edge_asr.run",
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
-        "calibration=manifest", f"calibration.path={manifest}", "calibration.clips=8",
+        "calibration=manifest", "calibration.allow_test_clips=true",
+        f"calibration.path={manifest}", "calibration.clips=8",
         "method=autoround", "bits=2", "method.rounding.iterations=120",
         f"results={folder / 'runs'}", "protocol.resamples=100", "batch_size=1", "threads=1",
     ]  # fmt: skip

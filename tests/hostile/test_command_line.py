@@ -105,6 +105,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("data=manifest data.path=/no/such.jsonl", "/no/such.jsonl"),
         ("model=custom model.path=/no/such/folder", "/no/such/folder"),
         ("method=gptq calibration=manifest calibration.path=/no/such.jsonl", "/no/such.jsonl"),
+        ("model=whisper_tiny_en", "hf download"),
         ("results=/proc/no/such", "results=/proc/no/such"),
         ("store=/proc/no/such", "/proc/no/such"),
     ],

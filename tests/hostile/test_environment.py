@@ -136,11 +136,8 @@ def test_no_terminal_means_a_log_with_a_line_a_step(parts: Path, run: Run) -> No
     assert ended == ["transcribe float", "quantize rtn W4", "transcribe rtn W4"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_without_greek_gets_its_table(
-    encoding: str, parts: Path, tmp_path: Path
-) -> None:
-    done = in_process("method=rtn", *options(parts), folder=tmp_path, PYTHONIOENCODING=encoding)
+def test_a_terminal_without_greek_gets_its_table(parts: Path, tmp_path: Path) -> None:
+    done = in_process("method=rtn", *options(parts), folder=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "d WER" in done.stdout
 
