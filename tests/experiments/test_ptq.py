@@ -75,7 +75,8 @@ def options(model: Path, manifest: Path, results: Path, *more: str) -> list[str]
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
         "calibration=manifest", f"calibration.path={manifest}", "calibration.allow_test_clips=true",
-        f"results={results}", f"store={results / 'store'}", "protocol.resamples=100", "batch_size=2", *more,
+        f"results={results}", f"store={results / 'store'}", "protocol.resamples=100",
+        "batch_size=2", *more,
     ]  # fmt: skip
 
 
