@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from make_golden import CLOSED_FORM, GOLDEN, METHODS, MODELS, environment, golden_row
 
+from edge_asr.config import BASE_RECIPE, CONF
+
 CODES_EQUAL = 0.999
 LOSS_BAND = 0.05
 AGAIN = "raise the version of the part whose numbers changed and run scripts/make_golden.py"
@@ -53,6 +55,8 @@ def test_a_short_run_is_what_it_was(model: str, method: str, folder: Path) -> No
 
 
 def test_every_method_has_a_golden_row() -> None:
+    recipes = {path.stem for path in (CONF / "method").glob("*.yaml")} - {BASE_RECIPE, "float"}
+    assert set(METHODS) == recipes, "add the method to scripts/make_golden.py and run it"
     for model in MODELS:
         assert list(golden(model)) == list(METHODS)
         learned = {method for method, row in golden(model).items() if row["losses"]}

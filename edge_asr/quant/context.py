@@ -245,10 +245,11 @@ class SiteContext:
 
     Attributes:
         site: The site.
-        weights: Float weight [out_features, in_features] of every layer that is to be rounded.
+        weights: Float weight [out_features, in_features] of every layer that is to be rounded, on
+            the CPU, by the layer's module path, which is unique in the model.
         statistics: Calibration statistics of their common input.
-        grids: For every layer, the grid its weights go to.
-        fits: For every layer, what fits scales and zero points to its weight.
+        grids: By the same paths, the grid that a layer's weights go to.
+        fits: By the same paths, what fits scales and zero points to a layer's weight.
         warnings: Sentences for the record.
         outliers: What stays off the grid.
         kept: Outliers that were chosen already; in `weights` others of their group stand for them.
