@@ -225,8 +225,10 @@ def test_every_range_and_rounding_serves_a_symmetric_convention_or_refuses_it(
 
 @pytest.mark.parametrize(("outliers", "rounding"), OUTLIERS)
 def test_outliers_are_kept_whatever_rounds_the_others(
-    checkpoint: Checkpoint, outliers: str, rounding: str
+    whisper: Checkpoint, moonshine: Checkpoint, outliers: str, rounding: str
 ) -> None:
+    # Each family meets some of them: all of both take a minute.
+    checkpoint = whisper if outliers == "columns" else moonshine
     recipe = recipe_with(("outliers", outliers), ("rounding", rounding))
     model, _ = quantized(checkpoint, recipe)
     check_rows(checkpoint, model)
