@@ -24,7 +24,7 @@ def mean_output_error(weight: Tensor, rounded: Tensor, mean_input: Tensor) -> Te
 @corrections.register("bias")
 @dataclass(frozen=True)
 class BiasCorrection(Correction):
-    """Correction stage `bias`; layers without a bias are left as they are."""
+    """Put the mean error of every output into the bias, where a layer has one."""
 
     reads_statistics: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ def largest_columns(magnitudes: Tensor, fraction: float) -> Tensor:
 @outliers.register("columns")
 @dataclass(frozen=True)
 class Columns(Outliers):
-    """Outlier stage `columns`: the outlier features of QUIK.
+    """The input columns of the largest activations stay in 16 bits, as in QUIK.
 
     Ashkboos et al. 2023 (arXiv:2310.09259), section 3. The input features with the largest |x|
     in calibration are kept in 16 bits, in the weight and in the activation. GPTQ takes their

@@ -83,7 +83,7 @@ class SingleWeights(OutlierRule):
 @outliers.register("unstructured")
 @dataclass(frozen=True)
 class Unstructured(Outliers):
-    """Outlier stage `unstructured`: the sparse outliers of SpQR.
+    """The single weights that cost their group most stay in 16 bits, as in SpQR.
 
     Dettmers et al. 2023 (arXiv:2306.03078), section 4 and algorithm 1. A weight of a group is
     left out of the group's range if that lowers the group's error by more than the threshold,

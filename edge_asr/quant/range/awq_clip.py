@@ -90,7 +90,7 @@ def awq_clip_parameters(
 @ranges.register("awq_clip")
 @dataclass(frozen=True)
 class AwqClip(Range):
-    """Range stage `awq_clip`.
+    """Shrink every group's range until the layer's output errs least.
 
     Attributes:
         steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
@@ -16,9 +14,9 @@ from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, quantize
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.range.mse import mse_parameters
+from edge_asr.quant.range.mse import MseSearch
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.settings import Bits, Count, PositiveFraction, Steps
+from edge_asr.settings import Bits, Count
 
 
 def requantize(values: Tensor, bits: int, group_size: int) -> DoubleQuantized:
@@ -104,7 +102,7 @@ class DoubleQuantization(Range):
 @ranges.register("minmax_double_quant")
 @dataclass(frozen=True)
 class MinMaxDoubleQuantization(DoubleQuantization):
-    """Range stage `minmax_double_quant`.
+    """Min-max ranges whose scales and zero points are quantized themselves.
 
     Dettmers et al. 2023 (arXiv:2306.03078), section 4.2 ("bilevel quantization"): min-max ranges
     that need not contain zero, with zero points that are not rounded; the scales of
@@ -118,20 +116,8 @@ class MinMaxDoubleQuantization(DoubleQuantization):
 
 @ranges.register("mse_double_quant")
 @dataclass(frozen=True)
-class MseDoubleQuantization(DoubleQuantization):
-    """Range stage `mse_double_quant`: the same over the ranges of `mse`, a mix of our own.
-
-    Attributes:
-        steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.
-        max_shrink: Largest share of the whole range that is cut off; the search ends right before.
-        norm: Exponent of the error; 2 is the mean squared error.
-    """
-
-    steps: Steps = 100
-    max_shrink: PositiveFraction = 0.8
-    norm: Annotated[float, Field(gt=0, le=10)] = 2.4
+class MseDoubleQuantization(MseSearch, DoubleQuantization):
+    """The same over the ranges of `mse`, a mix of our own."""
 
     def unquantized(self, weight: Tensor, grid: Grid) -> GridParameters:
-        return mse_parameters(
-            weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
-        )
+        return self.search(weight, grid)

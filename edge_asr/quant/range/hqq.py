@@ -102,7 +102,7 @@ def hqq_parameters(
 @ranges.register("hqq")
 @dataclass(frozen=True)
 class Hqq(Range):
-    """Range stage `hqq`; it ignores the statistics.
+    """Fit zero points by half-quadratic splitting; needs no clips.
 
     Its zero points are floats of 16 bits and its ranges need not contain zero, whatever the
     grid asked for.

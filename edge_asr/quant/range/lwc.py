@@ -74,7 +74,7 @@ class ClippedRanges(TrainableRange):
 @ranges.register("lwc")
 @dataclass(frozen=True)
 class LearnedWeightClipping(Scheduled, Range):
-    """Range stage `lwc`.
+    """Learned clipping of every group's range.
 
     Attributes:
         iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples (40 at 2 bits).

@@ -44,7 +44,7 @@ class FollowingRanges(TrainableRange):
 @ranges.register("minmax")
 @dataclass(frozen=True)
 class MinMax(Range):
-    """Range stage `minmax`; it has no settings and ignores the statistics."""
+    """From the smallest to the largest weight of every group; needs no clips."""
 
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer

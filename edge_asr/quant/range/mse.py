@@ -26,7 +26,7 @@ from edge_asr.quant.grid import (
 )
 from edge_asr.quant.range.shrink import shrink_search
 from edge_asr.quant.stages import Range, ranges
-from edge_asr.settings import PositiveFraction, Steps
+from edge_asr.settings import Checked, PositiveFraction, Steps
 
 
 def group_error(weight: Tensor, parameters: GridParameters, grid: Grid, norm: float) -> Tensor:
@@ -62,10 +62,9 @@ def mse_parameters(
     )
 
 
-@ranges.register("mse")
 @dataclass(frozen=True)
-class Mse(Range):
-    """Range stage `mse`; it ignores the statistics.
+class MseSearch(Checked):
+    """Settings of the search for the range of least error.
 
     Attributes:
         steps: Fineness of the search: each candidate is narrower by 1 / steps of the whole range.
@@ -77,10 +76,20 @@ class Mse(Range):
     max_shrink: PositiveFraction = 0.8
     norm: Annotated[float, Field(gt=0, le=10)] = 2.4
 
+    def search(self, weight: Tensor, grid: Grid) -> GridParameters:
+        """See `mse_parameters`."""
+        return mse_parameters(
+            weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
+        )
+
+
+@ranges.register("mse")
+@dataclass(frozen=True)
+class Mse(MseSearch, Range):
+    """Shrink every group's range until its weights err least; needs no clips."""
+
     def fit(
         self, weight: Tensor, grid: Grid, statistics: InputStatistics, layer: Layer
     ) -> GridParameters:
         del statistics, layer
-        return mse_parameters(
-            weight, grid, steps=self.steps, max_shrink=self.max_shrink, norm=self.norm
-        )
+        return self.search(weight, grid)

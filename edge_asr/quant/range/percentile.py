@@ -49,7 +49,7 @@ def _quantile(values: Tensor, dim: int, fraction: float) -> Tensor:
 @ranges.register("percentile")
 @dataclass(frozen=True)
 class Percentile(Range):
-    """Range stage `percentile`; it ignores the statistics.
+    """Cut every group's range at percentiles of its weights; needs no clips.
 
     Attributes:
         percentile: Percentile of a group's weights at the upper end of its range; the lower end is

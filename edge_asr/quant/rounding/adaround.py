@@ -59,7 +59,7 @@ class PulledCodes(TrainableCodes):
 @roundings.register("adaround")
 @dataclass(frozen=True)
 class AdaRound(Scheduled, LearnedRounding):
-    """Rounding stage `adaround`.
+    """Learn of every weight whether it rounds up or down.
 
     Attributes:
         iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the

@@ -255,7 +255,7 @@ class _LayerUnderWay:
 @roundings.register("gptq")
 @dataclass(frozen=True)
 class Gptq(SiteRounding):
-    """Rounding stage `gptq`.
+    """Column by column; later columns make up for each error.
 
     Attributes:
         damping: What is added to the Hessian's diagonal at first, relative to its mean; doubled

@@ -12,7 +12,7 @@ from edge_asr.quant.weight import QuantizedWeight, round_nearest
 @roundings.register("nearest")
 @dataclass(frozen=True)
 class Nearest(SiteRounding):
-    """Rounding stage `nearest`; it has no settings."""
+    """Every weight to the nearest grid point."""
 
     def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
         return {

@@ -136,7 +136,9 @@ class SignedOffsets(TrainableRounding):
 @roundings.register("signround")
 @dataclass(frozen=True)
 class SignRound(Scheduled, LearnedRounding):
-    """Rounding stage `signround`; the range it starts from is that of the range stage.
+    """Learn offsets of the rounding, and the range, by signed gradient steps.
+
+    The range it starts from is that of the range stage.
 
     Attributes:
         learning_rate: Step size at first, which falls to zero; null for 1 / iterations, as the

@@ -99,7 +99,7 @@ class HardeningCodes(TrainableCodes):
 @roundings.register("tesseraq")
 @dataclass(frozen=True)
 class TesseraQ(Scheduled, LearnedRounding):
-    """Rounding stage `tesseraq`.
+    """Learn the rounding, hardened stretch by stretch, and the scales.
 
     Attributes:
         iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.

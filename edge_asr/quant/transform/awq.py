@@ -176,7 +176,7 @@ def _replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[No
 @transforms.register("awq")
 @dataclass(frozen=True)
 class Awq(Transform):
-    """Transform stage `awq`.
+    """Scale up the weight columns that matter; exponents are searched site by site.
 
     Scales fold into the norm or the layer that feeds a site: norms, values into the output
     projection of a self-attention, the linear half of a gated MLP. The output projection of a

@@ -34,7 +34,7 @@ def equalizing_scale(source_range: Tensor, column_range: Tensor) -> Tensor:
 @transforms.register("cle")
 @dataclass(frozen=True)
 class CrossLayerEqualization(Transform):
-    """Transform stage `cle`; it has no settings and needs no calibration.
+    """Equalize the ranges of neighbouring layers; needs no clips.
 
     Equalized are the pairs of Linears with nothing but a linear map between them: values and
     the output projection of every attention, and the linear half of a gated MLP's first layer

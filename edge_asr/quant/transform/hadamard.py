@@ -38,7 +38,7 @@ from edge_asr.settings import Seed
 @transforms.register("hadamard")
 @dataclass(frozen=True)
 class Hadamard(Transform):
-    """Transform stage `hadamard`.
+    """Rotate residual streams and heads by random Hadamard matrices.
 
     Each stack has a residual stream of its own, rotated by a Hadamard matrix with random signs.
     The encoder's stem ends in a GELU, so its frames are centred and rotated explicitly before

@@ -125,7 +125,7 @@ def _can_shift(context: BlockContext, site: Site) -> bool:
 @transforms.register("let")
 @dataclass(frozen=True)
 class LearnedEquivalentTransformation(Scheduled, Transform):
-    """Transform stage `let`; trained together with the range stage.
+    """Learned scales and shifts of what layers read, trained with the range stage.
 
     The start differs from the authors' code in three points. It takes |x| after the shift and |w|
     (they: |x| before it, and the largest w with its sign). The shift is the middle of the whole

@@ -42,7 +42,9 @@ def smooth_scale(largest_input: Tensor, weights: Sequence[Tensor], alpha: float)
 @transforms.register("smooth")
 @dataclass(frozen=True)
 class Smooth(Transform):
-    """Transform stage `smooth`: every site that a norm feeds; `out` and `fc2` stay as they are.
+    """Move activation outliers into the weights of every site that a norm feeds.
+
+    `out` and `fc2` stay as they are.
 
     The keys and values of all cross-attentions read one norm and so share one scale.
 

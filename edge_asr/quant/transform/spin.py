@@ -118,7 +118,7 @@ def _change_bias(tensors: dict[str, Tensor], layer: str, matrix: Tensor) -> None
 @transforms.register("spin")
 @dataclass(frozen=True)
 class Spin(Transform):
-    """Transform stage `spin`.
+    """Rotations like those of `hadamard`, learned on the quantized network's own loss.
 
     The network that is trained through has quantized activations and float weights where the run
     quantizes activations, as the authors train for GPTQ; without quantized activations its

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant.sites import correlated_inputs, statistics_of
 
 from edge_asr.calibration.statistics import InputStatistics
-from edge_asr.config import CONF
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
@@ -24,7 +22,6 @@ from edge_asr.quant.range.awq_clip import (
     group_output_error,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
 
 PUBLISHED = {"steps": 20, "max_shrink": 0.5}
@@ -195,8 +192,3 @@ def test_rare_inputs_do_not_decide() -> None:
         AwqClip().fit(weight, grid, statistics_of(inputs), VALUES) for inputs in (quiet, loud)
     )
     assert float(cut.scale) < 0.7 * float(kept.scale)
-
-
-def test_the_configuration_holds_awqs_defaults() -> None:
-    plain = yaml.safe_load((CONF / "method/range/awq_clip.yaml").read_text())
-    assert ranges.build(plain) == AwqClip()

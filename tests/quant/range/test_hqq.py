@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import composed
@@ -18,7 +17,6 @@ from quant.sites import served_grid, site_context
 from tiny import ListCorpus, tone
 
 from edge_asr.calibration.batches import calibration_batches
-from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.models.loading import Checkpoint
@@ -28,7 +26,6 @@ from edge_asr.quant.range.hqq import Hqq, hqq_parameters, shrink, starting_point
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.rounding.gptq import Gptq
 from edge_asr.quant.rounding.nearest import Nearest
-from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
 
 PUBLISHED: dict[str, Any] = {"lp_norm": 0.7, "beta": 10.0, "kappa": 1.01, "iterations": 20}
@@ -304,7 +301,5 @@ def test_a_symmetric_grid_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_the_configuration_holds_the_authors_settings() -> None:
-    plain = yaml.safe_load((CONF / "method/range/hqq.yaml").read_text())
-    assert ranges.build(plain) == Hqq()
+def test_the_defaults_are_the_authors_settings() -> None:
     assert dataclasses.asdict(Hqq()) == {**PUBLISHED, "round_zero": None}

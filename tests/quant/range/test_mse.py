@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.config import CONF
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.mse import Mse, mse_parameters
-from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
 
 PUBLISHED = {"steps": 100, "max_shrink": 0.8, "norm": 2.4}
@@ -116,7 +113,3 @@ def test_ties_keep_the_widest_range() -> None:
     # So do all codes of a grid that covers them exactly.
     codes = torch.arange(16.0)[None] - 5
     assert torch.equal(mse_parameters(codes, grid, **PUBLISHED).scale, torch.ones(1, 1))
-
-
-def test_the_configuration_holds_the_defaults() -> None:
-    assert ranges.build(yaml.safe_load((CONF / "method/range/mse.yaml").read_text())) == Mse()

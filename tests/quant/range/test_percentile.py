@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_asr.config import CONF
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.range.percentile import Percentile, percentile_parameters
-from edge_asr.quant.stages import ranges
 from edge_asr.quant.weight import round_nearest
 
 
@@ -86,8 +83,3 @@ def test_weights_outside_saturate() -> None:
     rounded = round_nearest(weight, fitted, grid)
     assert int(rounded.codes[0, 50]) == 15
     assert float(rounded.dequantize().max()) < 1.2
-
-
-def test_the_configuration_holds_the_default_percentile() -> None:
-    plain = yaml.safe_load((CONF / "method/range/percentile.yaml").read_text())
-    assert ranges.build(plain) == Percentile()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from options import composed
 from quant.passes import (
     EncoderOnly,
     contexts,
@@ -23,7 +23,6 @@ from quant.passes import (
 )
 from torch import Tensor, nn
 
-from edge_asr.config import CONF
 from edge_asr.errors import UserError
 from edge_asr.models.families.sites import Site
 from edge_asr.models.loading import Checkpoint
@@ -352,14 +351,6 @@ def test_impossible_settings_are_refused_by_name(options: dict[str, object], nam
 
 
 def test_the_recipe_and_its_defaults() -> None:
-    options = yaml.safe_load((CONF / "method/transform/awq.yaml").read_text())
-    assert set(options) == {"name", *(field.name for field in fields(Awq))}
-    assert transforms.build(options) == Awq()
-    recipe = yaml.safe_load((CONF / "method/awq.yaml").read_text())
-    assert recipe["name"] == "awq"
-    chosen = {"transform": "awq", "range": "awq_clip", "rounding": "nearest"}
-    for stage, name in chosen.items():
-        assert {f"override {stage}": name} in recipe["defaults"]
-    template = yaml.safe_load((CONF / "hydra/help/edge_asr.yaml").read_text())["template"]
-    for option in ("alpha", "n_grid", "duo_scaling", "scale_activation"):
-        assert f"method.transform.{option} " in template
+    stages = composed("method=awq").method.stages
+    assert transforms.build(stages["transform"]) == Awq()
+    assert (stages["range"]["name"], stages["rounding"]["name"]) == ("awq_clip", "nearest")

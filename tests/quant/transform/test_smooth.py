@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from options import composed
 from quant.passes import (
     EncoderOnly,
     Inspect,
@@ -23,11 +22,9 @@ from quant.passes import (
     without_rows,
 )
 
-from edge_asr.config import CONF
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.context import BlockContext, ModelContext
 from edge_asr.quant.formats import ActivationGrid, Grid
-from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.stages import transforms
 from edge_asr.quant.transform.smooth import Smooth, smooth_scale
 
@@ -176,20 +173,6 @@ def test_inputs_that_are_not_finite_leave_a_site_alone_with_a_warning(whisper: C
 
 
 def test_the_recipe_and_its_defaults() -> None:
-    options = yaml.safe_load((CONF / "method/transform/smooth.yaml").read_text())
-    assert set(options) == {"name", *(field.name for field in fields(Smooth))}
-    assert transforms.build(options) == Smooth()
-    recipe = yaml.safe_load((CONF / "method/smoothquant.yaml").read_text())
-    stages = {
-        key.removeprefix("override "): value
-        for part in recipe["defaults"]
-        if isinstance(part, dict)
-        for key, value in part.items()
-    }
-    parts = {
-        stage: yaml.safe_load((CONF / f"method/{stage}/{name}.yaml").read_text())
-        for stage, name in stages.items()
-    }
-    assert Recipe.build(parts).transform == Smooth()
-    assert recipe["name"] == "smoothquant"
-    assert (stages["range"], stages["rounding"]) == ("minmax", "nearest")
+    stages = composed("method=smoothquant").method.stages
+    assert transforms.build(stages["transform"]) == Smooth()
+    assert (stages["range"]["name"], stages["rounding"]["name"]) == ("minmax", "nearest")
