@@ -7,7 +7,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test check corpus models clean
+.PHONY: help setup demo test check installed editable corpus models clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,16 @@ check: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+installed:  ## install the package into an empty environment, and use it from an empty folder
+	rm -rf build/installed
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	bash scripts/check_install.sh build/installed/bin
+	rm -rf build/installed
+
+editable: setup  ## the same of the editable installation that development uses
+	bash scripts/check_install.sh $(BIN)
 
 corpus: setup  ## synthesize the training corpus and the shipped clips (needs Debian's synthesizers)
 	$(BIN)/python scripts/make_speech_corpus.py --assets edge_asr/assets
