@@ -50,7 +50,7 @@ def run_command(arguments: Sequence[str]) -> None:
             return
         if sweep:
             _check_sweep(composer, words)
-        else:
+        elif not asked.flags.shell_completion:
             composer.config(words)
     _hydra(asked, words)
 

@@ -184,6 +184,12 @@ def _warnings(
     empty = sum(not hypothesis.pred_text for hypothesis in transcription.hypotheses)
     if 2 * empty > len(transcription.hypotheses):
         warnings.append(f"{empty} of {len(transcription.hypotheses)} outputs are empty")
+    cut = sum(hypothesis.hit_limit for hypothesis in transcription.hypotheses)
+    if 10 * cut > len(transcription.hypotheses):
+        warnings.append(
+            f"{cut} of {len(transcription.hypotheses)} outputs were cut at their limit of tokens: "
+            "loops, or a max_new_tokens or model.tokens_per_second that is too small"
+        )
     if plan.quantize is not None and floats is None:
         warnings.append(
             "no difference to the float model: another process was still making its hypotheses; "
