@@ -20,7 +20,7 @@ from edge_asr.evaluation.scoring import score_run
 from edge_asr.quant.formats import ActivationGrid
 from edge_asr.store.record import read_record, write_record
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "embedded"
 SPOKEN = ("red green blue", "horse", "cold rain", "bread milk eggs cheese")
 POOR = ("red green", "house", "cold", SPOKEN[3])
 

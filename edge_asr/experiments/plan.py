@@ -17,7 +17,7 @@ from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.experiments.labels import folder_name, method_label
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
-from edge_asr.models.loading import check_device, read_config
+from edge_asr.models.loading import read_config
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
@@ -121,10 +121,9 @@ def check_settings(settings: Settings) -> tuple[Recipe, Source]:
     """The parts and the source of clips that `settings` name; nothing is opened.
 
     Raises:
-        UserError: for a setting out of its range, parts that cannot work together or serve the
-            scheme, or a device that is not there.
+        UserError: for a setting out of its range, or parts that cannot work together or serve the
+            scheme.
     """
-    check_device(settings.device)
     _ = runtimes[settings.runtime], protocol_named(settings.protocol.name)
     recipe = Recipe.build(settings.method.stages)
     if recipe.quantizes:

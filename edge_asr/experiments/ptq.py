@@ -30,6 +30,7 @@ from edge_asr.experiments.steps import (
     quantize_result,
     silent,
 )
+from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.failure import failure_noted
@@ -72,6 +73,7 @@ def run_experiment(settings: Settings, progress: Progress = silent) -> Outcome:
     Raises:
         UserError: for whatever the user can mend; no record is written then.
     """
+    check_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     store = Store(settings.store_folder)
