@@ -47,7 +47,7 @@ Clips = str | Path | Corpus
 MB = 1e6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What a model made of some clips.
 
@@ -98,7 +98,7 @@ class Evaluation:
             for row in self.results
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.frame.to_string(index=False, float_format="%.2f")
 
 
@@ -221,6 +221,8 @@ def evaluate(
     decoding = DecodeSettings(settings.batch_size, settings.max_new_tokens)
     transcription = joined(corpus.entries, transcribe(TorchRuntime(model), corpus, decoding))
     baseline = None if against is None else against.transcription.hypotheses
+    if baseline and {one.id for one in baseline} != {one.id for one in transcription.hypotheses}:
+        raise UserError("against: is of other clips; evaluate both with the same data and limit")
     results, _ = score_run(settings.protocol, corpus.name, transcription, baseline)
     return Evaluation(results, transcription, _cost(model, transcription.hypotheses))
 

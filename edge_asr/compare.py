@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.cli.main import exit_code
+from edge_asr.cli.main import Parser, exit_code
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, read_hypotheses
 from edge_asr.evaluation.scoring import paired, score_hypotheses
@@ -82,6 +81,10 @@ def read_run(folder: Path) -> Run:
         UserError: No record there, one without results, or hypotheses that stayed behind or are
             not those that the record was made of.
     """
+    if folder.name == RECORD_NAME and folder.is_file():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder of a run; give one such as runs/MODEL/RUN")
     record = read_record(folder / RECORD_NAME)
     result = next((row for row in record.results if row.condition == ALL), None)
     if result is None or result.wer is None:
@@ -165,8 +168,8 @@ def _write(path: Path, comparisons: Sequence[Comparison]) -> None:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m edge_asr.compare",
         description="WER of runs less that of another on the same clips, with a paired interval. "
         "Bits are stored bits a weight, scales and outliers included.",

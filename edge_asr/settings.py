@@ -83,7 +83,8 @@ def build(kind: type[T], plain: Mapping[str, Any], prefix: str = "") -> T:
         inner = known[name]
         if isinstance(inner, type) and issubclass(inner, Checked):
             if not isinstance(value, Mapping):
-                raise UserError(f"{option}={show_value(value)}: is needed; choose one")
+                own = ", ".join(field_types(inner))
+                raise UserError(f"{option}={show_value(value)}: set one of its own: {own}")
             values[name] = build(inner, value, option)
         else:
             values[name] = check_value(option, inner, value)
@@ -109,6 +110,8 @@ def check_value(option: str, hint: Any, value: Any) -> Any:
     """
     # A frozen dataclass holds tuples where a configuration file has lists.
     given = tuple(value) if isinstance(value, list) else value
+    if isinstance(given, int | float) and not isinstance(given, bool) and _is_text(hint):
+        given = str(given)  # such as a size or a name that is all digits
     try:
         return _adapter(hint).validate_python(given)
     except ValidationError as error:
@@ -131,6 +134,11 @@ def show_value(value: Any) -> str:
     return str(value)
 
 
+def _is_text(hint: Any) -> bool:
+    bare = {get_args(one)[0] if get_origin(one) is Annotated else one for one in _options(hint)}
+    return bare <= {str, types.NoneType}
+
+
 def in_words(hint: Any) -> str:
     """What a setting may be: `a whole number from 1 to 1000, or null`."""
     options = _options(hint)
@@ -150,7 +158,8 @@ def _one_in_words(hint: Any) -> str:
         for extra in extras:
             bounds += extra.metadata if isinstance(extra, FieldInfo) else [extra]
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(show_value, get_args(hint)))
+        words = list(map(show_value, get_args(hint)))
+        return words[0] if len(words) == 1 else "one of " + ", ".join(words)
     if len(_options(hint)) > 1:
         return in_words(hint)
     if get_origin(hint) is tuple:

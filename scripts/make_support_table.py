@@ -6,7 +6,7 @@ python scripts/make_support_table.py [--out docs/support.md]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edge_asr.models.tensors import TensorKind
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.scheme import Scheme
 from edge_asr.quant.stages import STAGES
+from edge_asr.settings import show_value
 from edge_asr.store.files import write_text_atomically
 
 # A column's heading, and the rules that ask for it.
@@ -80,7 +81,7 @@ def method_rows(reasons: list[str]) -> list[tuple[str, ...]]:
             reasons += [f"`{path.stem}`: {why}."] if why else []
             answers.append(f"no ({len(reasons)})" if why else "yes")
         trains = recipe.learned or recipe.transform.trains_model
-        parts = [str(part["name"]) for part in recipe.identity.values()]
+        parts = [_shown(stage, part) for stage, part in recipe.identity.items()]
         source = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         rows.append(
             (
@@ -93,6 +94,13 @@ def method_rows(reasons: list[str]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _shown(stage: str, part: Mapping[str, Any]) -> str:
+    """The part's name, with the settings that the recipe changes."""
+    usual = STAGES[stage].identity(STAGES[stage].build({"name": part["name"]}))
+    changed = [f"{name}={show_value(part[name])}" for name in usual if part[name] != usual[name]]
+    return " ".join([str(part["name"]), *changed])
 
 
 def page() -> str:

@@ -114,7 +114,7 @@ def test_runs_that_cannot_be_compared_are_one_line(
         (stale, "rerun=true"),
         (numeric, f"{hypotheses.name}, line 2: text=3: "),
         (bare, "rerun=true"),
-        (tmp_path / "no", "no/"),
+        (tmp_path / "no", "is no folder of a run"),
     ):
         assert main([str(folder), "--against", str(whole)]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -129,7 +129,7 @@ def test_its_mistakes_are_one_line_too(package: Path, tmp_path: Path) -> None:
     mistakes = {
         "method/range=deviation": "did you mean deviations",
         "method/range=deviations method.range.width=-1": "method.range.width=-1: must be",
-        "data=folder": "data.path=???: is needed",
+        "data=folder": "data.path is needed; give data.path=...",
         "data=folder data.path=/no/such": "data.path=/no/such: holds no .wav file",
         "protocol=wordings": "did you mean wording",
     }

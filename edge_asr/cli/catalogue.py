@@ -85,10 +85,10 @@ def registered() -> Iterator[Choice]:
             if dataclasses.is_dataclass(entry):
                 for group in registry.options:
                     sentence = first_line(entry.__doc__ or "")
-                    yield Choice(group, name, sentence, settings_of(entry))
+                    yield Choice(group, name, sentence, class_settings(entry))
 
 
-def settings_of(kind: type[Any]) -> tuple[Setting, ...]:
+def class_settings(kind: type[Any]) -> tuple[Setting, ...]:
     """The settings of an imported class."""
     sentences: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -23,7 +23,7 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from edge_asr.cli.catalogue import MISSING, Choice, choices
+from edge_asr.cli.catalogue import MISSING, Choice, choices, class_settings
 from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.config import (
     BASE_RECIPE,
@@ -65,7 +65,8 @@ def settings_of(composed: DictConfig) -> Settings:
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}=???: is needed; give it a value") from error
+        key = str(error.full_key)
+        raise UserError(f"{key} is needed; give {key}=...{_sentence(key)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     assert isinstance(plain, dict)
@@ -157,6 +158,11 @@ class Composer:
         if group.startswith("hydra"):
             return
         known = self.options(group, words)
+        if not known and override.is_delete():
+            raise UserError(f"~{group}: nothing can be left out; set it to what you want")
+        if not known and "." in group and (parts := self.options(group.replace(".", "/"), words)):
+            place = group.replace(".", "/")
+            raise UserError(f"{override.input_line}: a part is chosen with {place}={parts[0]}, ...")
         if not known:
             if "/" in group:
                 raise UserError(f"{group}: no such choice; {nearest(group, self.groups())}")
@@ -176,6 +182,8 @@ class Composer:
     def _explained(self, error: Exception, words: Sequence[str]) -> UserError:
         """What Hydra says in many lines, in one."""
         text = str(error)
+        if match := re.match(r"Could not append to config. An item is already at '(.*)'", text):
+            return UserError(f"+{match[1]}: is there already; leave out the plus")
         if match := re.match(r"Ambiguous value for argument '(.*)'", text):
             return UserError(f"{match[1]}: several values; add -m to make a run of each")
         match = re.match(r"Could not (?:override|append|delete|add)[^']*'([^']+)'", text)
@@ -209,6 +217,18 @@ def _no_option(name: str, place: str, node: Any, known: list[str]) -> str:
     if not known:
         return f"no option {name}; {group}={own} has none"
     return f"no option {name}; {nearest(name, known)}"
+
+
+def _sentence(key: str) -> str:
+    """What a setting is, in brackets, if its class says so."""
+    group, _, name = key.rpartition(".")
+    places = [(choice.group.replace("/", "."), choice.settings) for choice in choices()]
+    places += [(place, class_settings(kind)) for place, kind in SHARED.items()]
+    for place, settings in places:
+        for one in settings:
+            if (place, one.name) == (group, name) and one.default == MISSING:
+                return f" ({one.sentence.removesuffix('.')})"
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.cli.catalogue import MISSING, Choice, Setting, choices, settings_of
+from edge_asr.cli.catalogue import MISSING, Choice, Setting, choices, class_settings
 from edge_asr.cli.compose import NEEDED, SHARED, Composer
 from edge_asr.cli.overrides import parse
 from edge_asr.config import Settings, Shorthands
@@ -25,11 +25,11 @@ Compress a Whisper or Moonshine checkpoint and measure what it costs and gains.
 
 Every option is written name=value; with -m, several values separated by commas make a run each.
 Further words: -m (sweep), --cfg job (show the configuration), --config-dir FOLDER (your own
-conf/), --version, --hydra-help (Hydra's own)."""
-ENDING = """\
-Settings of a part are there while it is chosen: method=gptq --help shows those of gptq.
-Reports over all records: python -m edge_asr.report --help"""
-WIDTH = 100
+conf/), --version, --hydra-help (Hydra's own).
+
+This lists the settings of every part; method=gptq --help only those that gptq has."""
+ENDING = "Reports over all records: python -m edge_asr.report --help"
+WIDEST = 100
 
 
 def print_help(composer: Composer, words: Sequence[str]) -> None:
@@ -41,7 +41,10 @@ def print_help(composer: Composer, words: Sequence[str]) -> None:
     """
     chosen = any(one.key_or_group.startswith("method") for one in parse(words))
     config = composer.config(words)
-    console = Console(width=WIDTH, highlight=False)
+    console = Console(highlight=False)
+    console = Console(
+        width=min(console.width, WIDEST) if console.is_terminal else WIDEST, highlight=False
+    )
     console.print(INTRODUCTION + "\n", markup=False)
     _print(
         console,
@@ -60,7 +63,10 @@ def _print(console: Console, title: str, rows: Iterator[tuple[str, str]]) -> Non
     for left, right in rows:
         table.add_row(Text(left), Text(right))
     console.print(Text(title))
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), markup=False, soft_wrap=True)
     console.print()
 
 
@@ -68,9 +74,11 @@ def _sections(
     config: DictConfig, *, everything: bool
 ) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     plain: Any = OmegaConf.to_container(config)
-    run = [one for one in settings_of(Settings) if one.name not in (*NEEDED, "encoder", "decoder")]
+    run = [
+        one for one in class_settings(Settings) if one.name not in (*NEEDED, "encoder", "decoder")
+    ]
     yield "The run", (_row(one, "", plain.get(one.name)) for one in run)
-    stacks = settings_of(Shorthands)
+    stacks = class_settings(Shorthands)
     yield (
         "One stack alone",
         (
@@ -80,7 +88,7 @@ def _sections(
         ),
     )
     for group, kind in SHARED.items():
-        shared = [one for one in settings_of(kind) if one.name not in ("options", "name")]
+        shared = [one for one in class_settings(kind) if one.name not in ("options", "name")]
         yield f"{group}={plain[group].get('name')}", _rows(shared, group, plain[group])
     for choice in choices():
         own = _node(plain, choice)

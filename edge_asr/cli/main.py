@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import errno
 import os
@@ -9,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from edge_asr.errors import UserError
 
@@ -20,6 +22,13 @@ WRONG_PLACE = (
 )  # fmt: skip
 # What tables and messages say beyond ASCII, where a terminal cannot show it.
 ASCII = {"Δ": "d", "×": "x", "–": "-", "─": "-", "│": "|", "…": "..."}
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose complaint is one line, as every other's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 def exit_code(command: Callable[[], None], interrupted: str = "interrupted") -> int:

@@ -36,8 +36,12 @@ def prepare(words: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def parse(words: Sequence[str]) -> list[Override]:
-    """What Hydra makes of prepared words."""
-    return list(OverridesParser.create().parse_overrides(list(words)))
+    """What Hydra makes of prepared words. Raises UserError for one that it cannot read."""
+    try:
+        return list(OverridesParser.create().parse_overrides(list(words)))
+    except HydraException as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(f"{' '.join(words)}: {said}; write name=value") from error
 
 
 def values(override: Override) -> Iterator[str]:
@@ -52,6 +56,8 @@ def values(override: Override) -> Iterator[str]:
 
 def _prepared(word: str, sweep: bool) -> str:
     name, separator, value = word.partition("=")
+    if name != name.strip():  # bits = 3
+        name, value = name.strip(), value.strip()
     key = name.lstrip("+~")
     if not separator and not word.startswith("~"):
         raise UserError(f"{word}: is no option; write name=value, such as method=gptq")

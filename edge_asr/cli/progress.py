@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,19 +25,36 @@ TELL_EVERY_SECONDS = 30.0
 
 
 class LoggedProgress:
-    """Tells the log of a stage that begins, and every half minute how far it is."""
+    """Tells the log of a stage that begins and, from a thread of its own, every half minute how far
+    it is: a batch of long clips or a block may take longer than that."""
 
     def __init__(self, every: float = TELL_EVERY_SECONDS) -> None:
-        self._every, self._stage, self._told = every, "", 0.0
+        self._every, self._stage, self._state = every, "", ""
+        self._ended = threading.Event()
 
     def show(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
         """See `edge_asr.experiments.steps.Progress`."""
-        now = time.monotonic()
-        if stage == self._stage and now - self._told < self._every:
-            return
-        begins, self._stage, self._told = stage != self._stage, stage, now
-        count = f": {done} of {total}" if total and not begins else ""
-        log.info("%s%s", stage, f"{count}, {detail}" if count and detail else count)
+        count = f"{done} of {total}" if total else "goes on"
+        self._state = f"{stage}: {count}{f', {detail}' if detail else ''}"
+        if stage != self._stage:
+            self._stage = stage
+            log.info(stage)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Tell now and then within the block."""
+        thread = threading.Thread(target=self._beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._every):
+            if self._state:
+                log.info(self._state)
 
 
 class BarProgress:
@@ -62,7 +79,9 @@ def shown_progress() -> Iterator[LoggedProgress | BarProgress]:
     """Bars where standard error is a terminal, else the log."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield LoggedProgress()
+        progress = LoggedProgress()
+        with progress.beating():
+            yield progress
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -13,6 +13,7 @@ from typing import Any
 from edge_asr.data.audio_files import AudioFileCorpus
 from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
+from edge_asr.settings import nearest
 from edge_asr.store.record import ALL
 
 AUDIO_KEYS = ("audio", "audio_filepath", "file_name")
@@ -254,6 +255,12 @@ def _is_unicode(text: str) -> bool:
 def _matching(rows: list[ManifestRow], where: Mapping[str, str], path: Path) -> list[ManifestRow]:
     for key, value in where.items():
         found = dict.fromkeys(row.metadata[key] for row in rows if key in row.metadata)
+        if not found:
+            fields = {name for row in rows for name in row.metadata}
+            raise UserError(
+                f"where {key}={value!r}: no row of manifest {str(path)!r} has a field {key}; "
+                f"{nearest(key, fields)}"
+            )
         rows = [row for row in rows if row.metadata.get(key) == str(value)]
         if not rows:
             raise UserError(

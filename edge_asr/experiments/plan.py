@@ -153,6 +153,11 @@ def make_plan(settings: Settings, store: Store) -> Plan:
     formats, served = {}, {}
     if recipe.quantizes:
         formats = scheme.resolve(architecture.slots(config))
+        if not any(one.weights or one.inputs for one in formats.values()):
+            raise UserError(
+                "scheme: leaves every weight and input floating point, so nothing would be "
+                "quantized; give some of them bits, or use method=float"
+            )
         served = {name: recipe.constrain(one, slots[name]) for name, one in formats.items()}
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True

@@ -204,6 +204,7 @@ class Steps:
     def _build_tokens(self, folder: Path, working: Path) -> Mapping[str, Any]:
         del working
         checkpoint, warnings = self.float_checkpoint(), list(self.plan.draw_warnings)
+        self.progress(f"calibrate {self.plan.model_name}: {len(self.plan.drawn)} clips")
         tokens = decoder_tokens(
             checkpoint,
             self._runtime(checkpoint),
@@ -225,6 +226,8 @@ class Steps:
         working: Path,
     ) -> Mapping[str, Any]:
         plan = self.plan
+        stage = f"quantize {plan.model_name} {plan.label}"
+        self.progress(stage)
         result = quantize_model(
             checkpoint.model,
             checkpoint.architecture,
@@ -234,9 +237,7 @@ class Steps:
             stored_dtype=checkpoint.stored_dtype,
             layer_errors=plan.layer_errors,
             finished=working,
-            progress=lambda text, done, total: self.progress(
-                f"quantize {plan.model_name} {plan.label}", done, total, text
-            ),
+            progress=lambda text, done, total: self.progress(stage, done, total, text),
         )
         save_model(folder, checkpoint)
         summary = quantized_summary(checkpoint.model, plan.architecture, plan.files.float_bits)
@@ -256,14 +257,14 @@ class Steps:
         def build(folder: Path, working: Path) -> Mapping[str, Any]:
             plan, settings = self.plan, self.plan.settings
             which = "float" if quantized is None else "quantized"
+            stage = f"transcribe {plan.corpus.name} ({which} model)"
+            self.progress(stage, 0, len(plan.corpus))
             rows = transcribe(
                 self._runtime(checkpoint),
                 plan.corpus,
                 DecodeSettings(settings.batch_size, settings.max_new_tokens),
                 working / OUTPUTS,
-                lambda done, total: self.progress(
-                    f"transcribe {plan.corpus.name} ({which} model)", done, total
-                ),
+                lambda done, total: self.progress(stage, done, total),
             )
             write_text_atomically(folder / OUTPUTS, to_lines(rows))
             warnings, stages, label = list(checkpoint.warnings), [], FLOAT_METHOD

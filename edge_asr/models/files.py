@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -342,9 +343,12 @@ def quiet() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    hub = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub)
         if was_enabled:
             transformers_logging.enable_progress_bar()

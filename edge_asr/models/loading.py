@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ class Checkpoint:
     """
 
     name: str
-    files: CheckpointFiles
-    model: PreTrainedModel
-    feature_extractor: Any
-    tokenizer: Any
-    architecture: Architecture
+    files: CheckpointFiles = field(repr=False)
+    model: PreTrainedModel = field(repr=False)
+    feature_extractor: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    architecture: Architecture = field(repr=False)
     tokens_per_second: float | None = None
     warnings: tuple[str, ...] = ()
     float_bits: int = 32

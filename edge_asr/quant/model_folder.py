@@ -46,7 +46,10 @@ def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
     """
     found = artefact.read(folder, STEM)
     if found is None:
-        raise UserError(f"{folder}: holds no quantized model; give a folder that quantize wrote")
+        raise UserError(
+            f"{folder}: holds no quantized model; give a folder that `save` wrote, or one of a "
+            "store's quantize step"
+        )
     tensors, description = found
     model: Any = empty_model(folder)
     architecture = architecture_of(str(description["family"]))

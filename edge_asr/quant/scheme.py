@@ -212,7 +212,7 @@ class Scheme:
                 raise UserError(f"{rule.source}: matches no tensor of this model{_hint(rule)}")
             if rule.kind != "linear" and not _leaves_float(rule):
                 raise UserError(
-                    f"{rule.source}: a {rule.kind} stays floating point so far, only Linear layers "
+                    f"{rule.source}: {rule.kind} stays floating point so far, only Linear layers "
                     "inside blocks can be quantized; leave the rule out"
                 )
         linear = [slot for slot in slots if slot.kind == "linear"]

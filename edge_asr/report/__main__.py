@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from edge_asr.cli.main import exit_code
+from edge_asr.cli.main import Parser, exit_code
 from edge_asr.errors import UserError
 from edge_asr.report.console import print_table
 from edge_asr.report.markdown import write_markdown
@@ -17,8 +16,8 @@ from edge_asr.report.tables import newest_versions, tables, write_csv
 from edge_asr.store.record import Record, find_records, read_record
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m edge_asr.report",
         description="Collect run records into one leaderboard per scoring protocol.",
     )

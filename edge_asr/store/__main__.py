@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edge_asr.cli.main import exit_code
+from edge_asr.cli.main import Parser, exit_code
 from edge_asr.errors import UserError
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.files import parse_size, show_size
 
+STEPS = ("calibrate", "quantize", "transcribe")
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m edge_asr.store",
         description="What finished steps have left in a store, and how to make room. Everything in "
         "a store can be made again; results lie in their run folders.",
@@ -29,12 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--step",
-        choices=("calibrate", "quantize", "transcribe"),
+        choices=STEPS,
         help="only artefacts of this step",
     )
-    parser.add_argument(
-        "--keep", default="0", help="prune: leave at most so much, such as 10GB (default: 0)"
-    )
+    parser.add_argument("--keep", help="prune: leave at most so much, such as 10GB; 0 for nothing")
     return parser
 
 
@@ -43,7 +42,13 @@ def _table(artefacts: Sequence[Artefact]) -> Table:
     for one in artefacts:
         label = str(one.notes.get("label", ""))
         # Text, not strings: rich would read brackets as markup.
-        cells = (one.step, one.key[:12], show_size(one.bytes), f"{one.seconds:.1f}", one.created)
+        cells = (
+            one.step,
+            one.key[:12],
+            show_size(one.bytes),
+            f"{one.seconds:.1f}",
+            one.created[5:16],
+        )
         table.add_row(*map(Text, (*cells, label)))
     return table
 
@@ -52,8 +57,12 @@ def command(arguments: Sequence[str] | None = None) -> None:
     """Print or prune. Raises UserError where there is no such store."""
     options = _parser().parse_args(arguments)
     if not options.store.is_dir():
-        raise UserError(f"--store={options.store}: is no folder; give that of your runs")
-    keep = parse_size(options.keep, "--keep")
+        raise UserError(f"--store={options.store}: is no folder; it is .edge_asr beside your runs")
+    if not any((options.store / name).is_dir() for name in (*STEPS, "unfinished")):
+        raise UserError(f"--store={options.store}: is no store; it is .edge_asr beside your runs")
+    if (options.keep is None) == (options.action == "prune"):
+        raise UserError("--keep: goes with prune, which needs it: prune --keep 1GB, or --keep 0")
+    keep = parse_size(options.keep or "0", "--keep")
     store = Store(options.store)
     chosen = [one for one in store.artefacts() if options.step in (None, one.step)]
     if options.action == "list":

@@ -10,7 +10,7 @@ import pytest
 import edge_asr.data.sources
 import edge_asr.evaluation.protocols
 import edge_asr.quant.recipe  # noqa: F401
-from edge_asr.cli.catalogue import Choice, choices, registered, sentences_of, settings_of
+from edge_asr.cli.catalogue import Choice, choices, class_settings, registered, sentences_of
 from edge_asr.config import (
     CalibrationSettings,
     DataSettings,
@@ -53,7 +53,7 @@ def test_every_choice_and_setting_has_a_sentence(choice: Choice) -> None:
     ],
 )  # fmt: skip
 def test_every_setting_of_a_run_has_a_sentence(kind: type) -> None:
-    assert all(one.sentence for one in settings_of(kind))
+    assert all(one.sentence for one in class_settings(kind))
 
 
 def test_it_imports_nothing_heavy() -> None:

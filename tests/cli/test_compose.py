@@ -31,7 +31,7 @@ from edge_asr.errors import UserError
         ("runtime=trch", "runtime=trch: did you mean torch"),
         ("protocol=open_asr", "protocol=open_asr: did you mean open_asr_2024"),
         ("experiment=dem", "experiment=dem: did you mean demo"),
-        ("model=custom", "model.path=...: is needed"),
+        ("model=custom", "model.path is needed"),
         ("method=gptq,rtn", "several values; add -m"),
         ("model=null", "model=null: known are custom"),
         ("~method", "~method: is needed"),

@@ -258,21 +258,29 @@ def test_list_size_and_prune_from_the_command_line(
     assert "quantize: 3 artefacts" in capsys.readouterr().out
     assert main(["prune", "--store", str(tmp_path), "--keep", "2KB"]) == 0
     assert "removed 2 artefacts" in capsys.readouterr().out
-    assert main(["prune", "--store", str(tmp_path), "--step", "transcribe"]) == 0
+    assert main(["prune", "--store", str(tmp_path), "--step", "transcribe", "--keep", "0"]) == 0
     assert len(list(Store(tmp_path).artefacts())) == 1
-    assert main(["prune", "--store", str(tmp_path)]) == 0
+    assert main(["prune", "--store", str(tmp_path), "--keep", "0"]) == 0
     assert not list(Store(tmp_path).artefacts())
 
 
 def test_mistakes_on_the_command_line_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["list", "--store", str(tmp_path / "none")]) == 2
-    assert main(["prune", "--store", str(tmp_path), "--keep", "much"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "is no folder" in lines[0]
-    assert "--keep=much" in lines[1]
+    store = tmp_path / "store"
+    (store / "quantize").mkdir(parents=True)
+    for words, told in (
+        (["list", "--store", str(tmp_path / "none")], "is no folder"),
+        (["list", "--store", str(tmp_path)], "is no store"),
+        (["prune", "--store", str(store), "--keep", "much"], "--keep=much"),
+        (["prune", "--store", str(store)], "prune --keep 1GB"),
+        (["size", "--store", str(store), "--keep", "1GB"], "goes with prune"),
+        (["lst"], "invalid choice: 'lst'"),
+        ([], "action"),
+    ):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
 
 
 @pytest.mark.parametrize(
