@@ -71,7 +71,8 @@ class BarProgress:
             self._bar.remove_task(self._task)
             self._stage, self._task = stage, self._bar.add_task(stage, total=total or None)
         shown = f"{stage}: {detail}" if detail else stage
-        self._bar.update(self._task, description=shown, completed=done)
+        # The total of a stage may be known only once it goes on.
+        self._bar.update(self._task, description=shown, completed=done, total=total or None)
 
 
 @contextmanager

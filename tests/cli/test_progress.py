@@ -45,6 +45,9 @@ def test_every_stage_has_a_bar_and_total_of_its_own() -> None:
         assert (bar.tasks[0].total, bar.tasks[0].completed) == (7, 7)
         progress.show("load the quantized model")
         assert bar.tasks[0].total is None
+        progress.show("quantize another")
+        progress.show("quantize another", 2, 5, "a block")
+        assert (bar.tasks[0].total, bar.tasks[0].completed) == (5, 2)
         progress.show("transcribe clips (quantized model)", 0, 800)
         progress.show("transcribe clips (quantized model)", 32, 800)
         (task,) = bar.tasks
