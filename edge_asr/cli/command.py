@@ -43,7 +43,8 @@ def run_command(arguments: Sequence[str]) -> None:
     words = prepare(asked.words, sweep=sweep)
     with Composer(asked.flags.config_dir, asked.flags.config_name or "config") as composer:
         if asked.flags.help:
-            print_help(composer, words)
+            # Of a sweep, for the first of its runs.
+            print_help(composer, [next(values(one)) for one in parse(words)] if sweep else words)
             return
         if asked.runs and not sweep:
             run_one(_settings(composer, words))

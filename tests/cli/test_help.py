@@ -54,6 +54,7 @@ def test_a_chosen_recipe_shows_what_can_be_set_for_it(shown: Shown) -> None:
             "ordered_groups",
         )
     }  # fmt: skip
+    assert "method.range.beta=" in shown("-m", "method=hqq,gptq", "bits=4,3")
     spqr = shown("method=spqr", "data=manifest")
     assert "method.rounding.damping=1.0" in spqr
     assert "method.outliers.relative_threshold=" in spqr
