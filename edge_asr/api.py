@@ -28,7 +28,7 @@ from edge_asr.cli.compose import Composer, compose_settings
 from edge_asr.config import ModelSettings
 from edge_asr.cost.model import Cost, cost_of
 from edge_asr.data.corpus import Corpus
-from edge_asr.data.sources import Manifest, sources
+from edge_asr.data.sources import Embedded, Manifest
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, Transcription, joined
 from edge_asr.evaluation.scoring import score_run
@@ -237,7 +237,7 @@ def run(*words: str) -> Record:
 
 def _test_clips(data: Clips | None, limit: int | None) -> Corpus:
     if data is None:
-        return sources.build({"name": "embedded"}).clips(limit)
+        return Embedded().clips(limit)
     if isinstance(data, str | Path):
         return Manifest(path=str(data)).clips(limit)
     if limit is not None:
@@ -247,7 +247,7 @@ def _test_clips(data: Clips | None, limit: int | None) -> Corpus:
 
 def _calibration_clips(calibration: Clips | None) -> Corpus:
     if calibration is None:
-        return sources.build({"name": "embedded"}).calibration_clips()
+        return Embedded().calibration_clips()
     if isinstance(calibration, str | Path):
         return Manifest(path=str(calibration)).calibration_clips()
     return calibration

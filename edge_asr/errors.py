@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and what another says in a line."""
 
 
 class UserError(Exception):
@@ -6,3 +6,10 @@ class UserError(Exception):
 
     The message names the field, the value and the remedy.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; of a heading, what stands under it."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    heading = lines[0].endswith(":") and len(lines) > 1
+    return lines[heading].strip()

@@ -84,7 +84,7 @@ def registered() -> Iterator[Choice]:
             entry = registry[name]
             if dataclasses.is_dataclass(entry):
                 for group in registry.options:
-                    sentence = first_line(entry.__doc__ or "")
+                    sentence = summary_of(entry.__doc__ or "")
                     yield Choice(group, name, sentence, class_settings(entry))
 
 
@@ -113,7 +113,7 @@ def sentences_of(docstring: str) -> dict[str, str]:
     return found
 
 
-def first_line(docstring: str) -> str:
+def summary_of(docstring: str) -> str:
     """The first sentence of a docstring, in one line."""
     return " ".join(docstring.strip().partition("\n\n")[0].split())
 
@@ -134,7 +134,7 @@ def _own_choices() -> tuple[Choice, ...]:
                     for registry, name in one.registered
                 ]
     return tuple(
-        Choice(group, name, first_line(one.docstring), tuple(one.settings()))
+        Choice(group, name, summary_of(one.docstring), tuple(one.settings()))
         for registry, name, one in found
         for group in groups[registry]
     )

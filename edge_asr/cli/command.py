@@ -25,7 +25,7 @@ from edge_asr.cli.main import printable
 from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.cli.progress import logged, shown_progress
 from edge_asr.config import CONF, Settings
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from edge_asr.experiments.ptq import Outcome
@@ -112,7 +112,7 @@ def _hydra(asked: Arguments, words: Sequence[str]) -> None:
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).partition("\n")[0]) from error
+        raise UserError(first_line(error)) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from edge_asr.cli.catalogue import MISSING, Choice, choices, class_settings
+from edge_asr.cli.catalogue import MISSING, choices, class_settings
 from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.config import (
     BASE_RECIPE,
@@ -37,7 +37,7 @@ from edge_asr.config import (
     defaults_of,
     settings_from,
 )
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 from edge_asr.settings import nearest
 
 # Settings that all choices of a group share.
@@ -68,7 +68,7 @@ def settings_of(composed: DictConfig) -> Settings:
         key = str(error.full_key)
         raise UserError(f"{key} is needed; give {key}=...{_sentence(key)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
     return settings_from({str(key): value for key, value in plain.items()})
@@ -188,7 +188,7 @@ class Composer:
             return UserError(f"{match[1]}: several values; add -m to make a run of each")
         match = re.match(r"Could not (?:override|append|delete|add)[^']*'([^']+)'", text)
         if match is None:
-            return UserError(_first_line(error))
+            return UserError(first_line(error))
         key = match[1]
         word = next((one for one in words if one.lstrip("+~").startswith(key)), key)
         chosen = [one for one in words if self.options(one.lstrip("+~").partition("=")[0])]
@@ -231,10 +231,6 @@ def _sentence(key: str) -> str:
     return ""
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def register() -> None:
     """Tell Hydra what can be chosen and set, with the defaults of the classes.
 
@@ -242,13 +238,9 @@ def register() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="settings", node=base_settings())
-    for choice in grouped():
-        store.store(group=choice.group, name=choice.name, node=choice.node)
-
-
-def grouped() -> Iterator[Choice]:
-    """What is chosen as a group of the configuration; a runtime is a plain setting."""
-    return (choice for choice in choices() if choice.group != "runtime")
+    for choice in choices():
+        if choice.group != "runtime":  # a plain setting, no group of the configuration
+            store.store(group=choice.group, name=choice.name, node=choice.node)
 
 
 def base_settings() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 
 # Their values are text, whatever they look like.
 PATHS = ("model.path", "data.path", "calibration.path", "results", "store")
@@ -40,7 +40,7 @@ def parse(words: Sequence[str]) -> list[Override]:
     try:
         return list(OverridesParser.create().parse_overrides(list(words)))
     except HydraException as error:
-        said = str(error).partition("\n")[0]
+        said = first_line(error)
         raise UserError(f"{' '.join(words)}: {said}; write name=value") from error
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 from edge_asr.store.fingerprint import Digests, fingerprint
 
 EMBEDDED = ("whisper-micro", "moonshine-micro")
@@ -301,13 +301,6 @@ def _fetch(reference: str) -> Path:
             if name.endswith(".safetensors"):
                 cached_file(reference, name)
     return config.parent
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line; of a heading, what stands under it."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    heading = lines[0].endswith(":") and len(lines) > 1
-    return lines[heading].strip()
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 from edge_asr.models.checks import config_problem, extractor_problem, feature_problem
 from edge_asr.models.families.base import Architecture, end_tokens, families
 from edge_asr.models.families.generation import token_problem
 from edge_asr.models.families.moonshine import Moonshine as Moonshine
 from edge_asr.models.families.whisper import Whisper as Whisper
-from edge_asr.models.files import CheckpointFiles, find_files, first_line, quiet
+from edge_asr.models.files import CheckpointFiles, find_files, quiet
 
 # Lower case and without punctuation, which every English tokenizer gives back unchanged.
 SAMPLE_TEXT = "the quick brown fox jumps over the lazy dog"
