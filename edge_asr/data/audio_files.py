@@ -40,6 +40,10 @@ class AudioFileCorpus:
         return [found.get(path, "unreadable") for path in paths]
 
     @property
+    def origin(self) -> dict[str, str]:
+        return {}
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         named = (entry.metadata.get("condition") for entry in self._entries)
         return tuple(dict.fromkeys(one for one in named if one is not None))

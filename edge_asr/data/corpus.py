@@ -23,6 +23,8 @@ class Utterance:
         seconds: Length of `samples`.
         source: Where the clip came from, as its corpus names it (a path, a row of a data set).
         metadata: Whatever else the corpus says about the clip.
+        flags: What is doubtful about its audio, a few words each, such as "12 bytes behind the
+            data chunk"; it is transcribed and scored all the same.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Utterance:
     seconds: float
     source: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 1 or self.samples.dtype != np.float32 or not len(self.samples):
@@ -68,6 +71,11 @@ class Corpus(Protocol):
     @property
     def name(self) -> str:
         """Short name for tables."""
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """Where it was published: `path` (owner/name on the hub, or a folder), `config`, `split`
+        and the resolved `revision`, as far as they are known; empty for a list of files."""
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -29,6 +29,15 @@ class Source(Checked, ABC):
         Raises UserError for what cannot be opened.
         """
 
+    def data_sets(self, protocol: str, limit: int | None = None) -> tuple[Corpus, ...]:
+        """The data sets to transcribe, each scored on its own; at most `limit` clips of each.
+
+        A source of several, or one of which a protocol has its own edition, says more than this.
+        Raises UserError for what cannot be opened.
+        """
+        del protocol
+        return (self.clips(limit),)
+
     @abstractmethod
     def calibration_clips(self) -> Corpus:
         """The clips that calibration draws from; transcripts may be missing.
