@@ -1,120 +1,166 @@
 """How far a measured word error rate may be from the one on unlimited similar speech.
 
-Utterances are drawn with replacement and the corpus rate, a ratio of two sums over the same
-draw, is taken of every draw; the middle 95 % of those rates is the interval (Bisani & Ney,
-"Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004,
-section 2; for two systems on the same utterances, section 3). Everything is in percent.
+Utterances, or speakers with all of theirs, are drawn with replacement and the corpus rate, a
+ratio of two sums over the same draw, is taken of every draw (Bisani & Ney, "Bootstrap estimates
+for confidence intervals in ASR performance evaluation", ICASSP 2004, section 2; for two systems
+on the same utterances, section 3; by speaker: Liu & Peng, "Statistical testing on ASR performance
+via blockwise bootstrap", Interspeech 2020). Everything is in percent.
 
-The interval covers the choice of utterances alone: not the speakers they share, the
-calibration data, or the seed of a learned method.
+The interval covers the choice of utterances or speakers alone: not the calibration data, or the
+seed of a learned method. Failures too rare to be in the sample are in no interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, ndtri, stdtrit
 
-from edge_asr.evaluation.wer import Counts, Score
 from edge_asr.store.record import LEVEL, RESAMPLES, Interval
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 _DRAWS_AT_ONCE = 1 << 19
 
 
-def _resampled_percent(
-    errors: Counts, words: Counts, resamples: int, generator: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """`resamples` draws of 100 x sum(errors) / sum(words), both over the same utterances."""
-    utterances = len(words)
-    rows = max(1, _DRAWS_AT_ONCE // utterances)
-    percent = np.empty(resamples)
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Word errors on the N utterances of a data set, or how many more one system made.
+
+    Attributes:
+        errors: Word errors of each utterance, [N]; of a paired sample their difference.
+        words: Reference words of each, [N].
+        clusters: Which utterances were not drawn independently, [N]: the number of the speaker
+            of each. None: every utterance stands for itself.
+
+    Raises:
+        ValueError: Arrays of different lengths, or no word at all.
+    """
+
+    errors: Integers
+    words: Integers
+    clusters: Integers | None = None
+
+    def __post_init__(self) -> None:
+        arrays = [self.errors, self.words, *([] if self.clusters is None else [self.clusters])]
+        if self.words.ndim != 1 or any(array.shape != self.words.shape for array in arrays):
+            raise ValueError(f"arrays of shapes {[array.shape for array in arrays]}, not all [N]")
+        if not self.words.size or self.words.min() < 0 or not self.words.any():
+            raise ValueError("words: counts of which one at least is positive are needed")
+
+    @property
+    def percent(self) -> float:
+        """All errors over all words, in percent."""
+        return 100.0 * float(self.errors.sum()) / float(self.words.sum())
+
+
+def paired(a: Sample, b: Sample) -> Sample:
+    """Errors of `a` less those of `b`, whose rate is the difference of their rates.
+
+    Raises:
+        ValueError: The two are not of the same utterances and clusters.
+    """
+    same = np.array_equal(a.words, b.words)
+    if not same or (a.clusters is None) != (b.clusters is None):
+        raise ValueError("the two samples are not of the same utterances")
+    if a.clusters is not None and not np.array_equal(a.clusters, b.clusters):
+        raise ValueError("the two samples are not of the same clusters")
+    return Sample(a.errors - b.errors, a.words, a.clusters)
+
+
+def _units(sample: Sample) -> Floats:
+    """Errors and words of what is drawn, [units, 2].
+
+    One speaker shows nothing of how speakers differ, so there utterances are drawn.
+    """
+    table = np.stack([sample.errors, sample.words], axis=1).astype(np.float64)
+    if sample.clusters is None:
+        return table
+    names, positions = np.unique(sample.clusters, return_inverse=True)
+    if len(names) == 1:
+        return table
+    return np.stack([np.bincount(positions, column) for column in table.T], axis=1)
+
+
+def _drawn_percent(units: Floats, resamples: int, generator: np.random.Generator) -> Floats:
+    """`resamples` draws of 100 x sum(errors) / sum(words); not a number where no word is drawn."""
+    count = len(units)
+    rows = max(1, _DRAWS_AT_ONCE // count)
+    sums = np.empty((resamples, 2))
     for start in range(0, resamples, rows):
-        stop = min(start + rows, resamples)
-        draw = generator.integers(0, utterances, size=(stop - start, utterances))
-        percent[start:stop] = 100.0 * errors[draw].sum(axis=1) / words[draw].sum(axis=1)
-    return percent
+        block = sums[start : start + rows]
+        draws = generator.integers(0, count, size=(len(block), count))
+        # How often each unit was drawn; then one product of matrices, exact as all are integers.
+        draws += count * np.arange(len(block))[:, None]
+        times = np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
+        block[:] = times @ units
+    words = np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
+    return 100.0 * sums[:, 0] / words
 
 
-def _interval(
-    pairs: Sequence[tuple[Counts, Counts]], resamples: int, level: float, seed: int
-) -> Interval:
-    if not pairs:
-        raise ValueError("scores: give at least one")
-    generator = np.random.default_rng(seed)
-    # Data sets are independent samples, so each is resampled on its own (a stratified draw).
-    draws = np.mean([_resampled_percent(*pair, resamples, generator) for pair in pairs], axis=0)
-    estimate = float(np.mean([100.0 * errors.sum() / words.sum() for errors, words in pairs]))
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), level, resamples)
+def _tails(
+    estimate: float, draws: Floats, influences: Sequence[Floats], level: float
+) -> tuple[float, float]:
+    """Which quantiles of the draws are the ends: BCa at a level widened for few units.
 
-
-def _paired(quantized: Score, baseline: Score) -> tuple[Counts, Counts]:
-    if quantized.protocol != baseline.protocol:
-        raise ValueError(f"protocols differ: {quantized.protocol} and {baseline.protocol}")
-    same = np.array_equal(quantized.scored, baseline.scored)
-    if not (same and np.array_equal(quantized.words, baseline.words)):
-        raise ValueError("the two scores are not of the same utterances")
-    # The reference words agree, so the difference of the ratios is a ratio itself.
-    return quantized.errors - baseline.errors, quantized.words
+    BCa is Efron, "Better bootstrap confidence intervals", JASA 1987: `bias` is how far the median
+    draw is from the estimate, `acceleration` the skewness of the units. A bootstrap of n units is
+    too narrow by sqrt((n - 1) / n) and ignores that its spread is estimated; the level is widened
+    by as much (Hesterberg, "What teachers should know about the bootstrap", The American
+    Statistician 2015, "expanded percentile"), with Welch & Satterthwaite's degrees of freedom where
+    several sets are averaged.
+    """
+    variances = np.array([np.square(one).sum() for one in influences])
+    if not variances.any():
+        return 0.5, 0.5
+    freedom = variances.sum() ** 2 / sum(
+        variance**2 / max(len(one) - 1, 1)
+        for variance, one in zip(variances, influences, strict=True)
+    )
+    quantile = stdtrit(freedom, (1 + level) / 2) * np.sqrt((freedom + 1) / freedom)
+    below = (np.mean(draws < estimate) + np.mean(draws <= estimate)) / 2
+    bias = ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
+    cubes = sum(float(np.power(one, 3).sum()) for one in influences)
+    acceleration = cubes / (6 * variances.sum() ** 1.5)
+    shifted = bias + np.array([-quantile, quantile])
+    low, high = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-9))
+    return float(low), float(high)
 
 
 def wer_interval(
-    score: Score, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    samples: Sequence[Sample], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Corpus WER in percent with its bootstrap percentile interval (Bisani & Ney 2004, sec. 2).
+    """Corpus WER in percent, or its unweighted mean over data sets, with a bootstrap interval.
 
     Args:
-        score: Counts of N utterances.
-        resamples: Bootstrap draws of N utterances each.
+        samples: One for each data set; each is drawn on its own, by cluster where it has some.
+        resamples: Bootstrap draws.
         level: Coverage of the interval.
         seed: Seed of the draws; the same seed gives the same interval.
-    """
-    return _interval([(score.errors, score.words)], resamples, level, seed)
-
-
-def paired_difference(
-    quantized: Score,
-    baseline: Score,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
-    """WER(quantized) - WER(baseline) in percentage points, on the same utterances.
-
-    Each draw picks the same utterances for both (Bisani & Ney 2004, sec. 3), which removes the
-    variation that hard and easy utterances share.
 
     Raises:
-        ValueError: The scores are not of the same utterances under the same protocol.
+        ValueError: No sample.
     """
-    return _interval([_paired(quantized, baseline)], resamples, level, seed)
+    if not samples:
+        raise ValueError("samples: give at least one")
+    generator = np.random.default_rng(seed)
+    units = [_units(sample) for sample in samples]
+    # Both means are summed in the same order, so that a draw equal to the estimate is seen as such.
+    draws = sum(_drawn_percent(one, resamples, generator) for one in units) / len(units)
+    draws = draws[np.isfinite(draws)]
+    estimate = sum(sample.percent for sample in samples) / len(samples)
+    # What each unit adds to the mean: the linear part of the ratio.
+    influences = [
+        (one[:, 0] - sample.percent / 100 * one[:, 1]) / one[:, 1].sum()
+        for sample, one in zip(samples, units, strict=True)
+    ]
+    low, high = np.quantile(draws, _tails(estimate, draws, influences, level))
+    return Interval(estimate, float(low), float(high), level, resamples)
 
 
-def mean_wer_interval(
-    scores: Sequence[Score], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Interval:
-    """Unweighted mean of the WER of several data sets, each resampled on its own.
-
-    Raises:
-        ValueError: No score.
-    """
-    return _interval([(one.errors, one.words) for one in scores], resamples, level, seed)
-
-
-def mean_paired_difference(
-    quantized: Sequence[Score],
-    baseline: Sequence[Score],
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Interval:
-    """Difference of the mean WER over data sets, paired by utterance within each of them.
-
-    Raises:
-        ValueError: No score, or two that are not of the same utterances.
-    """
-    pairs = [_paired(one, other) for one, other in zip(quantized, baseline, strict=True)]
-    return _interval(pairs, resamples, level, seed)
+difference_interval = wer_interval
+"""The same of `paired` samples: a difference in percentage points with its interval."""
