@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from edge_asr.audio import SAMPLE_RATE
 from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
+from edge_asr.models.decoding import TooLong
 from edge_asr.runtimes.base import Runtime
 from edge_asr.store.files import write_text_atomically
 
@@ -28,11 +30,14 @@ class DecodeSettings:
         max_new_tokens: A cap on every clip's tokens below the model's own limit, or None.
         sort_window: Clips held in memory and sorted by length together, so that a batch pads
             little and a corpus of any size fits.
+        too_long: What becomes of a clip that is longer than the model's window: cut, and flagged,
+            or an error.
     """
 
     batch_size: int = 16
     max_new_tokens: int | None = None
     sort_window: int = 2048
+    too_long: TooLong = "cut"
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -61,6 +66,8 @@ def transcribe(
             with the same arguments left there are kept, so that the result is that of an
             uninterrupted one.
         on_batch: Called with (clips done, clips in the corpus) after every batch.
+
+    Raises UserError for a clip longer than the window where the settings want an error.
     """
     earlier = {row.index: row for row in read_outputs(journal)} if journal else {}
     if journal:
@@ -79,7 +86,7 @@ def transcribe(
             # A batch is kept or decoded as a whole: its padding can change its hypotheses.
             rows = [earlier[index] for index, _ in batch if index in earlier]
             if len(rows) < len(batch):
-                rows = _transcribe_batch(runtime, batch, settings.max_new_tokens)
+                rows = _transcribe_batch(runtime, batch, settings)
                 if journal:
                     _append(journal, rows)
             done |= {row.index: row for row in rows}
@@ -98,10 +105,18 @@ def _batches(
 
 
 def _transcribe_batch(
-    runtime: Runtime, batch: Sequence[Clip], max_new_tokens: int | None
+    runtime: Runtime, batch: Sequence[Clip], settings: DecodeSettings
 ) -> list[ClipOutput]:
     waves = [runtime.window(item.samples) for _, item in batch]
-    limits = [runtime.token_limit(len(wave), max_new_tokens) for wave in waves]
+    if settings.too_long == "error":
+        for (_, item), wave in zip(batch, waves, strict=True):
+            if len(wave) < len(item.samples):
+                raise UserError(
+                    f"clip {item.id!r} ({item.source}): {item.seconds:.2f} s is longer than the "
+                    f"model's window of {len(wave) / SAMPLE_RATE:g} s; leave it out, or cut such "
+                    "clips with decode.too_long=cut"
+                )
+    limits = [runtime.token_limit(len(wave), settings.max_new_tokens) for wave in waves]
     # A runtime returns Python integers, so an accelerator has finished when the clock stops.
     start = time.perf_counter()
     transcripts = runtime.transcribe(waves, limits)

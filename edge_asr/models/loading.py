@@ -23,6 +23,7 @@ from transformers import (
 
 from edge_asr.errors import UserError, first_line
 from edge_asr.models.checks import config_problem, extractor_problem, feature_problem
+from edge_asr.models.decoding import AS_PUBLISHED, Decoding, Task
 from edge_asr.models.families.base import Architecture, end_tokens, families
 from edge_asr.models.families.generation import token_problem
 from edge_asr.models.families.moonshine import Moonshine as Moonshine
@@ -58,6 +59,7 @@ class Checkpoint:
         tokens_per_second: Cap on generated tokens a second of audio, or None.
         warnings: What is set in the checkpoint and not done here, a sentence each.
         float_bits: Width in which most of its floats are stored.
+        decoding: What the user wants decoded.
     """
 
     name: str
@@ -69,6 +71,17 @@ class Checkpoint:
     tokens_per_second: float | None = None
     warnings: tuple[str, ...] = ()
     float_bits: int = 32
+    decoding: Decoding = AS_PUBLISHED
+
+    @property
+    def language(self) -> str:
+        """Code of the language that is decoded."""
+        return self.architecture.language(self.model)
+
+    @property
+    def task(self) -> Task:
+        """Whether it is transcribed or translated to English."""
+        return self.architecture.task(self.model)
 
     def stored_dtype(self, path: str) -> torch.dtype:
         """The dtype in which the checkpoint stores the parameter at `path`; that of most of its
@@ -82,16 +95,19 @@ def load_checkpoint(
     name: str | None = None,
     device: str = "cpu",
     tokens_per_second: float | None = None,
+    decoding: Decoding = AS_PUBLISHED,
 ) -> Checkpoint:
     """Load a checkpoint in float32 and check its weights, processor and architecture map.
 
-    Without `tokens_per_second` the family's published cap holds (Moonshine: 6.5).
+    Without `tokens_per_second` the family's published cap holds (Moonshine: 6.5, or 13 where
+    `decoding` declares another language than English or Spanish).
 
     Raises:
         UserError: when it cannot be found or reached, holds no safetensors or not exactly the
             weights its config asks for, weights that are no usable numbers, a processor that does
             not fit the model, belongs to no supported family, or does not fit its family's map;
-            when `device` is none of this machine's.
+            when `device` is none of this machine's, or `decoding` wants a language or task that
+            the model does not know.
     """
     # First, so that a wrong device costs no download.
     check_device(device)
@@ -107,7 +123,7 @@ def load_checkpoint(
         feature_extractor, tokenizer = load_processor(reference, files.folder)
     model.to(device).eval().requires_grad_(False)
     with _explained(reference, GENERATION):
-        warnings = architecture.settle_generation(model, tokenizer)
+        warnings = architecture.settle_generation(model, tokenizer, decoding)
     problem = feature_problem(architecture, model.config, feature_extractor)
     _refuse(reference, _features_file(files.folder), problem)
     architecture.verify(model, model.config)
@@ -119,7 +135,7 @@ def load_checkpoint(
             "published with the checkpoint"
         )
     if tokens_per_second is None:
-        tokens_per_second = architecture.default_tokens_per_second
+        tokens_per_second = architecture.usual_tokens_per_second(decoding.language)
     return Checkpoint(
         name=name or Path(reference).name,
         files=files,
@@ -130,6 +146,7 @@ def load_checkpoint(
         tokens_per_second=tokens_per_second,
         float_bits=files.float_bits,
         warnings=tuple(warnings),
+        decoding=decoding,
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 # Importing the parts registers every module that a stored model may hold.
 import edge_asr.quant.recipe  # noqa: F401
 from edge_asr.errors import UserError
+from edge_asr.models.decoding import Decoding
 from edge_asr.models.files import ARCHITECTURE_FILES, PROCESSING_FILES, CheckpointFiles
 from edge_asr.models.loading import Checkpoint, architecture_of, empty_model, load_processor
 from edge_asr.quant import artefact
 from edge_asr.quant.layers import install_layers
+from edge_asr.settings import build
 
 STEM = "quantized"
 
@@ -29,6 +32,7 @@ def save_model(folder: Path, checkpoint: Checkpoint) -> None:
         "name": checkpoint.name,
         "tokens_per_second": checkpoint.tokens_per_second,
         "float_bits": checkpoint.float_bits,
+        "decode": asdict(checkpoint.decoding),
         "tie_word_embeddings": bool(checkpoint.model.config.tie_word_embeddings),
     }
     artefact.write(folder, STEM, (tensors, description))
@@ -38,11 +42,12 @@ def save_model(folder: Path, checkpoint: Checkpoint) -> None:
             shutil.copyfile(path, folder / name)
 
 
-def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
-    """The quantized model that `save_model` wrote.
+def load_model(folder: Path, device: str = "cpu", decoding: Decoding | None = None) -> Checkpoint:
+    """The quantized model that `save_model` wrote; without `decoding` it decodes what it did then.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or `decoding` wants a language or task that the model does
+            not know.
     """
     found = artefact.read(folder, STEM)
     if found is None:
@@ -61,7 +66,9 @@ def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
     model.to(device)
     reference = str(description["name"])
     feature_extractor, tokenizer = load_processor(reference, folder)
-    warnings = architecture.settle_generation(model, tokenizer)
+    if decoding is None:
+        decoding = build(Decoding, description.get("decode", {}), Decoding.option())
+    warnings = architecture.settle_generation(model, tokenizer, decoding)
     return Checkpoint(
         name=reference,
         files=CheckpointFiles(reference, "folder", folder),
@@ -72,6 +79,7 @@ def load_model(folder: Path, device: str = "cpu") -> Checkpoint:
         tokens_per_second=description["tokens_per_second"],
         warnings=tuple(warnings),
         float_bits=int(description["float_bits"]),
+        decoding=decoding,
     )
 
 

@@ -14,30 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import end_tokens
+from edge_asr.models.families.generation import KEPT
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import Runtime, Transcript, runtimes
 
 INNER_WARNINGS = ("Passing `generation_config` together", "Both `max_new_tokens` (=")
-
-
-# What greedy decoding takes over from a checkpoint's generation config.
-KEPT = (
-    "decoder_start_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "bos_token_id",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "no_timestamps_token_id",
-    "is_multilingual",
-    "lang_to_id",
-    "task_to_id",
-    "language",
-    "task",
-    "prev_sot_token_id",
-    "max_initial_timestamp_index",
-    "alignment_heads",
-)
 
 
 @runtimes.register("torch")

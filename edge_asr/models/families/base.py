@@ -18,30 +18,14 @@ from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
-from edge_asr.models.families.generation import check_tokens
+from edge_asr.models.decoding import Decoding, Task
+from edge_asr.models.families.generation import as_warning, check_tokens, not_done
 from edge_asr.models.families.sites import Block, ResidualStream, Site, StemAxis
+from edge_asr.models.languages import ENGLISH
 from edge_asr.models.tensors import AttentionShape, Slot, Stack
 from edge_asr.registry import Registry
 
 families: Registry[Architecture] = Registry("family")
-# What a generation_config.json may ask for and is not done: decoding is greedy, one text a clip.
-NEUTRAL: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "bad_words_ids": None,
-    "force_words_ids": None,
-    "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "guidance_scale": None,
-    "penalty_alpha": None,
-}
 
 
 class Architecture(ABC):
@@ -125,11 +109,13 @@ class Architecture(ABC):
         del block, module
         return None
 
-    def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    def settle_generation(
+        self, model: PreTrainedModel, tokenizer: Any, decoding: Decoding
+    ) -> list[str]:
         """Make the model's generation config complete: start token, language, task.
 
-        Returns a sentence for every setting that is not done. Raises UserError where the decoder's
-        prompt cannot be known.
+        Returns a sentence for what is set there and not done. Raises UserError where the decoder's
+        prompt cannot be known, or `decoding` wants what the model cannot do.
         """
         del tokenizer
         generation: Any = model.generation_config
@@ -143,15 +129,23 @@ class Architecture(ABC):
                 "restore the published files"
             )
         check_tokens(generation, self.token_fields, int(model.config.vocab_size))
-        warnings = []
-        for name, neutral in NEUTRAL.items():
-            value = getattr(generation, name, None)
-            if value is None or value == neutral:
-                continue
-            warnings.append(
-                f"generation_config.json asks for {name}={value}; decoding is greedy without it"
-            )
-        return warnings
+        if decoding.suppression == "none":
+            generation.suppress_tokens = generation.begin_suppress_tokens = None
+        return as_warning(not_done(generation, self.decoder_room(model.config)))
+
+    def language(self, model: PreTrainedModel) -> str:
+        """Code of the language that is decoded, once generation is settled."""
+        named = getattr(model.generation_config, "language", None) or ENGLISH
+        return str(named).removeprefix("<|").removesuffix("|>")
+
+    def task(self, model: PreTrainedModel) -> Task:
+        """What is done with it, once generation is settled."""
+        return getattr(model.generation_config, "task", None) or "transcribe"
+
+    def usual_tokens_per_second(self, language: str | None) -> float | None:
+        """The published cap on generated tokens a second of speech in a language, or None."""
+        del language
+        return self.default_tokens_per_second
 
     def own_config_problem(self, config: Any) -> str | None:
         """What the family's own fields are wrong in, beside what every family has: half a

@@ -17,6 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from edge_asr.audio import SAMPLE_RATE
+from edge_asr.errors import UserError
+from edge_asr.models.decoding import Decoding
 from edge_asr.models.families.base import Architecture, families
 from edge_asr.models.families.sites import (
     Block,
@@ -28,6 +30,7 @@ from edge_asr.models.families.sites import (
     norms_of,
     self_attention_site,
 )
+from edge_asr.models.languages import ENGLISH, language_code
 
 # Kernel and stride of the three stem convolutions.
 STEM = ((127, 64), (7, 3), (3, 2))
@@ -35,6 +38,11 @@ STEM = ((127, 64), (7, 3), (3, 2))
 MINIMUM_SAMPLES = ((STEM[2][0] - 1) * STEM[1][1] + STEM[1][0] - 1) * STEM[0][1] + STEM[0][0]
 # The published ones pad heads to a multiple of 8, for the sake of GPU kernels.
 LARGEST_MULTIPLE = 256
+# Where the published cap fits, and the one for all other languages, whose words take more tokens:
+# `max_tokens_per_second` in moonshine-ai/moonshine (docs/api/options.md and CLAUDE.md, "everything
+# except English and Spanish", commit 420926a, 2026).
+FEW_TOKENS = (None, "en", "es")
+MANY_TOKENS_PER_SECOND = 13.0
 
 
 @families.register("moonshine")
@@ -142,6 +150,31 @@ class Moonshine(Architecture):
         """Every 384th sample of the input's mask, as the encoder itself passes it on."""
         stride = math.prod(stride for _, stride in STEM)
         return {"encoder_attention_mask": encoder_inputs["attention_mask"][:, ::stride][:, :frames]}
+
+    def settle_generation(
+        self, model: PreTrainedModel, tokenizer: Any, decoding: Decoding
+    ) -> list[str]:
+        """A checkpoint knows one language, which its prompt does not tell: the user declares it."""
+        warnings = super().settle_generation(model, tokenizer, decoding)
+        if decoding.task == "translate":
+            raise UserError(
+                "decode.task=translate: the model only transcribes; leave it out, or give a "
+                "multilingual Whisper"
+            )
+        generation: Any = model.generation_config
+        named = getattr(generation, "language", None)
+        generation.language, generation.task = decoding.language or ENGLISH, "transcribe"
+        if named is not None and language_code(str(named)) != generation.language:
+            warnings.append(
+                f"generation_config.json names the language {named!r:.60}, and "
+                f"{generation.language} is what is declared; set decode.language"
+            )
+        return warnings
+
+    def usual_tokens_per_second(self, language: str | None) -> float | None:
+        if language in FEW_TOKENS:
+            return self.default_tokens_per_second
+        return MANY_TOKENS_PER_SECOND
 
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         generation: Any = model.generation_config

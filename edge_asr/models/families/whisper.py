@@ -6,7 +6,7 @@ Radford et al. 2022 (arXiv:2212.04356); module names of Hugging Face transformer
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
+from edge_asr.models.decoding import Decoding
 from edge_asr.models.families.base import Architecture, families
-from edge_asr.models.families.generation import check_token
+from edge_asr.models.families.generation import as_warning, check_token
 from edge_asr.models.families.sites import (
     Block,
     ResidualStream,
@@ -31,13 +31,15 @@ from edge_asr.models.families.sites import (
     norms_of,
     self_attention_site,
 )
+from edge_asr.models.languages import ENGLISH, LANGUAGES, language_code
 
 HOP_SAMPLES = 160
 TRANSFORM_SAMPLES = 400
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # the second convolution halves the mel frames
 TASKS = ("transcribe", "translate")
-ENGLISH = "<|en|>"
-ENGLISH_NAMES = ("en", "english", "English", ENGLISH)
+# Models with at least so many tokens know several languages (openai/whisper, whisper/model.py,
+# `is_multilingual`, v20250625).
+MULTILINGUAL_TOKENS = 51_865
 
 
 class LeadingFrames(WhisperEncoderLayer):
@@ -165,7 +167,9 @@ class Whisper(Architecture):
             return LeadingFrames(module)
         return None
 
-    def settle_generation(self, model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    def settle_generation(
+        self, model: PreTrainedModel, tokenizer: Any, decoding: Decoding
+    ) -> list[str]:
         """Also takes the ids of languages and tasks from the tokenizer, where an older checkpoint
         does not tell them, and settles on one language and task."""
         generation: Any = model.generation_config
@@ -175,27 +179,19 @@ class Whisper(Architecture):
                 "unknown; restore the file that was published with the checkpoint "
                 '(one saved with "_from_model_config": true loses the field)'
             )
-        warnings = super().settle_generation(model, tokenizer)
-        several = getattr(generation, "is_multilingual", None)
-        if several not in (True, False, None):
-            raise UserError(
-                f"generation_config.json: is_multilingual {several!r:.60} must be true or false; "
-                "restore the published file"
-            )
-        if not several:
-            return [*warnings, *_without_languages(generation)]
-        vocabulary = tokenizer.get_vocab()
-        if not getattr(generation, "lang_to_id", None):
-            generation.lang_to_id = {
-                f"<|{code}|>": vocabulary[f"<|{code}|>"]
-                for code in LANGUAGES
-                if f"<|{code}|>" in vocabulary
-            }
-        if not getattr(generation, "task_to_id", None):
-            generation.task_to_id = {
-                task: vocabulary[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in vocabulary
-            }
-        generation.language, generation.task = _language(generation), _task(generation)
+        warnings = super().settle_generation(model, tokenizer, decoding)
+        forced = _forced(model)
+        # The prompt has them already, or they are not done; the library would start on them.
+        generation.forced_decoder_ids = model.config.forced_decoder_ids = None
+        silent = [generation.no_timestamps_token_id]
+        if not _is_multilingual(model):
+            warnings += _without_languages(generation, decoding)
+            return warnings + _beside_prompt(forced, [silent])
+        _name_languages(generation, tokenizer.get_vocab())
+        generation.language = _language(generation, forced, decoding)
+        generation.task = _task(generation, forced, decoding)
+        known = [generation.lang_to_id.values(), generation.task_to_id.values(), silent]
+        warnings += _beside_prompt(forced, known)
         vocabulary = int(model.config.vocab_size)
         check_token("lang_to_id", generation.lang_to_id[generation.language], vocabulary)
         check_token("task_to_id", generation.task_to_id[generation.task], vocabulary)
@@ -264,13 +260,41 @@ class Whisper(Architecture):
         )  # fmt: skip
 
 
-def _without_languages(generation: Any) -> list[str]:
+def _is_multilingual(model: PreTrainedModel) -> bool:
+    """Whether the prompt names language and task; where the file does not tell, the number of
+    tokens does."""
+    generation: Any = model.generation_config
+    several = getattr(generation, "is_multilingual", None)
+    if several not in (True, False, None):
+        raise UserError(
+            f"generation_config.json: is_multilingual {several!r:.60} must be true or false; "
+            "restore the published file"
+        )
+    if several is None:
+        generation.is_multilingual = int(model.config.vocab_size) >= MULTILINGUAL_TOKENS
+    return bool(generation.is_multilingual)
+
+
+def _without_languages(generation: Any, decoding: Decoding) -> list[str]:
     """Take out what only multilingual models have, on which the library's decoding fails; a
-    sentence where that named another language or task than such a model has."""
+    sentence where that named another language or task than such a model has.
+
+    Raises UserError where the user wants another.
+    """
+    if decoding.language not in (None, ENGLISH):
+        raise UserError(
+            f"decode.language={decoding.language}: the model knows English only; leave it out, or "
+            "give a multilingual checkpoint"
+        )
+    if decoding.task == "translate":
+        raise UserError(
+            "decode.task=translate: the model knows English only and transcribes it; leave it out, "
+            "or give a multilingual checkpoint"
+        )
     warnings = []
-    for name, own in (("language", ENGLISH_NAMES), ("task", TASKS[:1])):
+    for name, own in (("language", ENGLISH), ("task", TASKS[0])):
         value = getattr(generation, name, None)
-        if value is not None and value not in own:
+        if value is not None and own not in (value, language_code(str(value))):
             warnings.append(
                 f"generation_config.json asks for {name}={value}; the model is no multilingual one "
                 "and decodes without"
@@ -281,19 +305,59 @@ def _without_languages(generation: Any) -> list[str]:
     return warnings
 
 
-def _forced(generation: Any, known: Mapping[str, int]) -> str | None:
-    """The one of `known` that `forced_decoder_ids` names, if it names one."""
-    forced = {pair[1] for pair in getattr(generation, "forced_decoder_ids", None) or []}
-    return next((name for name, token in known.items() if token in forced), None)
+def _name_languages(generation: Any, vocabulary: Mapping[str, int]) -> None:
+    """The ids of languages and tasks, from the tokenizer where the file has none."""
+    if not getattr(generation, "lang_to_id", None):
+        tokens = (f"<|{code}|>" for code in LANGUAGES)
+        generation.lang_to_id = {one: vocabulary[one] for one in tokens if one in vocabulary}
+    if not getattr(generation, "task_to_id", None):
+        generation.task_to_id = {
+            task: vocabulary[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in vocabulary
+        }
 
 
-def _language(generation: Any) -> str:
-    """The token of the language to transcribe: the one the checkpoint names (as `<|de|>`, `de` or
-    `german`), else the one it forces, else English, else the only one it knows.
+def _forced(model: PreTrainedModel) -> dict[int, Any]:
+    """By decoder position, the tokens that an older checkpoint forces, in either file."""
+    for place in (model.generation_config, model.config):
+        pairs = getattr(place, "forced_decoder_ids", None)
+        if pairs is not None:
+            sound = (pair for pair in pairs if isinstance(pair, list) and len(pair) == 2)
+            return {position: token for position, token in sound if isinstance(position, int)}
+    return {}
+
+
+def _beside_prompt(forced: Mapping[int, Any], known: Sequence[Collection[Any]]) -> list[str]:
+    """A sentence for forced tokens that are none of the `known` ones of the prompt's place 1, 2
+    and so on."""
+    beside = {
+        place: token
+        for place, token in forced.items()
+        if token is not None and (not 0 < place <= len(known) or token not in known[place - 1])
+    }
+    return as_warning({"forced_decoder_ids": list(beside.items())} if beside else {})
+
+
+def _name_of(token: object, known: Mapping[str, int]) -> str | None:
+    return next((name for name, own in known.items() if own == token), None)
+
+
+def _language(generation: Any, forced: Mapping[int, Any], decoding: Decoding) -> str:
+    """The token of the language to transcribe: the one the user wants, else the one the checkpoint
+    names (as `<|de|>`, `de` or `german`), else the one it forces, else English, else the only one
+    it knows.
 
     Raises UserError for a language that it has no token for.
     """
     known: Mapping[str, int] = generation.lang_to_id
+    listed = ", ".join(sorted(one.strip("<|>") for one in known)) or "none"
+    if decoding.language is not None:
+        token = f"<|{decoding.language}|>"
+        if token not in known:
+            raise UserError(
+                f"decode.language={decoding.language}: the model has no token for it; "
+                f"choose one it knows: {listed}"
+            )
+        return token
     named = getattr(generation, "language", None)
     if named is not None and not isinstance(named, str):
         raise UserError(
@@ -302,29 +366,32 @@ def _language(generation: Any) -> str:
         )
     if named:
         word = named.lower()
-        token = next((one for one in (word, f"<|{word}|>") if one in known), None)
-        token = token or f"<|{TO_LANGUAGE_CODE.get(word, word)}|>"
-        if token not in known:
+        # Its own tokens first: a model may have learned a language that Whisper does not know.
+        own = (word, f"<|{word}|>", f"<|{language_code(word)}|>")
+        named_token = next((one for one in own if one in known), None)
+        if named_token is None:
             raise UserError(
                 f"generation_config.json names the language {named!r}, for which the model has no "
-                f"token; known are {', '.join(sorted(known)) or 'none'}"
+                f"token; choose one it knows with decode.language: {listed}"
             )
-        return token
-    forced = _forced(generation, known)
-    if forced is None and ENGLISH not in known and len(known) != 1:
+        return named_token
+    english, found = f"<|{ENGLISH}|>", _name_of(forced.get(1), known)
+    if found is None and english not in known and len(known) != 1:
         raise UserError(
-            "generation_config.json names no language and the tokenizer has no <|en|>; "
-            'add "language" to generation_config.json'
+            "generation_config.json names no language and the model has no <|en|>; "
+            f"choose one it knows with decode.language: {listed}"
         )
-    return forced or (ENGLISH if ENGLISH in known else next(iter(known)))
+    return found or (english if english in known else next(iter(known)))
 
 
-def _task(generation: Any) -> str:
+def _task(generation: Any, forced: Mapping[int, Any], decoding: Decoding) -> str:
     known: Mapping[str, int] = generation.task_to_id
-    named = getattr(generation, "task", None) or _forced(generation, known) or TASKS[0]
+    own = getattr(generation, "task", None) or _name_of(forced.get(2), known) or TASKS[0]
+    named = decoding.task or own
     if named not in known:
+        where = "generation_config.json: " if decoding.task is None else "decode."
         raise UserError(
-            f"generation_config.json: the task {named!r} has no token; known are "
-            f"{', '.join(sorted(known)) or 'none'}"
+            f"{where}task={named}: the model has no token for it; choose one it knows with "
+            f"decode.task: {', '.join(sorted(known)) or 'none'}"
         )
     return str(named)
