@@ -31,17 +31,20 @@ from edge_asr.data.corpus import Corpus
 from edge_asr.data.sources import Embedded, Manifest
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, Transcription, joined
-from edge_asr.evaluation.scoring import score_run
+from edge_asr.evaluation.protocols import protocol_named
+from edge_asr.evaluation.scoring import results_of, score_data_set, worst_utterances
 from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.experiments.sections import quantized_summary, workloads_of
+from edge_asr.models.decoding import Decoding
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.layers import quantized_layers
 from edge_asr.quant.model_folder import load_model, save_model
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.sequential import quantize_model
 from edge_asr.runtimes.torch_greedy import TorchRuntime
-from edge_asr.store.record import Interval, Record, Result
+from edge_asr.settings import build
+from edge_asr.store.record import Interval, Record, Result, WorstUtterance
 
 Clips = str | Path | Corpus
 MB = 1e6
@@ -52,14 +55,16 @@ class Evaluation:
     """What a model made of some clips.
 
     Attributes:
-        results: A row for all clips, and one for each condition that they have.
+        results: A row for all clips, and one for each condition and range of lengths they have.
         transcription: Hypotheses, and the clips that could not be used.
         cost: Arithmetic, memory traffic and size on these clips, of the model as stored.
+        worst: The utterances with the most errors.
     """
 
     results: tuple[Result, ...]
     transcription: Transcription
     cost: Cost
+    worst: tuple[WorstUtterance, ...] = ()
 
     @property
     def wer(self) -> Interval:
@@ -80,7 +85,7 @@ class Evaluation:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row for all clips and one a condition: WER with interval, difference, cost.
+        """A row for all clips and one a part of them: WER with interval, difference, cost.
 
         WER in percent, size in MB, memory I/O in MB and GBOPs an utterance.
         """
@@ -88,6 +93,8 @@ class Evaluation:
             {
                 "condition": row.condition,
                 "utterances": row.utterances,
+                "cer": row.cer,
+                "rare_wer": row.rare_wer,
                 **_interval("wer", row.interval),
                 **_interval("delta_wer", row.difference),
                 "size_mb": self.cost.size.bytes / MB,
@@ -108,13 +115,17 @@ def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def load(model: str, *, device: str = "cpu") -> Checkpoint:
+def load(
+    model: str, *, device: str = "cpu", language: str | None = None, task: str | None = None
+) -> Checkpoint:
     """A float checkpoint.
 
     Args:
         model: A name of conf/model (`whisper_tiny_en`), an embedded name, a folder or a hub id.
         device: Where to put it.
+        language, task: What a multilingual one is told to write; None: as the checkpoint says.
     """
+    decoding = build(Decoding, {"language": language, "task": task}, "decode")
     with Composer() as composer:
         known = composer.options("model")
         settings = ModelSettings(path=model)
@@ -125,6 +136,7 @@ def load(model: str, *, device: str = "cpu") -> Checkpoint:
         name=settings.name,
         device=device,
         tokens_per_second=settings.tokens_per_second,
+        decoding=decoding,
     )
 
 
@@ -223,8 +235,12 @@ def evaluate(
     baseline = None if against is None else against.transcription.hypotheses
     if baseline and {one.id for one in baseline} != {one.id for one in transcription.hypotheses}:
         raise UserError("against: is of other clips; evaluate both with the same data and limit")
-    results, _ = score_run(settings.protocol, corpus.name, transcription, baseline)
-    return Evaluation(results, transcription, _cost(model, transcription.hypotheses))
+    scored = score_data_set(
+        protocol_named(settings.protocol.name), corpus.name, transcription, baseline
+    )
+    results = results_of(settings.protocol, scored)
+    worst = worst_utterances([scored])
+    return Evaluation(results, transcription, _cost(model, transcription.hypotheses), worst)
 
 
 def run(*words: str) -> Record:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 import edge_asr
 from edge_asr.errors import UserError
+from edge_asr.models.decoding import Decoding
 from edge_asr.quant.scheme import DEFAULT, Scheme
 from edge_asr.settings import Bits, Checked, Count, Rate, Seed, build
 from edge_asr.store.files import parse_size
@@ -121,7 +122,7 @@ class CalibrationSettings(Checked):
         clips: How many clips to draw.
         batch_size: Clips a calibration batch.
         seed: Seed of the draw.
-        allow_test_clips: Calibrate even on clips that are transcribed too, whose error then is no
+        allow_overlap: Calibrate even on clips that are transcribed too, whose error then is no
             longer that of unknown speech.
         options: Settings of where they come from.
     """
@@ -130,7 +131,7 @@ class CalibrationSettings(Checked):
     clips: Count = 128
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     seed: Seed = 0
-    allow_test_clips: bool = False
+    allow_overlap: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -160,6 +161,7 @@ class Settings(Checked):
         data: Clips to transcribe.
         calibration: Clips to calibrate on.
         protocol: How hypotheses are scored.
+        decode: How the decoder is told to write.
         encoder: Shorthands for the encoder alone.
         decoder: Shorthands for the decoder alone.
         bits: Shorthand of the scheme: weight bits; default: what recipe and scheme say, else 4.
@@ -186,6 +188,7 @@ class Settings(Checked):
     data: DataSettings
     calibration: CalibrationSettings
     protocol: ProtocolSettings
+    decode: Decoding = field(default_factory=Decoding)
     encoder: Shorthands = field(default_factory=Shorthands)
     decoder: Shorthands = field(default_factory=Shorthands)
     bits: WeightBits = DEFAULT

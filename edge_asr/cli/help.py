@@ -14,6 +14,7 @@ from edge_asr.cli.catalogue import MISSING, Choice, Setting, choices, class_sett
 from edge_asr.cli.compose import NEEDED, SHARED, Composer
 from edge_asr.cli.overrides import parse
 from edge_asr.config import Settings, Shorthands
+from edge_asr.models.decoding import Decoding
 from edge_asr.settings import show_value
 
 INTRODUCTION = """\
@@ -74,10 +75,10 @@ def _sections(
     config: DictConfig, *, everything: bool
 ) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     plain: Any = OmegaConf.to_container(config)
-    run = [
-        one for one in class_settings(Settings) if one.name not in (*NEEDED, "encoder", "decoder")
-    ]
+    nested = (*NEEDED, "decode", "encoder", "decoder")
+    run = [one for one in class_settings(Settings) if one.name not in nested]
     yield "The run", (_row(one, "", plain.get(one.name)) for one in run)
+    yield "Decoding", _rows(class_settings(Decoding), "decode", plain["decode"])
     stacks = class_settings(Shorthands)
     yield (
         "One stack alone",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
@@ -28,6 +29,8 @@ class ClipOutput:
         truncated: The clip was longer than the model's window and cut to it.
         time: Its share of its batch's feature extraction, decoding and detokenization, seconds.
         damage: Why the clip could not be used, or None.
+        flags: What is doubtful about its audio, see `Utterance`.
+        audio_digest: Of the decoded samples of the whole clip, see `edge_asr.data.overlap`.
     """
 
     index: int
@@ -39,6 +42,8 @@ class ClipOutput:
     truncated: bool
     time: float
     damage: str | None = None
+    flags: tuple[str, ...] = ()
+    audio_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,24 +51,28 @@ class Hypothesis:
     """One transcribed clip: a row of the Open ASR Leaderboard's manifest, and what we add.
 
     Attributes:
-        id: The utterance's.
         audio_filepath: The clip's source.
-        text: Reference.
-        metadata: The utterance's.
-        duration, time, pred_text, samples, generated_tokens, hit_limit, truncated: See
+        duration, time, pred_text, samples, generated_tokens, hit_limit, truncated, flags: See
             `ClipOutput`.
+        text: Reference; of a chunk that of its whole recording.
+        id: The utterance's.
+        parent_id, chunk_index: Of a chunk: its recording, and its number there from 0.
+        metadata: The utterance's.
     """
 
-    id: str
     audio_filepath: str
-    duration: float
-    time: float
     text: str
     pred_text: str
-    samples: int
-    generated_tokens: int
-    hit_limit: bool
-    truncated: bool
+    duration: float = 0.0
+    time: float = 0.0
+    id: str = ""
+    samples: int = 0
+    generated_tokens: int = 0
+    hit_limit: bool = False
+    truncated: bool = False
+    flags: tuple[str, ...] = ()
+    parent_id: str | None = None
+    chunk_index: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,6 +113,8 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
         if row.damage is not None:
             damaged.append(DamagedSource(entry.source, row.damage))
             continue
+        parent, chunk = (entry.metadata.get(name, "") for name in ("parent_id", "chunk_index"))
+        is_chunk = bool(parent) and chunk.isdecimal()
         hypotheses.append(
             Hypothesis(
                 id=entry.id,
@@ -116,6 +127,9 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
                 generated_tokens=row.generated_tokens,
                 hit_limit=row.hit_limit,
                 truncated=row.truncated,
+                flags=row.flags,
+                parent_id=parent if is_chunk else None,
+                chunk_index=int(chunk) if is_chunk else None,
                 metadata=dict(entry.metadata),
             )
         )
@@ -123,30 +137,83 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
 
 
 def to_lines(rows: Iterable[ClipOutput] | Iterable[Hypothesis]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    """One JSON object a line, without what a row does not have."""
+    return "".join(
+        json.dumps(
+            {name: value for name, value in asdict(row).items() if value is not None},
+            ensure_ascii=False,
+        )
+        + "\n"
+        for row in rows
+    )
 
 
-def write_hypotheses(path: Path, hypotheses: Iterable[Hypothesis]) -> None:
-    """Write a file of hypotheses, whole or not at all."""
+def write_hypotheses(
+    path: Path, hypotheses: Iterable[Hypothesis], unscored: Iterable[Hypothesis] = ()
+) -> None:
+    """Write a file of hypotheses, whole or not at all.
+
+    Those whose references count for nothing lie in a second file beside it: the leaderboard's
+    tools take every row of a manifest for one that counts.
+    """
+    aside = list(unscored)
+    if aside:
+        write_text_atomically(_aside(path), to_lines(aside))
+    else:
+        _aside(path).unlink(missing_ok=True)
     write_text_atomically(path, to_lines(hypotheses))
 
 
 def read_hypotheses(path: Path) -> tuple[Hypothesis, ...]:
-    """Read back a file that `write_hypotheses` wrote.
+    """Read a manifest that `write_hypotheses` wrote, or one that the leaderboard has published.
 
     Raises:
         UserError: It cannot be read, or a row is not of that form; the message names line and
             field.
     """
+    rows: list[Hypothesis] = []
+    for file in (path, *([_aside(path)] if _aside(path).is_file() else [])):
+        try:
+            lines = _lines(file)
+        except OSError as error:
+            raise UserError(
+                f"{file}: hypotheses cannot be read ({error.strerror}); make the run again with "
+                "rerun=true"
+            ) from error
+        rows += [_hypothesis(line, f"{file}, line {number}") for number, line in lines]
+    if not rows:
+        raise UserError(f"{path}: holds no hypotheses; make the run again with rerun=true")
+    return _with_ids(rows)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.unscored.ndjson")
+
+
+def _hypothesis(line: bytes, place: str) -> Hypothesis:
     try:
-        lines = _lines(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: hypotheses cannot be read ({error.strerror}); make the run again with "
-            "rerun=true"
-        ) from error
-    return tuple(parse(Hypothesis, line, f"{path}, line {number}") for number, line in lines)
+        plain: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        plain = None
+    if isinstance(plain, dict):
+        known = {one.name for one in fields(Hypothesis)}
+        # What others add to their rows is no field of ours.
+        own = {name: value for name, value in plain.items() if name in known and value is not None}
+        own.setdefault("pred_text", "")
+        line = json.dumps(own).encode()
+    return parse(Hypothesis, line, place)
+
+
+def _with_ids(rows: Sequence[Hypothesis]) -> tuple[Hypothesis, ...]:
+    """`rows`, every one with an id of its own: published ones have only a file, often all one."""
+    seen: set[str] = set()
+    named = []
+    for number, row in enumerate(rows, 1):
+        own = row.id or row.audio_filepath
+        own = f"{own}#{number}" if own in seen else own
+        seen.add(own)
+        named.append(replace(row, id=own))
+    return tuple(named)
 
 
 def read_outputs(path: Path) -> list[ClipOutput]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
+from edge_asr.data.overlap import audio_digest
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
 from edge_asr.models.decoding import TooLong
@@ -131,6 +132,8 @@ def _transcribe_batch(
             hit_limit=transcript.hit_limit,
             truncated=len(wave) < len(item.samples),
             time=share,
+            flags=item.flags,
+            audio_digest=audio_digest(item.samples),
         )
         for (index, item), wave, transcript in zip(batch, waves, transcripts, strict=True)
     ]

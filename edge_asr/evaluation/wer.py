@@ -2,72 +2,87 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-import jiwer
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
 
 from edge_asr.errors import UserError
+from edge_asr.evaluation.failures import is_looping, is_over_long, rare_words
+from edge_asr.evaluation.hypotheses import Hypothesis
+from edge_asr.evaluation.pairs import Alignment, Kind, Pair
 from edge_asr.evaluation.protocols import Protocol
 
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-LONGEST_LOOP = 16
-"""Words in the longest repeated sequence that counts as a loop."""
-LOOP_REPEATS = 4
-"""Times in a row from which a repeated sequence is a loop."""
-LOOP_EXCESS = 3
-"""Times in a row by which it must exceed the reference, where people do say 'no no no no'."""
-
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """Counts of one data set under one protocol; arrays have one entry per scored utterance.
+    """Counts of one data set under one protocol; arrays have one entry per scored pair.
 
     Attributes:
         protocol: Name of the protocol.
-        scored: Position of each scored utterance in the input, ascending.
-        hits, substitutions, deletions, insertions: Words, from a minimum edit distance
-            alignment. The total of the last three is unique; the split between them is
-            jiwer's choice among equally short alignments.
-        empty_outputs: Whether the normalized hypothesis has no word.
-        looping_outputs: Whether the hypothesis loops, see `is_looping`.
-        dropped: Utterances left out because their normalized reference is empty or ignored.
+        pairs: What was compared, in the order of the clips.
+        alignments: Of every pair.
+        hits, substitutions, deletions, insertions: Words. The total of the last three is unique;
+            the split between them is the aligner's choice among equally short alignments.
+        characters, character_errors: Of the reference, spaces between words included, and the
+            edit distance to it.
+        rare, rare_missed: Rare words of the reference and those not recognised, see `is_rare`;
+            none where the protocol is not for English.
+        empty_outputs, looping_outputs, over_long_outputs: Whether the normalized hypothesis has no
+            word, loops or is far too long, see `edge_asr.evaluation.failures`.
+        dropped: Clips left out because their normalized reference is empty or ignored.
+        invented: Words written for each of those.
 
     Raises:
-        ValueError: Arrays of different length, or an utterance without reference words.
+        ValueError: Arrays of different length, or a pair without reference words.
     """
 
     protocol: str
-    scored: Counts
+    pairs: tuple[Pair, ...]
+    alignments: tuple[Alignment, ...]
     hits: Counts
     substitutions: Counts
     deletions: Counts
     insertions: Counts
+    characters: Counts
+    character_errors: Counts
+    rare: Counts
+    rare_missed: Counts
     empty_outputs: Flags
     looping_outputs: Flags
-    dropped: int
+    over_long_outputs: Flags
+    dropped: tuple[int, ...]
+    invented: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        per_utterance = (self.hits, self.substitutions, self.deletions, self.insertions)
-        for array in (*per_utterance, self.empty_outputs, self.looping_outputs):
-            if array.shape != self.scored.shape:
-                raise ValueError(f"per-utterance array {array.shape}, not {self.scored.shape}")
-        if not self.scored.size or self.words.min() < 1:
-            raise ValueError("every scored utterance needs at least one reference word")
+        for name, array in self._arrays().items():
+            if array.shape != (len(self.pairs),):
+                raise ValueError(f"{name} {array.shape}, not {(len(self.pairs),)}")
+        if not self.pairs or self.words.min() < 1:
+            raise ValueError("every scored pair needs at least one reference word")
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    @property
+    def scored(self) -> Counts:
+        """Position of every pair's (first) clip in the input, ascending."""
+        return np.array([pair.rows[0] for pair in self.pairs], dtype=np.int64)
 
     @property
     def words(self) -> Counts:
-        """Reference words per scored utterance."""
+        """Reference words per scored pair."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def errors(self) -> Counts:
-        """Word errors per scored utterance."""
+        """Word errors per scored pair."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
@@ -76,121 +91,83 @@ class Score:
         return 100.0 * float(self.errors.sum()) / float(self.words.sum())
 
     @property
-    def empty(self) -> int:
-        """Number of scored utterances with an empty output."""
-        return int(self.empty_outputs.sum())
+    def cer(self) -> float:
+        """Corpus character error rate in percent."""
+        return 100.0 * float(self.character_errors.sum()) / float(self.characters.sum())
 
     @property
-    def looping(self) -> int:
-        """Number of scored utterances with a looping output."""
-        return int(self.looping_outputs.sum())
+    def rare_wer(self) -> float | None:
+        """Rare words of the references that were not recognised, in percent of them; or None."""
+        rare = int(self.rare.sum())
+        return 100.0 * int(self.rare_missed.sum()) / rare if rare else None
 
-    def select(self, utterances: Iterable[int]) -> Score:
-        """The score of a subset, given as positions in the input of `score`.
+    def select(self, clips: Iterable[int]) -> Score:
+        """The score of a subset, given as positions in the input; of joined clips, all are needed.
 
         Raises:
-            UserError: No utterance of the subset was scored.
+            UserError: No clip of the subset was scored.
         """
-        wanted = np.unique(np.fromiter(utterances, dtype=np.int64))
-        keep = np.isin(self.scored, wanted)
-        if not keep.any():
+        wanted = frozenset(clips)
+        keep = [index for index, pair in enumerate(self.pairs) if wanted.issuperset(pair.rows)]
+        if not keep:
             raise UserError(
-                f"references: none of {wanted.size} chosen utterances has a word left under "
+                f"references: none of {len(wanted)} chosen utterances has a word left under "
                 f"{self.protocol}; choose utterances with transcripts"
             )
+        left_out = [index for index, clip in enumerate(self.dropped) if clip in wanted]
         return Score(
             protocol=self.protocol,
-            scored=self.scored[keep],
-            hits=self.hits[keep],
-            substitutions=self.substitutions[keep],
-            deletions=self.deletions[keep],
-            insertions=self.insertions[keep],
-            empty_outputs=self.empty_outputs[keep],
-            looping_outputs=self.looping_outputs[keep],
-            dropped=int(wanted.size - keep.sum()),
+            pairs=tuple(self.pairs[index] for index in keep),
+            alignments=tuple(self.alignments[index] for index in keep),
+            dropped=tuple(self.dropped[index] for index in left_out),
+            invented=tuple(self.invented[index] for index in left_out),
+            **{name: array[keep] for name, array in self._arrays().items()},  # type: ignore[arg-type]
         )
 
 
-def _longest_runs(words: Sequence[str], length: int) -> dict[tuple[str, ...], int]:
-    """Most repetitions in a row of every sequence of `length` words, rotations taken as one."""
-    runs: dict[tuple[str, ...], int] = {}
-    start = 0
-    for end in range(length, len(words) + 1):
-        if end < len(words) and words[end] == words[end - length]:
-            continue
-        unit = tuple(words[start : start + length])
-        # "a b a b" and "b a b a" are the same loop entered at another word.
-        key = min(unit[shift:] + unit[:shift] for shift in range(length))
-        runs[key] = max(runs.get(key, 0), (end - start) // length)
-        start = end - length + 1
-    return runs
-
-
-def is_looping(hypothesis: Sequence[str], reference: Sequence[str]) -> bool:
-    """Whether a recogniser got stuck repeating itself.
-
-    It did when a sequence of 1 to `LONGEST_LOOP` words stands `LOOP_REPEATS` or more times in a
-    row anywhere in `hypothesis`, and at least `LOOP_EXCESS` times more in a row than in
-    `reference`. Both are normalized words. A loop inside one word ("hahahaha", or digits that
-    the normalizer joins) is not seen.
-    """
-    for length in range(1, LONGEST_LOOP + 1):
-        if len(hypothesis) < LOOP_REPEATS * length:
-            return False
-        spoken = _longest_runs(reference, length)
-        for unit, repeats in _longest_runs(hypothesis, length).items():
-            if repeats >= LOOP_REPEATS and repeats - spoken.get(unit, 0) >= LOOP_EXCESS:
-                return True
-    return False
-
-
-def _edit_counts(chunks: Iterable[jiwer.AlignmentChunk]) -> tuple[int, int, int, int]:
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        inserted = chunk.hyp_end_idx - chunk.hyp_start_idx
-        counts[chunk.type] += chunk.ref_end_idx - chunk.ref_start_idx or inserted
-    return counts["equal"], counts["substitute"], counts["delete"], counts["insert"]
-
-
-def score(references: Sequence[str], hypotheses: Sequence[str], protocol: Protocol) -> Score:
-    """Count the word errors of a data set.
-
-    Args:
-        references: Transcripts as the corpus gives them.
-        hypotheses: Recognised text, in the same order.
-        protocol: Normalizer and the references it leaves out.
+def score(clips: Sequence[Hypothesis], protocol: Protocol) -> Score:
+    """Count the errors of a data set's hypotheses.
 
     Raises:
-        ValueError: The two differ in length.
         UserError: No reference has a word left after normalization.
     """
-    if len(references) != len(hypotheses):
-        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
-    spoken = [protocol.words(text) for text in references]
-    scored = [
-        index
-        for index, words in enumerate(spoken)
-        if words and " ".join(words) not in protocol.ignored_references
-    ]
-    if not scored:
+    prepared = protocol.prepare(clips)
+    pairs = [pair for pair in prepared if protocol.scores(pair)]
+    left_out = [pair for pair in prepared if not protocol.scores(pair)]
+    if not pairs:
         raise UserError(
-            f"references: none of {len(references)} has a word left under {protocol.name}; "
+            f"references: none of {len(clips)} has a word left under {protocol.name}; "
             "give transcripts, or a protocol for their language"
         )
-    transcribed = {index: protocol.words(hypotheses[index]) for index in scored}
-    output = jiwer.process_words(
-        [" ".join(spoken[index]) for index in scored],
-        [" ".join(transcribed[index]) for index in scored],
-    )
-    counts = np.array([_edit_counts(chunks) for chunks in output.alignments], dtype=np.int64)
+    alignments = protocol.align(pairs)
+    texts = [(" ".join(pair.reference), " ".join(pair.hypothesis)) for pair in pairs]
+    rare = [rare_words(one) if protocol.language == "en" else (0, 0) for one in alignments]
     return Score(
         protocol=protocol.name,
-        scored=np.array(scored, dtype=np.int64),
-        hits=counts[:, 0],
-        substitutions=counts[:, 1],
-        deletions=counts[:, 2],
-        insertions=counts[:, 3],
-        empty_outputs=np.array([not transcribed[index] for index in scored]),
-        looping_outputs=np.array([is_looping(transcribed[i], spoken[i]) for i in scored]),
-        dropped=len(references) - len(scored),
+        pairs=tuple(pairs),
+        alignments=tuple(alignments),
+        hits=_counts([_words(one, "equal") for one in alignments]),
+        substitutions=_counts([_words(one, "substitute") for one in alignments]),
+        deletions=_counts([_words(one, "delete") for one in alignments]),
+        insertions=_counts([_words(one, "insert") for one in alignments]),
+        characters=_counts([len(reference) for reference, _ in texts]),
+        character_errors=_counts([Levenshtein.distance(*both) for both in texts]),
+        rare=_counts([words for words, _ in rare]),
+        rare_missed=_counts([missed for _, missed in rare]),
+        empty_outputs=np.array([not pair.hypothesis for pair in pairs]),
+        looping_outputs=np.array([is_looping(one.hypothesis, one.reference) for one in pairs]),
+        over_long_outputs=np.array([is_over_long(one.hypothesis, one.reference) for one in pairs]),
+        dropped=tuple(row for pair in left_out for row in pair.rows),
+        invented=tuple(
+            len(protocol.words(clips[row].pred_text)) for pair in left_out for row in pair.rows
+        ),
     )
+
+
+def _words(alignment: Alignment, kind: Kind) -> int:
+    """Words in edits of that kind: the reference's, of insertions the hypothesis's."""
+    return sum(len(edit.reference or edit.hypothesis) for edit in alignment if edit.kind == kind)
+
+
+def _counts(values: Sequence[int]) -> Counts:
+    return np.array(values, dtype=np.int64)

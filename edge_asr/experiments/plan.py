@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from edge_asr.calibration.batches import DrawnClip, draw_clips
 from edge_asr.config import CalibrationSettings, Settings
 from edge_asr.data.corpus import Corpus
+from edge_asr.data.overlap import audio_digest, overlap
 from edge_asr.data.sources import Source, sources
 from edge_asr.errors import UserError
 from edge_asr.evaluation.protocols import protocol_named
@@ -29,11 +30,32 @@ from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD
 
 # Raised when a step makes something else of the same inputs.
-CALIBRATE_VERSION = 2
+CALIBRATE_VERSION = 3
 QUANTIZE_VERSION = 2
-TRANSCRIBE_VERSION = 2
-SCORE_VERSION = 1
+TRANSCRIBE_VERSION = 3
+SCORE_VERSION = 2
 RUN_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set of a run.
+
+    Attributes:
+        corpus: Its clips.
+        audio_digest: Of their audio.
+        transcribe, transcribe_float: Steps of this model and of the float one, the same for the
+            latter.
+    """
+
+    corpus: Corpus
+    audio_digest: str
+    transcribe: Step
+    transcribe_float: Step
+
+    @property
+    def name(self) -> str:
+        return self.corpus.name
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,10 @@ class Plan:
         recipe: The method; one without a rounding part is the float model.
         formats: What the scheme asks for, for every Linear inside a block.
         served: The same as the recipe's parts serve it.
-        corpus: The clips to transcribe.
-        audio_digest: Of their audio.
+        data_sets: The clips to transcribe; no two have one name.
         drawn: The calibration clips, empty where nothing looks at any.
         draw_warnings: What drawing them has to say.
         calibrate, quantize: Their steps, or None where there is nothing to do.
-        transcribe, transcribe_float: Of this model and of the float one, the same for the latter.
         run_id: Identity of the record.
     """
 
@@ -64,14 +84,11 @@ class Plan:
     recipe: Recipe
     formats: dict[str, TensorFormat]
     served: dict[str, TensorFormat]
-    corpus: Corpus
-    audio_digest: str
+    data_sets: tuple[DataSet, ...]
     drawn: tuple[DrawnClip, ...]
     draw_warnings: tuple[str, ...]
     calibrate: Step | None
     quantize: Step | None
-    transcribe: Step
-    transcribe_float: Step
     run_id: str
 
     @property
@@ -79,6 +96,11 @@ class Plan:
         """The Linear layers by name."""
         slots = self.architecture.slots(self.config)
         return {slot.name: slot for slot in slots if slot.kind == "linear"}
+
+    @property
+    def calibration_digests(self) -> frozenset[str]:
+        """Of the decoded audio of every calibration clip."""
+        return frozenset(audio_digest(clip.utterance.samples) for clip in self.drawn)
 
     @property
     def layer_errors(self) -> bool:
@@ -147,8 +169,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
     scheme = settings.rules()
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
-    corpus = source.clips(settings.data.limit)
-    audio = corpus.audio_digests(store.digests)
+    corpora = _data_sets(settings, source)
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
     formats, served = {}, {}
     if recipe.quantizes:
@@ -171,16 +192,19 @@ def make_plan(settings: Settings, store: Store) -> Plan:
             chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
         )
         digests = chosen.audio_digests(store.digests, [clip.index for clip in drawn])
-        if not settings.calibration.allow_test_clips:
-            _refuse_test_clips(digests, audio)
+        shared = overlap([clip.utterance for clip in drawn], corpora)
+        check_overlap(settings, shared, warnings.append)
         calibrate = _calibrate(settings, files, architecture, drawn, digests)
     if recipe.quantizes:
         quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
-    heard = fingerprint(audio)
-    float_step = _transcribe(settings, files, architecture, heard, files.weights_fingerprint)
-    own_step = float_step
-    if quantize is not None:
-        own_step = _transcribe(settings, files, architecture, heard, quantize.key)
+    data_sets = []
+    for corpus in corpora:
+        audio = fingerprint(corpus.audio_digests(store.digests))
+        float_step = _transcribe(settings, files, architecture, audio, files.weights_fingerprint)
+        own_step = float_step
+        if quantize is not None:
+            own_step = _transcribe(settings, files, architecture, audio, quantize.key)
+        data_sets.append(DataSet(corpus, audio, own_step, float_step))
     return Plan(
         settings=settings,
         files=files,
@@ -189,21 +213,21 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         recipe=recipe,
         formats=formats,
         served=served,
-        corpus=corpus,
-        audio_digest=heard,
+        data_sets=tuple(data_sets),
         drawn=tuple(drawn),
         draw_warnings=tuple(warnings),
         calibrate=calibrate,
         quantize=quantize,
-        transcribe=own_step,
-        transcribe_float=float_step,
-        run_id=_run_id(settings, own_step, quantize, corpus),
+        run_id=_run_id(settings, data_sets, quantize),
     )
 
 
 def float_plan(plan: Plan) -> Plan:
     """The float model on the same clips."""
     settings = dataclasses.replace(plan.settings, rerun=False)
+    data_sets = tuple(
+        dataclasses.replace(one, transcribe=one.transcribe_float) for one in plan.data_sets
+    )
     return dataclasses.replace(
         plan,
         settings=settings,
@@ -214,20 +238,33 @@ def float_plan(plan: Plan) -> Plan:
         draw_warnings=(),
         calibrate=None,
         quantize=None,
-        transcribe=plan.transcribe_float,
-        run_id=_run_id(settings, plan.transcribe_float, None, plan.corpus),
+        data_sets=data_sets,
+        run_id=_run_id(settings, data_sets, None),
     )
 
 
-def _refuse_test_clips(calibrated: Sequence[str], tested: Sequence[str]) -> None:
-    """Raises UserError where clips of both have the same audio."""
-    shared = len({*calibrated} & {*tested} - {"unreadable"})
-    if shared:
-        raise UserError(
-            f"calibration: {shared} of {len(calibrated)} clips are transcribed too, so the error "
-            "would not be that of unknown speech; choose other clips, or set "
-            "calibration.allow_test_clips=true"
-        )
+def check_overlap(settings: Settings, shared: int, on_warning: Callable[[str], None]) -> None:
+    """Say that `shared` calibration clips are transcribed too, where that was asked for.
+
+    Raises UserError where it was not.
+    """
+    if not shared:
+        return
+    said = f"calibration: {shared} clips are transcribed too, so the error is not that of unknown"
+    if not settings.calibration.allow_overlap:
+        raise UserError(f"{said} speech; choose other clips, or set calibration.allow_overlap=true")
+    on_warning(f"{said} speech (calibration.allow_overlap=true)")
+
+
+def _data_sets(settings: Settings, source: Source) -> tuple[Corpus, ...]:
+    """The clips to transcribe. Raises UserError for two data sets of one name, or clips of another
+    language than is decoded."""
+    corpora = source.data_sets(settings.protocol.name, settings.data.limit)
+    names = [corpus.name for corpus in corpora]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"data: two data sets are called {twice!r}; give each a name of its own")
+    return corpora
 
 
 def _family(architecture: Architecture) -> list[Any]:
@@ -236,7 +273,7 @@ def _family(architecture: Architecture) -> list[Any]:
 
 def _tokens_per_second(settings: Settings, architecture: Architecture) -> float | None:
     own = settings.model.tokens_per_second
-    return architecture.default_tokens_per_second if own is None else own
+    return architecture.usual_tokens_per_second(settings.decode.language) if own is None else own
 
 
 def _calibrate(
@@ -260,6 +297,7 @@ def _calibrate(
             "seed": settings.calibration.seed,
             "batch_size": settings.calibration.batch_size,
             "tokens_per_second": _tokens_per_second(settings, architecture),
+            "decode": dataclasses.asdict(settings.decode),
         },
     )
 
@@ -306,6 +344,7 @@ def _transcribe(
             "batch_size": settings.batch_size,
             "max_new_tokens": settings.max_new_tokens,
             "tokens_per_second": _tokens_per_second(settings, architecture),
+            "decode": dataclasses.asdict(settings.decode),
             "dtype": "float32",
             # Nobody has shown that an accelerator finds the same digits as a processor.
             "device": settings.device.partition(":")[0],
@@ -314,15 +353,19 @@ def _transcribe(
     )
 
 
-def _run_id(settings: Settings, transcribe: Step, quantize: Step | None, corpus: Corpus) -> str:
+def _run_id(settings: Settings, data_sets: Sequence[DataSet], quantize: Step | None) -> str:
     """Identity of a record: what was heard, against which references, scored how."""
-    references = [[entry.text, entry.metadata.get("condition", "")] for entry in corpus.entries]
+    references = [
+        [one.name, *([entry.text, dict(entry.metadata)] for entry in one.corpus.entries)]
+        for one in data_sets
+    ]
     identity = {
         "version": SCORE_VERSION,
-        "transcribe": transcribe.key,
+        "transcribe": [one.transcribe.key for one in data_sets],
         "quantize": None if quantize is None else quantize.key,
         "references": fingerprint(references),
         "protocol": dataclasses.asdict(settings.protocol),
+        "protocol_version": protocol_named(settings.protocol.name).version,
         "float_bits": settings.float_bits,
     }
     return fingerprint(identity)[:RUN_DIGITS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,17 @@ import torch
 from edge_asr.config import Settings
 from edge_asr.cost.model import cost_of
 from edge_asr.errors import UserError
-from edge_asr.evaluation.hypotheses import Transcription, joined, write_hypotheses
-from edge_asr.evaluation.scoring import score_run
-from edge_asr.experiments.plan import Plan, float_plan, make_plan
+from edge_asr.evaluation.hypotheses import Transcription, joined
+from edge_asr.evaluation.protocols import protocol_named
+from edge_asr.evaluation.scoring import (
+    DataSetScore,
+    average_of,
+    results_of,
+    score_data_set,
+    worst_utterances,
+)
+from edge_asr.experiments.files import manifest_name, write_alignments, write_manifest
+from edge_asr.experiments.plan import DataSet, Plan, check_overlap, float_plan, make_plan
 from edge_asr.experiments.sections import (
     float_summary,
     method_section,
@@ -26,9 +35,11 @@ from edge_asr.experiments.steps import (
     QUANTIZE,
     Progress,
     Steps,
+    check_languages,
     output_rows,
     quantize_result,
     silent,
+    stage_name,
 )
 from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
@@ -47,7 +58,6 @@ from edge_asr.store.record import (
     write_record,
 )
 
-HYPOTHESES_NAME = "hypotheses.jsonl"
 LONGEST_SOURCE = 120  # of a damaged clip, in a warning
 
 
@@ -91,62 +101,88 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
     _make_writable(plan)
     store.check_writable()
     steps = Steps(plan, store, progress)
-    floats = None
+    floats: list[Artefact | None] = [None] * len(plan.data_sets)
     if plan.quantize is not None:
         # First, while the model that is loaded is the float one.
-        floats = steps.transcribe_float_if_free()
-        if floats is None and done is not None and not settings.rerun:
+        floats = [steps.transcribe_float_if_free(one) for one in plan.data_sets]
+        if None in floats and done is not None and not settings.rerun:
             return Outcome(done, plan.folder, True)
-    heard = steps.transcribe()
-    if plan.quantize is not None and floats is None:
-        floats = steps.transcribe_float_if_free()
-    if floats is not None and baseline is None:
-        baseline = _write(plain, Steps(plain, store), floats, None)
-    record = _write(plan, steps, heard, floats)
+    heard = [steps.transcribe(one) for one in plan.data_sets]
+    if plan.quantize is not None:
+        # Another process may have made those that it was at.
+        floats = [
+            found or steps.transcribe_float_if_free(one)
+            for found, one in zip(floats, plan.data_sets, strict=True)
+        ]
+    known = [found for found in floats if found is not None]
+    complete = len(known) == len(floats)
+    if complete and baseline is None:
+        baseline = _write(plain, Steps(plain, store), known, None)
+    record = _write(plan, steps, heard, known if complete else None)
     store.prune(settings.store_cap_bytes, QUANTIZE)
     return Outcome(record, plan.folder, False, baseline)
 
 
-def _write(plan: Plan, steps: Steps, transcribed: Artefact, floats: Artefact | None) -> Record:
-    """Score, count, and write the record and the hypotheses beside it."""
-    transcription = joined(plan.corpus.entries, output_rows(transcribed))
-    record = _record(plan, steps, transcribed, transcription, floats)
-    write_hypotheses(plan.folder / HYPOTHESES_NAME, transcription.hypotheses)
+def _write(
+    plan: Plan, steps: Steps, heard: Sequence[Artefact], floats: Sequence[Artefact] | None
+) -> Record:
+    """Score, count, and write the record, the hypotheses and their alignments beside it."""
+    began = time.perf_counter()
+    scored = [
+        _scored(plan, data, artefact, None if floats is None else floats[index])
+        for index, (data, artefact) in enumerate(zip(plan.data_sets, heard, strict=True))
+    ]
+    record = _record(plan, steps, heard, scored, time.perf_counter() - began)
+    for one, name in zip(scored, record.hypotheses_files.values(), strict=True):
+        write_manifest(plan.folder / name, one)
+    write_alignments(plan.folder, scored)
     write_record(plan.folder, record)
     return record
+
+
+def _scored(plan: Plan, data: DataSet, heard: Artefact, floats: Artefact | None) -> DataSetScore:
+    """One data set, scored. Raises UserError for clips that calibration must not have seen."""
+    rows = output_rows(heard)
+    check_languages(data, heard.notes["language"])
+    shared = plan.calibration_digests & {row.audio_digest for row in rows}
+    # Of some corpora only those who transcribe know the audio.
+    check_overlap(plan.settings, len(shared), lambda _: None)
+    entries, baseline = data.corpus.entries, None
+    if floats is not None:
+        baseline = joined(entries, output_rows(floats)).hypotheses
+    protocol = protocol_named(plan.settings.protocol.name)
+    return score_data_set(protocol, data.name, joined(entries, rows), baseline)
 
 
 def _record(
     plan: Plan,
     steps: Steps,
-    transcribed: Artefact,
-    transcription: Transcription,
-    floats: Artefact | None,
+    heard: Sequence[Artefact],
+    scored: Sequence[DataSetScore],
+    seconds: float,
 ) -> Record:
-    settings = plan.settings
-    began = time.perf_counter()
-    baseline = None
-    if plan.quantize is not None and floats is not None:
-        baseline = joined(plan.corpus.entries, output_rows(floats)).hypotheses
-    results, averages = score_run(settings.protocol, plan.corpus.name, transcription, baseline)
+    settings, first = plan.settings, heard[0]
     width = settings.float_bits or plan.files.float_bits
     plain = quantized = float_summary(plan, width)
     quantization = Quantization()
     layers: tuple[LayerSection, ...] = ()
     if plan.quantize is not None:
-        said = quantize_result(transcribed)
+        said = quantize_result(first)
         quantization, layers, quantized = said.quantization, said.layers, said.summary
         if width != plan.files.float_bits:
             model = steps.quantized_checkpoint().model
             quantized = quantized_summary(model, plan.architecture, width)
-    prompt_tokens = int(transcribed.notes["prompt_tokens"])
     workloads = workloads_of(
-        plan.architecture, plan.config, prompt_tokens, transcription.hypotheses
+        plan.architecture,
+        plan.config,
+        int(first.notes["prompt_tokens"]),
+        [clip for one in scored for clip in one.transcription.hypotheses],
     )
     stages = {stage.name: stage for stage in steps.stages}
-    stages.setdefault("transcribe", _stage(transcribed))
-    stages["score"] = Stage("score", time.perf_counter() - began)
-    keys = {"transcribe": plan.transcribe.key}
+    for data, artefact in zip(plan.data_sets, heard, strict=True):
+        stages.setdefault(stage_name(plan, data), _stage(artefact, stage_name(plan, data)))
+    stages["score"] = Stage("score", seconds)
+    keys = {stage_name(plan, data): data.transcribe.key for data in plan.data_sets}
     keys |= {} if plan.quantize is None else {"quantize": plan.quantize.key}
     keys |= {} if plan.calibrate is None else {"calibrate": plan.calibrate.key}
     return Record(
@@ -156,43 +192,47 @@ def _record(
         environment=current_environment(settings.device, torch.get_num_threads()),
         model=model_section(plan, width),
         method=method_section(plan, layers, quantization, width),
-        results=results,
-        averages=averages,
+        results=tuple(row for one in scored for row in results_of(settings.protocol, one)),
+        averages=(average_of(settings.protocol, scored),),
         batch_size=settings.batch_size,
         cost=CostSection(cost_of(quantized, workloads), cost_of(plain, workloads)),
         stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
-        warnings=_warnings(plan, transcribed.warnings, transcription, floats),
-        hypotheses_file=HYPOTHESES_NAME,
+        warnings=_warnings(plan, heard, scored),
         keys=keys,
-        data=(DataSection(plan.corpus.name, len(plan.corpus), plan.audio_digest),),
+        data=tuple(
+            DataSection(
+                data.name,
+                len(data.corpus),
+                data.audio_digest,
+                dict(data.corpus.origin),
+                manifest_name(plan.model_name, plan.label, data.name, data.corpus.origin),
+            )
+            for data in plan.data_sets
+        ),
+        decoding={
+            "language": first.notes["language"],
+            "task": first.notes["task"],
+            "suppression": settings.decode.suppression,
+        },
+        worst=worst_utterances(scored),
     )
 
 
-def _stage(artefact: Artefact) -> Stage:
-    return Stage(artefact.step, artefact.seconds, artefact.peak_memory_bytes, stored=True)
+def _stage(artefact: Artefact, name: str) -> Stage:
+    return Stage(name, artefact.seconds, artefact.peak_memory_bytes, stored=True)
 
 
 def _warnings(
-    plan: Plan, made: Sequence[str], transcription: Transcription, floats: Artefact | None
+    plan: Plan, heard: Sequence[Artefact], scored: Sequence[DataSetScore]
 ) -> tuple[str, ...]:
-    damaged = (f"{clip.source:.{LONGEST_SOURCE}}: {clip.reason}" for clip in transcription.damaged)
-    warnings = [*made, *damaged]
-    truncated = sum(hypothesis.truncated for hypothesis in transcription.hypotheses)
-    if truncated:
-        warnings.append(
-            f"{truncated} clips are longer than the model's window; only its length was heard"
-        )
-    empty = sum(not hypothesis.pred_text for hypothesis in transcription.hypotheses)
-    if 2 * empty > len(transcription.hypotheses):
-        warnings.append(f"{empty} of {len(transcription.hypotheses)} outputs are empty")
-    cut = sum(hypothesis.hit_limit for hypothesis in transcription.hypotheses)
-    if 10 * cut > len(transcription.hypotheses):
-        warnings.append(
-            f"{cut} of {len(transcription.hypotheses)} outputs were cut at their limit of tokens: "
-            "loops, or a max_new_tokens or model.tokens_per_second that is too small"
-        )
-    if plan.quantize is not None and floats is None:
+    """What was said on the way, and what the outputs say."""
+    warnings = [text for artefact in heard for text in artefact.warnings]
+    warnings += protocol_warnings(plan.settings, heard[0].notes["language"])
+    for one in scored:
+        named = f"{one.name}: " if len(scored) > 1 else ""
+        warnings += [f"{named}{text}" for text in output_warnings(one.transcription)]
+    if plan.quantize is not None and scored[0].plain is None:
         warnings.append(
             "no difference to the float model: another process was still making its hypotheses; "
             "the same command again adds it"
@@ -200,15 +240,58 @@ def _warnings(
     return tuple(dict.fromkeys(warnings))
 
 
+def protocol_warnings(settings: Settings, language: str | None) -> list[str]:
+    """Where a run decodes otherwise than its protocol expects."""
+    protocol, decode, warnings = protocol_named(settings.protocol.name), settings.decode, []
+    if protocol.language and language and language != protocol.language:
+        warnings.append(
+            f"protocol {protocol.name} normalizes {protocol.language!r}, but {language!r} is "
+            "decoded; protocol=multilingual is for any language"
+        )
+    if protocol.suppression and decode.suppression != protocol.suppression:
+        warnings.append(
+            f"protocol {protocol.name} is of models that decode with "
+            f"decode.suppression={protocol.suppression}; this run has {decode.suppression}"
+        )
+    return warnings
+
+
+def output_warnings(transcription: Transcription) -> list[str]:
+    """What the clips and outputs of a data set say."""
+    clips = transcription.hypotheses
+    warnings = [f"{one.source:.{LONGEST_SOURCE}}: {one.reason}" for one in transcription.damaged]
+    flags = Counter(flag for clip in clips for flag in set(clip.flags))
+    for flag, count in flags.most_common():
+        first = next(clip.audio_filepath for clip in clips if flag in clip.flags)
+        more = f" and {count - 1} more" if count > 1 else ""
+        warnings.append(f"{first:.{LONGEST_SOURCE}}{more}: {flag}")
+    truncated = sum(clip.truncated for clip in clips)
+    if truncated:
+        warnings.append(
+            f"{truncated} clips are longer than the model's window; only its length was heard"
+        )
+    empty = sum(not clip.pred_text for clip in clips)
+    if 2 * empty > len(clips):
+        warnings.append(f"{empty} of {len(clips)} outputs are empty")
+    cut = sum(clip.hit_limit for clip in clips)
+    if 10 * cut > len(clips):
+        warnings.append(
+            f"{cut} of {len(clips)} outputs were cut at their limit of tokens: loops, or a "
+            "max_new_tokens or model.tokens_per_second that is too small"
+        )
+    return warnings
+
+
 def _stored(plan: Plan) -> Record | None:
     """The finished record of a plan; one that cannot be read counts as missing."""
-    needed = [plan.folder / RECORD_NAME, plan.folder / HYPOTHESES_NAME]
-    if not all(path.exists() for path in needed):
+    if not (plan.folder / RECORD_NAME).exists():
         return None
     try:
-        return read_record(plan.folder / RECORD_NAME)
+        record = read_record(plan.folder / RECORD_NAME)
     except UserError:
         return None
+    files = [plan.folder / name for name in record.hypotheses_files.values()]
+    return record if files and all(path.exists() for path in files) else None
 
 
 def _compared(record: Record) -> bool:

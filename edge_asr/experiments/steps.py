@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
 from edge_asr.cost.records import ModelSummary
+from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
 from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
-from edge_asr.experiments.plan import Plan
+from edge_asr.experiments.plan import DataSet, Plan
 from edge_asr.experiments.sections import layer_sections, quantized_summary
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.languages import language_conflict
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model, save_model
 from edge_asr.quant.result import Quantization
@@ -35,6 +37,8 @@ TOKENS = "tokens.json"
 RESULT = "result.json"
 OUTPUTS = "heard.jsonl"
 QUANTIZE = "quantize"
+# Where a corpus says what is spoken.
+LANGUAGE_FIELDS = ("language", "lang", "locale")
 
 
 class Progress(Protocol):
@@ -96,6 +100,7 @@ class Steps:
                 name=self.plan.model_name,
                 device=settings.device,
                 tokens_per_second=settings.model.tokens_per_second,
+                decoding=settings.decode,
             )
             self._note("load", time.perf_counter() - began, peak_memory_bytes())
         return self._float
@@ -105,7 +110,8 @@ class Steps:
         artefact = self.quantize()
         if self._quantized is None:
             self.progress("load the quantized model")
-            loaded = load_model(artefact.folder, self.plan.settings.device)
+            settings = self.plan.settings
+            loaded = load_model(artefact.folder, settings.device, settings.decode)
             # Names and caps are of this run, not of the one that quantized.
             self._quantized = dataclasses.replace(
                 loaded,
@@ -133,31 +139,35 @@ class Steps:
 
         return self._make(step, build, again=again)
 
-    def transcribe(self) -> Artefact:
-        """The transcribe step of this plan's model."""
-        step, again = self.plan.transcribe, self.plan.settings.rerun
+    def transcribe(self, data: DataSet) -> Artefact:
+        """The transcribe step of this plan's model on one data set."""
+        step, again = data.transcribe, self.plan.settings.rerun
         if not again and (found := self.store.find(step)):
             # It tells of the steps before it, whose artefacts need not be there any more.
-            self.stages += [Stage(**{**one, "stored": True}) for one in found.notes["stages"]]
-            return self._taken(found)
+            known = {stage.name for stage in self.stages}
+            earlier = [Stage(**{**one, "stored": True}) for one in found.notes["stages"]]
+            self.stages += [stage for stage in earlier if stage.name not in known]
+            return self._taken(found, stage_name(self.plan, data))
         if self.plan.quantize is None:
-            return self._make(step, self._transcriber(self.float_checkpoint()), again=again)
-        checkpoint = self.quantized_checkpoint()
-        build = self._transcriber(checkpoint, self.quantize())
-        return self._make(step, build, again=again)
+            build = self._transcriber(data, self.float_checkpoint())
+        else:
+            checkpoint = self.quantized_checkpoint()
+            build = self._transcriber(data, checkpoint, self.quantize())
+        return self._make(step, build, again=again, name=stage_name(self.plan, data))
 
-    def transcribe_float_if_free(self) -> Artefact | None:
+    def transcribe_float_if_free(self, data: DataSet) -> Artefact | None:
         """The float model's hypotheses; None while another process is making them, for no
         quantized run waits for a float run."""
-        step = self.plan.transcribe_float
+        step = data.transcribe_float
         if found := self.store.find(step):
             return found
-        build = self._transcriber(self.float_checkpoint())
+        build = self._transcriber(data, self.float_checkpoint())
         artefact = self.store.make_if_free(step, build)
         if artefact is None:
             log.info("another process is making the float hypotheses; going on without")
         else:
-            log.info("%s %s: %.1f s", step.name, FLOAT_METHOD, artefact.seconds)
+            stage = stage_name(self.plan, data)
+            log.info("%s %s: %.1f s", stage, FLOAT_METHOD, artefact.seconds)
         return artefact
 
     def _make(
@@ -166,8 +176,10 @@ class Steps:
         build: Callable[[Path, Path], Mapping[str, Any]],
         *,
         again: bool,
+        name: str | None = None,
     ) -> Artefact:
-        made = False
+        """Make a step or take it from the store, and note it as the stage `name`, or its own."""
+        made, stage = False, name or step.name
 
         def noting(folder: Path, working: Path) -> Mapping[str, Any]:
             nonlocal made
@@ -175,16 +187,17 @@ class Steps:
             return build(folder, working)
 
         artefact = self.store.make(step, noting, again=again, on_wait=self.progress)
-        self._note(step.name, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
+        self._note(stage, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
         what = f"{artefact.seconds:.1f} s" if made else "taken from the store"
-        log.info("%s %s: %s", step.name, self.plan.label, what)
+        log.info("%s %s: %s", stage, self.plan.label, what)
         return artefact
 
-    def _taken(self, artefact: Artefact) -> Artefact:
-        """Note a step that the store had."""
-        if artefact.step not in {stage.name for stage in self.stages}:
-            self._note(artefact.step, artefact.seconds, artefact.peak_memory_bytes, stored=True)
-            log.info("%s %s: taken from the store", artefact.step, self.plan.label)
+    def _taken(self, artefact: Artefact, name: str | None = None) -> Artefact:
+        """Note a step that the store had, as the stage `name` or its own."""
+        stage = name or artefact.step
+        if stage not in {one.name for one in self.stages}:
+            self._note(stage, artefact.seconds, artefact.peak_memory_bytes, stored=True)
+            log.info("%s %s: taken from the store", stage, self.plan.label)
         return artefact
 
     def _note(self, name: str, seconds: float, peak: int | None, *, stored: bool = False) -> None:
@@ -250,19 +263,23 @@ class Steps:
         return {"label": f"{plan.model_name} {plan.label}", "warnings": list(said)}
 
     def _transcriber(
-        self, checkpoint: Checkpoint, quantized: Artefact | None = None
+        self, data: DataSet, checkpoint: Checkpoint, quantized: Artefact | None = None
     ) -> Callable[[Path, Path], Mapping[str, Any]]:
-        """What transcribes with a model, that of the artefact `quantized` if it is no float one."""
+        """What transcribes a data set with a model, that of the artefact `quantized` if it is no
+        float one."""
+        check_languages(data, checkpoint.language)
 
         def build(folder: Path, working: Path) -> Mapping[str, Any]:
             plan, settings = self.plan, self.plan.settings
             which = "float" if quantized is None else "quantized"
-            stage = f"transcribe {plan.corpus.name} ({which} model)"
-            self.progress(stage, 0, len(plan.corpus))
+            stage = f"transcribe {data.name} ({which} model)"
+            self.progress(stage, 0, len(data.corpus))
             rows = transcribe(
                 self._runtime(checkpoint),
-                plan.corpus,
-                DecodeSettings(settings.batch_size, settings.max_new_tokens),
+                data.corpus,
+                DecodeSettings(
+                    settings.batch_size, settings.max_new_tokens, too_long=settings.decode.too_long
+                ),
                 working / OUTPUTS,
                 lambda done, total: self.progress(stage, done, total),
             )
@@ -276,8 +293,10 @@ class Steps:
             return {
                 "warnings": warnings,
                 "stages": stages,
-                "label": f"{plan.model_name} {label}, {plan.corpus.name}",
+                "label": f"{plan.model_name} {label}, {data.name}",
                 "prompt_tokens": len(plan.architecture.prompt(checkpoint.model)),
+                "language": checkpoint.language,
+                "task": checkpoint.task,
             }
 
         return build
@@ -285,6 +304,23 @@ class Steps:
     def _runtime(self, checkpoint: Checkpoint) -> Runtime:
         runtime: Any = runtimes[self.plan.settings.runtime]
         return runtime(checkpoint)
+
+
+def check_languages(data: DataSet, language: str | None) -> None:
+    """Raises UserError for a clip that says it is of another language than is decoded."""
+    for entry in data.corpus.entries if language else ():
+        declared = next(filter(None, map(entry.metadata.get, LANGUAGE_FIELDS)), None)
+        if declared and language and language_conflict(language, declared):
+            raise UserError(
+                f"data: clip {entry.id!r} of {data.name!r} is of language {declared!r}, but "
+                f"{language!r} is decoded; set decode.language, or choose other clips"
+            )
+
+
+def stage_name(plan: Plan, data: DataSet) -> str:
+    """`transcribe`, and of which data set where there are several."""
+    step = data.transcribe.name
+    return step if len(plan.data_sets) == 1 else f"{step} {data.name}"
 
 
 def quantize_result(transcribed: Artefact) -> QuantizeResult:

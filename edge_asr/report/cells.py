@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
+from edge_asr.evaluation.failures import FREQUENT_WORDS
 from edge_asr.report.tables import SUMMARY
 
 _HEADINGS = (
@@ -16,12 +18,26 @@ _HEADINGS = (
     "Clips",
     "WER % [95 %]",
     "Δ WER [95 %]",
-    "Empty/loop",
+    "Rare %",
+    "Failures",
     "MB",
     "b/param",
     "I/O MB",
     "GBOPs",
 )
+
+
+# What a table calls the failures that a result counts.
+FAILURES = {
+    "empty": "empty",
+    "looping": "loop",
+    "over_long": "long",
+    "hit_limit": "at limit",
+    "truncated": "cut",
+    "invented_clips": "invented",
+    "flagged": "flagged",
+    "damaged": "damaged",
+}
 
 
 def number(value: object, digits: int) -> str:
@@ -47,6 +63,30 @@ def with_interval(value: object, low: object, high: object, *, sign: bool = Fals
     if shown[1] == "–":
         return shown[0]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def p_value(value: object) -> str:
+    """A p-value with two significant digits, or below what matters."""
+    if number(value, 0) == "–":
+        return "–"
+    exact = float(value)  # type: ignore[arg-type]
+    return "<.0001" if exact < 1e-4 else f"{exact:.2g}"
+
+
+def failures(row: Mapping[str, Any]) -> str:
+    """How outputs failed, of those ways that occurred: `2 empty, 1 loop`; a dash for none.
+
+    `row` has the counts of a `Result` by name; damaged clips may be names or their number.
+    """
+    counts: dict[str, Any] = {name: row.get(name) or 0 for name in FAILURES}
+    if isinstance(counts["damaged"], tuple):
+        counts["damaged"] = len(counts["damaged"])
+    found = [
+        f"{int(counts[name])} {word}"
+        for name, word in FAILURES.items()
+        if counts[name] and not pd.isna(counts[name])
+    ]
+    return ", ".join(found) or "–"
 
 
 def _with_ratio(value: object, ratio: object) -> str:
@@ -87,11 +127,12 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
             str(row["model"]),
             str(row["method"]),
             str(row["scheme"]),
-            str(int(row["utterances"])),
+            str(int(row["scored"])),
             with_interval(row["wer_average"], row["wer_low"], row["wer_high"]),
             *_condition_cells(row, columns),
             with_interval(row["delta_wer"], row["delta_wer_low"], row["delta_wer_high"], sign=True),
-            f"{int(row['empty'])}/{int(row['looping'])}",
+            number(row["rare_wer"], 1),
+            failures({str(name): value for name, value in row.items()}),
             significant(row["size_mb"]),
             number(row["bits_per_parameter"], 2),
             _with_ratio(row["memory_io_mb"], row["memory_io_ratio"]),
@@ -114,9 +155,11 @@ def caption(protocol: str, frame: pd.DataFrame) -> str:
     """One sentence with what every figure of the table depends on."""
     widths = "/".join(sorted({str(int(bits)) for bits in frame["float_bits"]}, key=int))
     sets = sorted({int(count) for count in frame["datasets"]})
-    averaged = "/".join(map(str, sets))
+    averaged = ""
+    if sets != [1]:
+        averaged = f"WER is the mean over {'/'.join(map(str, sets))} data sets; "
     return (
-        f"Protocol {protocol}; WER is the mean over {averaged} data set(s); Empty/loop counts "
-        "such outputs; I/O and GBOPs are per utterance, × is how many times less than "
-        f"{widths}-bit float{_activations(frame)}."
+        f"Protocol {protocol}; {averaged}Rare % is the WER of words outside the "
+        f"{FREQUENT_WORDS} most frequent; I/O and GBOPs are per utterance, × is "
+        f"how many times less than {widths}-bit float{_activations(frame)}."
     )

@@ -10,6 +10,7 @@ and peak memory are those of calibration and quantization, on the machine of who
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from edge_asr.errors import UserError
+from edge_asr.evaluation.paired_tests import holm
 from edge_asr.quant.formats import ActivationGrid
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import (
@@ -45,17 +47,37 @@ LEADING = (
     "activation_bits",
     "effective_bits",
 )
+# Of the results of all data sets together.
+COUNTS = (
+    "empty",
+    "looping",
+    "over_long",
+    "hit_limit",
+    "truncated",
+    "invented_clips",
+    "invented_words",
+    "flagged",
+    "dropped",
+)
 SUMMARY = (
     "datasets",
     "utterances",
+    "scored",
     "wer_average",
     "wer_low",
     "wer_high",
+    "wer_rounded",
+    "wer_complete",
     "delta_wer",
     "delta_wer_low",
     "delta_wer_high",
-    "empty",
-    "looping",
+    "p_value",
+    "p_holm",
+    "cer",
+    "rare_wer",
+    "rare_words",
+    *COUNTS,
+    "damaged",
     "output_error",
     "output_error_ratio",
     "quantize_seconds",
@@ -79,22 +101,47 @@ def _wer_column(result: Result) -> str:
     return f"wer_{result.dataset}{condition}"
 
 
-def _summary(
-    record: Record, whole: Sequence[Result], protocol: str
-) -> tuple[Interval | None, Interval | None]:
-    """Average WER and difference; of a single data set, its own."""
+def _summary(record: Record, whole: Sequence[Result], protocol: str) -> dict[str, Any]:
+    """Average WER and difference with their intervals; of a single data set, its own."""
+    interval: Interval | None = None
+    difference, rounded, complete, p_value = interval, None, None, None
     average: Average | None = next((a for a in record.averages if a.protocol == protocol), None)
     if average is not None:
-        return average.interval, average.difference
-    if len(whole) == 1:
-        return whole[0].interval, whole[0].difference
-    return None, None
+        interval, difference, p_value = average.interval, average.difference, average.p_value
+        rounded, complete = average.rounded, average.complete
+    elif len(whole) == 1:
+        interval, difference, p_value = whole[0].interval, whole[0].difference, whole[0].p_value
+    return {
+        **_interval_cells("wer", "wer_average", interval),
+        **_interval_cells("delta_wer", "delta_wer", difference),
+        "wer_rounded": rounded,
+        "wer_complete": complete,
+        "p_value": p_value,
+    }
+
+
+def _failure_cells(whole: Sequence[Result]) -> dict[str, Any]:
+    """Counts over all data sets; the rates are means of theirs, as WER is."""
+    rare = [one.rare_wer for one in whole if one.rare_wer is not None]
+    characters = [one.cer for one in whole if one.cer is not None]
+    return {
+        "cer": sum(characters) / len(characters) if characters else None,
+        "rare_wer": sum(rare) / len(rare) if rare else None,
+        "rare_words": sum(one.rare_words for one in whole),
+        **{name: sum(getattr(one, name) for one in whole) for name in COUNTS},
+        "damaged": sum(len(one.damaged) for one in whole),
+    }
 
 
 def _interval_cells(prefix: str, name: str, interval: Interval | None) -> dict[str, float | None]:
     if interval is None:
         return {name: None, f"{prefix}_low": None, f"{prefix}_high": None}
     return {name: interval.estimate, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
+
+
+def _scored(result: Result) -> int:
+    # Records up to schema 3 do not say it.
+    return result.utterances - result.dropped if result.scored is None else result.scored
 
 
 def _ratio(baseline: float, quantized: float) -> float | None:
@@ -150,11 +197,14 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
     Raises:
         UserError: The record has two results for one data set and condition.
     """
-    results = [result for result in record.results if result.protocol == protocol]
+    results = [
+        result
+        for result in record.results
+        if result.protocol == protocol and result.by == "condition"
+    ]
     whole = [result for result in results if result.condition == ALL]
     measured = [result.wer for result in whole]
     known = [wer for wer in measured if wer is not None]
-    interval, difference = _summary(record, whole, protocol)
     inputs = record.method.activation
     activation = None if inputs is None else ActivationGrid(**inputs)
     cells: dict[str, Any] = {
@@ -169,10 +219,9 @@ def row(record: Record, protocol: str) -> dict[str, Any]:
         "effective_bits": record.method.effective_bits,
         "datasets": len(whole),
         "utterances": sum(result.utterances for result in whole),
-        **_interval_cells("wer", "wer_average", interval),
-        **_interval_cells("delta_wer", "delta_wer", difference),
-        "empty": sum(result.empty for result in whole),
-        "looping": sum(result.looping for result in whole),
+        "scored": sum(_scored(result) for result in whole),
+        **_summary(record, whole, protocol),
+        **_failure_cells(whole),
         "output_error": record.method.output_error,
         "output_error_ratio": record.method.output_error_ratio,
         **_effort_cells(record),
@@ -215,6 +264,9 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
 
 def _table(records: Sequence[Record], protocol: str) -> pd.DataFrame:
     rows = [row(record, protocol) for record in records]
+    raw = [math.nan if cells["p_value"] is None else cells["p_value"] for cells in rows]
+    for cells, adjusted in zip(rows, holm(raw), strict=True):
+        cells["p_holm"] = None if math.isnan(adjusted) else adjusted
     fixed = {*LEADING, *SUMMARY}
     measured = sorted({column for cells in rows for column in cells if column not in fixed})
     frame = pd.DataFrame(rows).reindex(columns=[*LEADING, *measured, *SUMMARY])

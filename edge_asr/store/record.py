@@ -27,9 +27,10 @@ from edge_asr.store.cost_types import Cost
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import STRICT, finite, parse
 
-SCHEMA_VERSION = 3
-# 1 lacks what has a default here, and up to 2 MACs of runtime ops go by another name.
-READABLE_VERSIONS = (1, 2, 3)
+SCHEMA_VERSION = 4
+# 1 lacks what has a default here, up to 2 MACs of runtime ops go by another name, and up to 3 the
+# hypotheses are of one data set.
+READABLE_VERSIONS = (1, 2, 3, 4)
 RECORD_NAME = "record.json"
 FLOAT_METHOD = "float"
 ALL = "all"
@@ -175,12 +176,26 @@ def _sum_of_all(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Result:
-    """One data set under one protocol, or the part of it under one condition.
+    """One data set under one protocol, or a part of it.
 
-    Rates in percent; `difference` is WER minus float WER on the same utterances. Counts of
-    words are over scored utterances. `damaged` names clips that could not be read, `dropped`
-    counts references empty after normalization, `hit_limit` clips that hit the token cap. A
-    condition none of whose references is scored has no rates.
+    Rates in percent; `difference` is WER minus float WER on the same utterances. Counts of words
+    are over scored utterances. A part none of whose references is scored has no rates.
+
+    Attributes:
+        utterances: Clips transcribed; `scored` of them count (joined chunks as one).
+        condition: Which part: `all`, one of the corpus's conditions, or a range of seconds.
+        by: What the part is of: `condition` or `duration`.
+        clusters: Speakers whose clips were resampled together behind the intervals; null: each
+            clip on its own.
+        p_value: That a difference to the float model so large were chance (MAPSSWE, two-sided).
+        rare_words, rare_wer, float_rare_wer: Reference words outside the most frequent of English,
+            and how many of them were not recognised.
+        empty, looping, over_long: Outputs without a word, that repeat themselves, far too long.
+        dropped: References that are empty after normalization or mark a clip as not to be scored;
+            `invented_clips` of them got words, `invented_words` in all.
+        hit_limit, truncated, flagged: Clips that hit the token cap, were longer than the model's
+            window, or whose audio is doubtful.
+        damaged: Clips that could not be read.
     """
 
     dataset: str
@@ -188,28 +203,62 @@ class Result:
     utterances: int
     seconds: float
     condition: str = ALL
+    by: str = "condition"
+    scored: int | None = None
+    clusters: int | None = None
     wer: float | None = None
     interval: Interval | None = None
+    cer: float | None = None
     float_wer: float | None = None
+    float_cer: float | None = None
     difference: Interval | None = None
+    p_value: float | None = None
+    rare_words: int = 0
+    rare_wer: float | None = None
+    float_rare_wer: float | None = None
     reference_words: int = 0
     substitutions: int = 0
     deletions: int = 0
     insertions: int = 0
     empty: int = 0
     looping: int = 0
+    over_long: int = 0
     dropped: int = 0
+    invented_clips: int = 0
+    invented_words: int = 0
     hit_limit: int = 0
+    truncated: int = 0
+    flagged: int = 0
     damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Average:
-    """Unweighted mean WER over the run's data sets (condition `all`), under one protocol."""
+    """Unweighted mean WER over the run's data sets (condition `all`), under one protocol.
+
+    `rounded` is the mean as the protocol rounds it, rates before and mean after; null where it
+    does not round. `complete` says whether these are the data sets of the protocol, all and whole;
+    null where it names none. `p_value` is that of `Result`, over all of them.
+    """
 
     protocol: str
     interval: Interval
     difference: Interval | None = None
+    rounded: float | None = None
+    complete: bool | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class WorstUtterance:
+    """One of the utterances with the most word errors, as compared."""
+
+    dataset: str
+    id: str
+    errors: int
+    words: int
+    reference: str
+    hypothesis: str
 
 
 @dataclass(frozen=True)
@@ -222,11 +271,17 @@ class CostSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """One transcribed data set: its name in the results, clips, and the digest of their audio."""
+    """One transcribed data set.
+
+    `name` is that of its results, `origin` where it was published (path, config, split, resolved
+    revision), `hypotheses_file` its manifest beside the record.
+    """
 
     name: str
     clips: int
     audio_digest: str
+    origin: dict[str, str] = field(default_factory=dict)
+    hypotheses_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +303,8 @@ class Stage:
 class Record:
     """Everything one run found and everything needed to repeat it.
 
-    `keys` are those of its steps in a store.
+    `keys` are those of its steps in a store. `decoding` is what the decoder was told (language,
+    task, suppression). Up to schema 3 `hypotheses_file` names the hypotheses of the only data set.
     """
 
     run_id: str
@@ -267,7 +323,16 @@ class Record:
     hypotheses_file: str | None = None
     keys: dict[str, str] = field(default_factory=dict)
     data: tuple[DataSection, ...] = ()
+    decoding: dict[str, str | None] = field(default_factory=dict)
+    worst: tuple[WorstUtterance, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def hypotheses_files(self) -> dict[str, str]:
+        """The manifest of every data set, by its name."""
+        if self.hypotheses_file is not None:
+            return {result.dataset: self.hypotheses_file for result in self.results}
+        return {one.name: one.hypotheses_file for one in self.data if one.hypotheses_file}
 
     def __post_init__(self) -> None:
         if self.schema_version not in READABLE_VERSIONS:
@@ -298,7 +363,7 @@ def current_environment(device: str, threads: int) -> Environment:
     tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
     # Code and configuration alone: results that a run has left do not make its code another.
     status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
-    names = ("torch", "transformers", "numpy", "jiwer", "whisper-normalizer")
+    names = ("torch", "transformers", "numpy", "jiwer", "kaldialign")
     return Environment(
         package=edge_asr.__version__,
         git_commit=_git("rev-parse", "HEAD") if tracked else None,
