@@ -35,8 +35,8 @@ def single_spaced(text: str) -> str:
 def basic(text: str, *, remove_diacritics: bool = False, split_letters: bool = False) -> str:
     """Whisper's normalizer for every language but English (Radford et al. 2022, appendix C).
 
-    Lower case; asides in brackets go; marks, symbols and punctuation become spaces. A vowel sign
-    that composes with no letter is a mark: Hindi or Thai words fall apart at them, as they do in
+    Lower case; asides in brackets go; marks, symbols and punctuation become spaces. Marks are also
+    the vowel signs of Hindi and the tones of Thai: words fall apart at them, as they do in
     Whisper. The result may begin or end with a space.
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
-# Letters that decomposition leaves whole, as Whisper writes them (openai/whisper,
-# whisper/normalizers/basic.py), one capital thorn in small letters included.
+# Letters that decomposition leaves whole, as Whisper writes them: the capital thorn, too, in small
+# letters (openai/whisper, whisper/normalizers/basic.py).
 LETTERS_WITHOUT_DECOMPOSITION = {
     "œ": "oe",
     "Œ": "OE",

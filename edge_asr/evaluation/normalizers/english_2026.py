@@ -67,7 +67,7 @@ def english_2026(text: str) -> str:
 
     As of commit d1e99b2, 2026-08-21, unchanged since 2026-06-22. What it adds to `english_2024`:
     fourteen more fillers; 's is `is` only after it, he, she, what and the like; sixteen compounds
-    ("wi fi"), spellings of 152 first names and runs of single letters become one word; and the
+    ("wi fi"), spellings of 152 names and runs of single letters become one word; and the
     spelling table of that time.
 
     The result may begin or end with a space, and a second pass may change it again.

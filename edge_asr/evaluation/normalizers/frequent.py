@@ -8,10 +8,10 @@ from functools import cache
 from edge_asr.evaluation.normalizers.english import english_2024
 from edge_asr.evaluation.normalizers.tables import read_asset
 
-# The list has neither: books are counted with contractions taken apart, and single letters and
-# abbreviations were left out of it. None of these is a rare word.
+# The list counts contractions in parts, and has neither single letters nor abbreviations. None of
+# these is a rare word.
 _NOT_LISTED = """
-    a b c d e f g h i j k l m n o p q r s t u v w x y z mr mrs dr st ok gonna wanna gotta
+    a b c d e f g h i j k l m n o p q r s t u v w x y z mr mrs dr st ok cannot gonna wanna gotta
     i'm i've i'd i'll you're you've you'd you'll we're we've we'd we'll they're they've they'd
     they'll he's he'd he'll she's she'd she'll it's it'd it'll that's that'll this'll
     what's who's where's when's why's how's there's here's let's
@@ -24,9 +24,10 @@ _NOT_LISTED = """
 def frequent_words(count: int, normalize: Callable[[str], str] = english_2024) -> frozenset[str]:
     """The `count` most frequent English words, written as `normalize` writes them.
 
-    From books of 2010 to 2019 (Google Books Ngram, assets/text/README.md), without names of
-    persons, cities and companies; with single letters, titles and contractions, whatever the
-    count. Numbers in digits beyond those the list has as words ("two", "hundred") are not in it.
+    From books of 2010 to 2019 (Google Books Ngram, see assets/text/README.md), without names of
+    persons, cities and companies. Single letters, titles and contractions are always among them;
+    numbers in digits are not, but for those the list has as words ("two"): no name or term is one,
+    so whoever asks for rare words leaves them out.
 
     Args:
         count: How many of the 9,999 listed words.

@@ -23,8 +23,7 @@ def spelling_table(date: str) -> dict[str, str]:
     """British to American spellings as the leaderboard's repository had them on a day.
 
     Args:
-        date: Year, month and day as `2025-09-11`. Before the first change, of that day, this is
-            the table of Whisper itself and one more word (mm).
+        date: Year, month and day, as `2025-09-11`, the day of the first change.
     """
     table = word_table("spelling")
     changes: dict[str, dict[str, str | None]] = json.loads(read_asset("spelling_changes.json"))
