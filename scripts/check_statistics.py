@@ -140,7 +140,9 @@ def _holds(intervals: Sequence[Interval], truth: float) -> str:
     return f"{100 - below - above:5.1f} ({below:.1f} below, {above:.1f} above; width {width:.2f})"
 
 
-def coverage(name: str, sets: Sequence[Speech], repeats: int, generator: np.random.Generator) -> None:
+def coverage(
+    name: str, sets: Sequence[Speech], repeats: int, generator: np.random.Generator
+) -> None:
     """Print how often the intervals of WER and of the difference hold the true values."""
     first, second = np.mean([speech.true_percent for speech in sets], axis=0)
     alone: list[Interval] = []

@@ -57,31 +57,31 @@ class Sample:
         """All errors over all words, in percent."""
         return 100.0 * float(self.errors.sum()) / float(self.words.sum())
 
+    @property
+    def clusters_or_utterances(self) -> Integers:
+        """The cluster of each utterance, its own where none is given, [N]."""
+        return np.arange(len(self.words)) if self.clusters is None else self.clusters
+
 
 def paired(a: Sample, b: Sample) -> Sample:
     """Errors of `a` less those of `b`, whose rate is the difference of their rates.
 
     Raises:
-        ValueError: The two are not of the same utterances and clusters.
+        ValueError: The two are not of the same utterances, or in other clusters.
     """
-    same = np.array_equal(a.words, b.words)
-    if not same or (a.clusters is None) != (b.clusters is None):
+    if not np.array_equal(a.words, b.words):
         raise ValueError("the two samples are not of the same utterances")
-    if a.clusters is not None and not np.array_equal(a.clusters, b.clusters):
-        raise ValueError("the two samples are not of the same clusters")
+    if not np.array_equal(a.clusters_or_utterances, b.clusters_or_utterances):
+        raise ValueError("the two samples are not in the same clusters")
     return Sample(a.errors - b.errors, a.words, a.clusters)
 
 
 def _units(sample: Sample) -> Floats:
-    """Errors and words of what is drawn, [units, 2].
-
-    One speaker shows nothing of how speakers differ, so there utterances are drawn.
-    """
+    """Errors and words of what is drawn, [units, 2]."""
     table = np.stack([sample.errors, sample.words], axis=1).astype(np.float64)
-    if sample.clusters is None:
-        return table
-    names, positions = np.unique(sample.clusters, return_inverse=True)
+    names, positions = np.unique(sample.clusters_or_utterances, return_inverse=True)
     if len(names) == 1:
+        # One speaker shows nothing of how speakers differ: the interval is of that one's speech.
         return table
     return np.stack([np.bincount(positions, column) for column in table.T], axis=1)
 
@@ -150,7 +150,8 @@ def wer_interval(
     generator = np.random.default_rng(seed)
     units = [_units(sample) for sample in samples]
     # Both means are summed in the same order, so that a draw equal to the estimate is seen as such.
-    draws = sum(_drawn_percent(one, resamples, generator) for one in units) / len(units)
+    total = sum(_drawn_percent(one, resamples, generator) for one in units)
+    draws = np.asarray(total) / len(units)
     draws = draws[np.isfinite(draws)]
     estimate = sum(sample.percent for sample in samples) / len(samples)
     # What each unit adds to the mean: the linear part of the ratio.

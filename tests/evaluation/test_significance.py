@@ -1,3 +1,8 @@
+"""The bootstrap against all draws there are, the plain loop, scipy, and known true rates."""
+
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -5,154 +10,217 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.evaluation import significance
-from edge_asr.evaluation.significance import (
-    Interval,
-    mean_paired_difference,
-    mean_wer_interval,
-    paired_difference,
-    wer_interval,
-)
-from edge_asr.evaluation.wer import Score
+from edge_asr.evaluation.significance import Sample, difference_interval, paired, wer_interval
+from edge_asr.store.record import Interval
 
 
-def make_score(errors: list[int], words: list[int], protocol: str = "plain") -> Score:
-    """Errors as deletions and insertions, so that any number of them is possible."""
-    wrong, spoken = np.array(errors, dtype=np.int64), np.array(words, dtype=np.int64)
-    deletions = np.minimum(wrong, spoken)
-    nothing = np.zeros(len(words), dtype=bool)
-    return Score(
-        protocol=protocol,
-        scored=np.arange(len(words)),
-        hits=spoken - deletions,
-        substitutions=np.zeros_like(spoken),
-        deletions=deletions,
-        insertions=wrong - deletions,
-        empty_outputs=nothing,
-        looping_outputs=nothing,
-        dropped=0,
+def sample(errors: list[int], words: list[int], clusters: list[int] | None = None) -> Sample:
+    return Sample(
+        np.array(errors), np.array(words), None if clusters is None else np.array(clusters)
     )
 
 
-def random_score(seed: int, utterances: int = 200, rate: float = 0.2) -> Score:
+def random_sample(seed: int, utterances: int = 200, rate: float = 0.2) -> Sample:
     generator = np.random.default_rng(seed)
     words = generator.integers(3, 30, utterances)
-    return make_score(generator.binomial(words, rate).tolist(), words.tolist())
+    return Sample(generator.binomial(words, rate), words)
 
 
-def test_interval_equals_a_loop_over_the_same_draws() -> None:
-    score = random_score(0, utterances=17)
-    generator = np.random.default_rng(5)
-    rates = []
-    for _ in range(300):
-        draw = generator.integers(0, 17, size=17)
-        wrong = sum(int(score.errors[i]) for i in draw)
-        rates.append(100 * wrong / sum(int(score.words[i]) for i in draw))
-    interval = wer_interval(score, resamples=300, seed=5)
-    assert interval.estimate == score.wer
-    assert interval.low == pytest.approx(np.percentile(rates, 2.5))
-    assert interval.high == pytest.approx(np.percentile(rates, 97.5))
+def drawn(of: Sample, resamples: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return significance._drawn_percent(significance._units(of), resamples, generator)
+
+
+def ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.low, interval.estimate, interval.high
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [([1, 0], [1, 4]), ([0, 3, -1], [5, 3, 2]), ([2, 0, 1, 9, 0], [4, 1, 3, 9, 2])],
+)
+def test_draws_are_those_of_all_there_are(errors: list[int], words: list[int]) -> None:
+    count = len(words)
+    rates = [
+        100 * sum(errors[i] for i in draw) / sum(words[i] for i in draw)
+        for draw in itertools.product(range(count), repeat=count)
+    ]
+    values = np.unique(np.round(rates, 9))
+    expected = np.array([np.isclose(rates, value).mean() for value in values])
+    found = drawn(sample(errors, words), 100_000)
+    shares = np.array([np.isclose(found, value).mean() for value in values])
+    assert shares.sum() == pytest.approx(1)
+    # Five standard errors of a share.
+    assert np.all(np.abs(shares - expected) < 5 * np.sqrt(expected * (1 - expected) / len(found)))
+
+
+def test_draws_equal_the_plain_sums_over_drawn_utterances() -> None:
+    of = random_sample(0, utterances=17)
+    # More draws than fit one block.
+    draw = np.random.default_rng(5).integers(0, 17, size=(40_000, 17))
+    expected = 100 * of.errors[draw].sum(axis=1) / of.words[draw].sum(axis=1)
+    np.testing.assert_array_equal(drawn(of, 40_000, seed=5), expected)
+
+
+def test_two_kinds_of_utterances_are_drawn_binomially() -> None:
+    found = drawn(sample([10] * 3 + [0] * 27, [10] * 30), 50_000)
+    for probability in (0.025, 0.5, 0.975):
+        expected = 100 * scipy.stats.binom.ppf(probability, 30, 0.1) / 30
+        assert np.quantile(found, probability) == pytest.approx(expected)
 
 
 def test_interval_agrees_with_scipy() -> None:
-    score = random_score(1)
+    of = random_sample(1, utterances=60)
+    widened = scipy.stats.t.ppf(0.975, 59) * np.sqrt(60 / 59)
     reference = scipy.stats.bootstrap(
-        (score.errors, score.words),
+        (of.errors, of.words),
         lambda errors, words, axis: 100 * errors.sum(axis) / words.sum(axis),
         paired=True,
         vectorized=True,
-        n_resamples=20000,
-        method="percentile",
+        n_resamples=50_000,
+        confidence_level=1 - 2 * scipy.stats.norm.sf(widened),
+        method="BCa",
+        random_state=np.random.default_rng(0),
     ).confidence_interval
-    interval = wer_interval(score, resamples=20000)
-    assert interval.low == pytest.approx(reference.low, abs=0.1)
-    assert interval.high == pytest.approx(reference.high, abs=0.1)
+    interval = wer_interval([of], resamples=50_000)
+    width = reference.high - reference.low
+    assert interval.low == pytest.approx(reference.low, abs=0.02 * width)
+    assert interval.high == pytest.approx(reference.high, abs=0.02 * width)
 
 
-def test_memory_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    score = random_score(2, utterances=31)
-    whole = wer_interval(score, resamples=100)
-    monkeypatch.setattr(significance, "_DRAWS_AT_ONCE", 7 * 31)
-    assert wer_interval(score, resamples=100) == whole
+def test_equal_utterances_leave_no_doubt() -> None:
+    interval = wer_interval([sample([1] * 7, [3] * 7)])
+    assert ends(interval) == pytest.approx((100 / 3, 100 / 3, 100 / 3))
+    assert ends(wer_interval([sample([0] * 5, [1, 2, 3, 4, 5])])) == (0, 0, 0)
+    assert ends(wer_interval([sample([2], [5])])) == (40, 40, 40)
+
+
+def test_few_units_widen_the_interval() -> None:
+    # Ten of a symmetric kind: neither bias nor skewness, so the level alone decides the ends.
+    influences = np.array([-1.0, 1.0] * 5)
+    widened = scipy.stats.t.ppf(0.975, 9) * np.sqrt(10 / 9)
+    expected = scipy.stats.norm.cdf([-widened, widened])
+    draws = np.array([-1.0, 0.0, 1.0])
+    assert significance._tails(0.0, draws, [influences], 0.95) == pytest.approx(tuple(expected))
+    # Two sets of that kind have twice the degrees of freedom.
+    widened = scipy.stats.t.ppf(0.975, 18) * np.sqrt(19 / 18)
+    expected = scipy.stats.norm.cdf([-widened, widened])
+    assert significance._tails(0.0, draws, [influences] * 2, 0.95) == pytest.approx(tuple(expected))
+
+
+def test_speakers_are_drawn_with_all_their_utterances() -> None:
+    by_speaker = sample([1, 5, 0, 2, 4, 9], [9, 8, 7, 6, 5, 20], [4, -2, 4, 4, 7, -2])
+    totals = sample([14, 3, 4], [28, 22, 5])
+    assert wer_interval([by_speaker]) == wer_interval([totals])
+
+
+def test_one_speaker_is_drawn_by_utterance() -> None:
+    errors, words = [1, 5, 0], [9, 8, 7]
+    assert wer_interval([sample(errors, words, [3, 3, 3])]) == wer_interval([sample(errors, words)])
 
 
 def test_the_seed_decides() -> None:
-    score = random_score(3)
-    assert wer_interval(score, seed=1) == wer_interval(score, seed=1)
-    assert wer_interval(score, seed=1) != wer_interval(score, seed=2)
-
-
-def test_interval_covers_the_true_rate_about_as_often_as_it_says() -> None:
-    covered = 0
-    for seed in range(200):
-        interval = wer_interval(random_score(seed, utterances=150), resamples=400)
-        covered += interval.low <= 20 <= interval.high
-    assert 0.89 <= covered / 200 <= 0.99
+    of = [random_sample(3)]
+    assert wer_interval(of, seed=1) == wer_interval(of, seed=1)
+    assert wer_interval(of, seed=1) != wer_interval(of, seed=2)
 
 
 def test_pairing_narrows_the_difference() -> None:
-    baseline = random_score(4)
-    generator = np.random.default_rng(9)
-    worse = baseline.errors + generator.binomial(1, 0.3, len(baseline.errors))
-    quantized = make_score(worse.tolist(), baseline.words.tolist())
-    difference = paired_difference(quantized, baseline)
-    alone = wer_interval(quantized)
-    assert difference.estimate == pytest.approx(quantized.wer - baseline.wer)
+    baseline = random_sample(4)
+    worse = baseline.errors + np.random.default_rng(9).binomial(1, 0.3, len(baseline.errors))
+    quantized = Sample(worse, baseline.words)
+    difference = difference_interval([paired(quantized, baseline)])
+    alone = wer_interval([quantized])
+    assert difference.estimate == pytest.approx(quantized.percent - baseline.percent)
     assert 0 < difference.low < difference.estimate < difference.high
     assert difference.high - difference.low < (alone.high - alone.low) / 2
 
 
-def test_paired_difference_draws_the_same_utterances_for_both() -> None:
-    quantized, baseline = make_score([4, 0, 9], [10, 5, 30]), make_score([1, 1, 3], [10, 5, 30])
-    generator = np.random.default_rng(3)
-    differences = []
-    for _ in range(200):
-        draw = generator.integers(0, 3, size=3)
-        spoken = baseline.words[draw].sum()
-        rates = [100 * one.errors[draw].sum() / spoken for one in (quantized, baseline)]
-        differences.append(rates[0] - rates[1])
-    interval = paired_difference(quantized, baseline, resamples=200, seed=3)
-    assert interval.low == pytest.approx(np.percentile(differences, 2.5))
-    assert interval.high == pytest.approx(np.percentile(differences, 97.5))
-
-
 def test_a_model_does_not_differ_from_itself() -> None:
-    score = random_score(6)
-    difference = paired_difference(score, score)
-    assert (difference.estimate, difference.low, difference.high) == (0, 0, 0)
+    of = random_sample(6)
+    assert ends(difference_interval([paired(of, of)])) == (0, 0, 0)
+
+
+def test_the_difference_the_other_way_round_is_the_same_with_another_sign() -> None:
+    one, other = random_sample(7), random_sample(7, rate=0.3)
+    there = difference_interval([paired(one, other)])
+    back = difference_interval([paired(other, one)])
+    assert ends(there) == pytest.approx((-back.high, -back.estimate, -back.low))
 
 
 def test_means_weigh_data_sets_equally() -> None:
-    small, large = make_score([1, 1], [2, 2]), random_score(7, utterances=500)
-    interval = mean_wer_interval([small, large])
-    assert interval.estimate == pytest.approx((50 + large.wer) / 2)
-    half = wer_interval(large)
+    small, large = sample([1, 1], [2, 2]), random_sample(7, utterances=500)
+    interval = wer_interval([small, large])
+    assert interval.estimate == pytest.approx((50 + large.percent) / 2)
+    alone = wer_interval([large])
     # The small set has no spread, so the mean has half the spread of the large one.
-    assert interval.high - interval.low == pytest.approx((half.high - half.low) / 2, rel=0.1)
-    difference = mean_paired_difference([small, large], [make_score([0, 0], [2, 2]), large])
-    assert (difference.low, difference.estimate, difference.high) == pytest.approx((25, 25, 25))
+    assert interval.high - interval.low == pytest.approx((alone.high - alone.low) / 2, rel=0.1)
 
 
-def test_different_utterances_are_refused() -> None:
-    with pytest.raises(ValueError, match="same utterances"):
-        paired_difference(make_score([1], [2]), make_score([1], [3]))
-    with pytest.raises(ValueError, match="protocols differ"):
-        paired_difference(make_score([1], [2]), make_score([1], [2], "other"))
-    with pytest.raises(ValueError, match="at least one"):
-        mean_wer_interval([])
+def test_a_draw_without_a_word_is_left_out() -> None:
+    interval = wer_interval([sample([1, 2], [0, 10])])
+    assert (interval.low, interval.high) == (20, 30)
+
+
+def test_many_utterances_need_little_memory() -> None:
+    of = random_sample(8, utterances=20_000)
+    tracemalloc.start()
+    wer_interval([of], resamples=200)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize(("utterances", "speakers"), [(100, 0), (200, 10)])
+def test_interval_covers_the_true_rate_about_as_often_as_it_says(
+    utterances: int, speakers: int
+) -> None:
+    covered = 0
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        clusters = generator.integers(0, speakers, utterances) if speakers else None
+        # Beta(2, 8) by speaker or by utterance: 20 % on average.
+        rates = generator.beta(2, 8, speakers or utterances)
+        words = generator.integers(3, 30, utterances)
+        errors = generator.binomial(words, rates if clusters is None else rates[clusters])
+        interval = wer_interval([Sample(errors, words, clusters)], resamples=400)
+        covered += interval.low <= 20 <= interval.high
+    assert 0.91 <= covered / 400 <= 0.98
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(1, 40), st.integers(0, 3)),
+        min_size=1,
+        max_size=12,
+    ),
     st.integers(0, 99),
+    st.floats(0.5, 0.999),
 )
 def test_interval_stays_within_the_utterances_rates(
-    pairs: list[tuple[int, int]], seed: int
+    rows: list[tuple[int, int, int]], seed: int, level: float
 ) -> None:
-    score = make_score([wrong for wrong, _ in pairs], [spoken for _, spoken in pairs])
-    interval = wer_interval(score, resamples=50, seed=seed)
-    rates = [100 * wrong / spoken for wrong, spoken in pairs]
-    assert min(rates) - 1e-9 <= interval.low <= interval.high <= max(rates) + 1e-9
+    errors, words, clusters = np.array(rows).T
+    interval = wer_interval([Sample(errors, words, clusters)], resamples=50, level=level, seed=seed)
+    rates = 100 * errors / words
+    assert rates.min() - 1e-9 <= interval.low <= interval.high <= rates.max() + 1e-9
+
+
+def test_samples_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="same utterances"):
+        paired(sample([1], [2]), sample([1], [3]))
+    with pytest.raises(ValueError, match="same clusters"):
+        paired(sample([1, 1], [2, 2], [0, 0]), sample([1, 1], [2, 2]))
+    with pytest.raises(ValueError, match="not all"):
+        sample([1, 2], [3])
+    with pytest.raises(ValueError, match="not all"):
+        sample([1, 2], [3, 4], [0])
+    for words in ([0, 0], [-1, 3]):
+        with pytest.raises(ValueError, match="positive"):
+            sample([1, 2], words)
+    with pytest.raises(ValueError, match="at least one"):
+        wer_interval([])
 
 
 @pytest.mark.parametrize(
