@@ -32,7 +32,7 @@ def embedded_test(
         _asset("test.jsonl"),
         name="embedded"
         + "".join(f"-{value}" for _, value in sorted(chosen.items()))
-        + (f"-first{limit}" if limit else ""),
+        + (f"-{limit}clips" if limit else ""),
         limit=limit,
         where=chosen or None,
     )

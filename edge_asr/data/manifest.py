@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_asr.data.audio_files import AudioFileCorpus
+from edge_asr.data.audio_files import AudioFileCorpus, Part
 from edge_asr.data.corpus import ClipEntry
+from edge_asr.data.selection import chosen_rows
 from edge_asr.errors import UserError
 from edge_asr.settings import nearest
 from edge_asr.store.record import ALL
@@ -22,12 +25,14 @@ TEXT_KEYS = ("text", "sentence", "normalized_text", "transcript", "transcription
 # Byte-order mark, zero-width space, word joiner, soft hyphen: nobody says or sees them, and a word
 # with one in it would count as wrong.
 INVISIBLE = dict.fromkeys((0xFEFF, 0x200B, 0x2060, 0xAD))
+LONGEST_SECONDS = 1e9  # more than any recording lasts
 WANTED = 'give the path of a JSON-lines file such as {"audio": "clip.wav", "text": "..."}'
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One line of a manifest: the clip's path as written, its transcript, and the other fields.
+    """One line of a manifest: the clip's path as written, its place in the file, its transcript,
+    and the other fields.
 
     `text` is without invisible characters, and None where the line has no transcript, which an
     empty one is not.
@@ -38,6 +43,7 @@ class ManifestRow:
     audio: str
     text: str | None
     metadata: Mapping[str, str]
+    part: Part
 
 
 class ManifestCorpus(AudioFileCorpus):
@@ -46,12 +52,14 @@ class ManifestCorpus(AudioFileCorpus):
     Every line is an object with the audio file's path, relative to the manifest, under `audio`,
     `audio_filepath` or `file_name`; its transcript under the first present of `text`, `sentence`,
     `normalized_text`, `transcript` and `transcription`; optionally `id` (else the path); and any
-    other fields, kept as strings.
+    other fields, kept as strings. In the form of NeMo, a row with an `offset` is that part of its
+    file, `duration` seconds long, and without an `id` its path, offset and duration where other
+    rows share the file. The `duration` of a whole file is compared with its audio.
 
     Args:
         path: The manifest.
         name: Name for tables; the file's stem by default.
-        limit: Keep only this many clips from the start, after `where`.
+        limit: Keep only this many clips, after `where`; see `chosen_rows`.
         where: Keep only rows whose fields equal these.
         require_text: Reject a kept row without a transcript. Calibration can do without.
 
@@ -73,7 +81,8 @@ class ManifestCorpus(AudioFileCorpus):
         self._path = manifest_file(path)
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit} must be at least 1, or null for all clips")
-        self._rows = _matching(_read_rows(self._path), where or {}, self._path)[:limit]
+        rows = _matching(_read_rows(self._path), where or {}, self._path)
+        self._rows = [rows[number] for number in chosen_rows(len(rows), limit)]
         untold = next((row for row in self._rows if row.text is None), None)
         if require_text and untold:
             raise UserError(
@@ -84,6 +93,7 @@ class ManifestCorpus(AudioFileCorpus):
             name or self._path.stem,
             self._path.parent,
             [ClipEntry(row.id, row.audio, row.text or "", row.metadata) for row in self._rows],
+            [row.part for row in self._rows],
         )
 
     @property
@@ -118,10 +128,10 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
 def _read_rows(path: Path) -> list[ManifestRow]:
     rows: list[ManifestRow] = []
     line_of: dict[str, int] = {}
-    for number, fields in (
-        _csv_fields(path) if path.suffix.lower() == ".csv" else _json_fields(path)
-    ):
-        row = _row(fields, path, number)
+    lines = list(_csv_fields(path) if path.suffix.lower() == ".csv" else _json_fields(path))
+    times = Counter(_audio(fields)[1] for _, fields in lines)
+    for number, fields in lines:
+        row = _row(fields, path, number, times)
         if row.id in line_of:
             raise UserError(
                 f"{_place(path, number)}: id {row.id!r} was used in line "
@@ -205,10 +215,11 @@ def _csv_fields(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def _row(fields: dict[str, Any], path: Path, number: int) -> ManifestRow:
+def _row(fields: dict[str, Any], path: Path, number: int, times: Mapping[str, int]) -> ManifestRow:
+    """A line's row; `times` is how often each audio file is named."""
     place = _place(path, number)
-    audio_key = next((key for key in AUDIO_KEYS if isinstance(fields.get(key), str)), None)
-    if audio_key is None or not fields[audio_key]:
+    audio_key, audio = _audio(fields)
+    if not audio:
         raise UserError(f"{place} names no audio file; give its path under {AUDIO_KEYS[0]!r}")
     text_key = next((key for key in TEXT_KEYS if fields.get(key) is not None), None)
     if text_key and not isinstance(fields[text_key], str):
@@ -220,16 +231,18 @@ def _row(fields: dict[str, Any], path: Path, number: int) -> ManifestRow:
         raise UserError(
             f"{place}: condition {ALL!r} is that of all clips; call this part something else"
         )
+    part = Part(*(_seconds(fields, key, place) for key in ("offset", "duration")))
     row = ManifestRow(
         line=number,
-        id=fields[audio_key] if own is None else str(own),
-        audio=fields[audio_key],
+        id=_default_id(audio, part, times[audio]) if own is None else str(own),
+        audio=audio,
         text=fields[text_key].translate(INVISIBLE) if text_key else None,
         metadata={
             key: str(value)
             for key, value in fields.items()
             if key not in {"id", audio_key, text_key} and value is not None
         },
+        part=part,
     )
     for key, value in (("id", row.id), *fields.items()):
         if not _is_unicode(f"{key}{value}"):
@@ -238,6 +251,39 @@ def _row(fields: dict[str, Any], path: Path, number: int) -> ManifestRow:
                 "the whole character"
             )
     return row
+
+
+def _audio(fields: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The field that names a line's audio file, and its path: a text, or in the form of `datasets`
+    that of an object that holds no data."""
+    for key in AUDIO_KEYS:
+        value = fields.get(key)
+        if isinstance(value, dict) and value.get("bytes") is None:
+            value = value.get("path")
+        if isinstance(value, str):
+            return key, value
+    return None, ""
+
+
+def _default_id(audio: str, part: Part, times: int) -> str:
+    if times == 1 or part.offset is None:
+        return audio
+    return f"{audio}@{part.offset}" + ("" if part.duration is None else f"+{part.duration}")
+
+
+def _seconds(fields: Mapping[str, Any], key: str, place: str) -> float | None:
+    """A field that is a time, or None without it."""
+    value = fields.get(key)
+    if value is None or value == "":
+        return None
+    try:
+        # A table's cells are texts.
+        seconds = float("nan" if isinstance(value, bool | list | dict) else value)
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < LONGEST_SECONDS:
+        raise UserError(f"{place}: {key} is {_shown(value)}; give seconds, a number from 0 on")
+    return seconds
 
 
 def _shown(value: Any) -> str:
