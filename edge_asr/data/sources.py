@@ -5,48 +5,18 @@ A source is a registered frozen dataclass whose fields are its settings; it open
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from edge_asr.data import leaderboard_sets as leaderboard_sets
 from edge_asr.data.corpus import Corpus
 from edge_asr.data.embedded import embedded_calibration, embedded_test
 from edge_asr.data.manifest import ManifestCorpus, manifest_file
-from edge_asr.registry import Registry
-from edge_asr.settings import Checked
-
-
-class Source(Checked, ABC):
-    """Where clips come from."""
-
-    @abstractmethod
-    def clips(self, limit: int | None = None) -> Corpus:
-        """The clips to transcribe, with transcripts; at most `limit` of them.
-
-        Raises UserError for what cannot be opened.
-        """
-
-    def data_sets(self, protocol: str, limit: int | None = None) -> tuple[Corpus, ...]:
-        """The data sets to transcribe, each scored on its own; at most `limit` clips of each.
-
-        A source of several, or one of which a protocol has its own edition, says more than this.
-        Raises UserError for what cannot be opened.
-        """
-        del protocol
-        return (self.clips(limit),)
-
-    @abstractmethod
-    def calibration_clips(self) -> Corpus:
-        """The clips that calibration draws from; transcripts may be missing.
-
-        Raises UserError for what cannot be opened.
-        """
-
-
-sources: Registry[Source] = Registry("source", "data", "calibration")
+from edge_asr.data.source import Source as Source
+from edge_asr.data.source import sources as sources
 
 
 @sources.register("embedded")
@@ -97,6 +67,52 @@ class Manifest(Source):
         selection = "".join(f"-{value}" for _, value in sorted(_texts(self.where).items()))
         first = f"-first{limit}" if limit else ""
         return f"{manifest.parent.name}-{manifest.stem}{selection}{first}"
+
+
+@sources.register("hf")
+@dataclass(frozen=True)
+class Hub(Source):
+    """A data set of the Hugging Face hub, or a folder of the same layout.
+
+    Attributes:
+        path: Its id, owner/name, or a folder: a copy of such a repository, what save_to_disk wrote,
+            or audio files with a metadata.csv.
+        config: Which of its configurations; null where it has only one.
+        split: Which of its splits.
+        text_column: Column of transcripts; null for the first of text, sentence, normalized_text,
+            transcript and transcription.
+        audio_column: Column of audio; null for the usual one.
+        id_column: Column of ids; null for a usual one, else file names, else row numbers.
+        revision: Branch, tag or commit; null for the newest. The record says the commit.
+        streaming: Whether to fetch only what is needed and keep none of it.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    config: str | None = None
+    split: Annotated[str, Field(min_length=1)] = "test"
+    text_column: str | None = None
+    audio_column: str | None = None
+    id_column: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def clips(self, limit: int | None = None) -> Corpus:
+        return self._open(limit)
+
+    def calibration_clips(self) -> Corpus:
+        return self._open(None, require_text=False)
+
+    def _open(self, limit: int | None, require_text: bool = True) -> Corpus:
+        from edge_asr.data.hub import HubCorpus
+        from edge_asr.data.hub_columns import Names
+        from edge_asr.data.hub_files import Place
+
+        return HubCorpus(
+            Place(self.path, self.config, self.split, self.revision, self.streaming),
+            limit=limit,
+            names=Names(self.text_column, self.audio_column, self.id_column),
+            require_text=require_text,
+        )
 
 
 def _texts(where: Mapping[str, Any]) -> dict[str, str]:
