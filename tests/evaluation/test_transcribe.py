@@ -176,6 +176,22 @@ def test_long_clips_are_cut_and_flagged(whisper: Checkpoint) -> None:
     assert cut.pred_text == whole.pred_text
 
 
+def test_long_clips_are_an_error_where_that_is_wanted(checkpoint: Checkpoint) -> None:
+    """Moonshine hears clips of any length."""
+    strict = replace(SETTINGS, too_long="error")
+    whole = ListCorpus([(tone(WINDOW_S), "")])
+    assert texts(transcribed(checkpoint, whole, strict)) == texts(
+        transcribed(checkpoint, whole, SETTINGS)
+    )
+    long = ListCorpus([(tone(0.5), ""), (tone(WINDOW_S + 0.7), "")])
+    if checkpoint.architecture.family == "moonshine":
+        assert len(transcribed(checkpoint, long, strict).hypotheses) == 2
+        return
+    said = r"^clip 'clip-1' \(1\.wav\): 2\.70 s .* window of 2 s; .*decode\.too_long=cut$"
+    with pytest.raises(UserError, match=said):
+        transcribed(checkpoint, long, strict)
+
+
 def test_very_short_clips(checkpoint: Checkpoint) -> None:
     corpus = ListCorpus([(tone(0.05), ""), (np.full(1, 0.1, np.float32), "")])
     for row in transcribed(checkpoint, corpus, SETTINGS).hypotheses:

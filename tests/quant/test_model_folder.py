@@ -15,6 +15,7 @@ from quant.passes import batches_of, formats_of, outputs, stages
 from tiny import tiny_whisper
 
 from edge_asr.errors import UserError
+from edge_asr.models.decoding import Decoding
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.model_folder import load_model, save_model
@@ -71,6 +72,23 @@ def test_name_and_cap_come_back(quantized: Checkpoint, tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "saved")
     assert (loaded.name, loaded.tokens_per_second) == ("mine", 7.5)
     assert loaded.architecture.prompt(loaded.model) == quantized.architecture.prompt(loaded.model)
+
+
+def test_what_is_decoded_comes_back(tmp_path: Path) -> None:
+    """As it was saved, or as it is asked for."""
+    folder = tiny_whisper(tmp_path / "checkpoint", multilingual=True)
+    german = Decoding(language="de", task="translate", suppression="none", too_long="error")
+    checkpoint = load_checkpoint(str(folder), decoding=german)
+    save_model(tmp_path / "saved", checkpoint)
+    loaded = load_model(tmp_path / "saved")
+    assert (loaded.language, loaded.task, loaded.decoding) == ("de", "translate", german)
+    assert loaded.architecture.prompt(loaded.model) == checkpoint.architecture.prompt(
+        checkpoint.model
+    )
+    english = load_model(tmp_path / "saved", decoding=Decoding(language="en"))
+    assert (english.language, english.task) == ("en", "transcribe")
+    with pytest.raises(UserError, match=r"decode\.language=fr"):
+        load_model(tmp_path / "saved", decoding=Decoding(language="fr"))
 
 
 def test_saving_leaves_the_model_as_it_is(quantized: Checkpoint, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Architecture(ABC):
         check_tokens(generation, self.token_fields, int(model.config.vocab_size))
         if decoding.suppression == "none":
             generation.suppress_tokens = generation.begin_suppress_tokens = None
-        return as_warning(not_done(generation, self.decoder_room(model.config)))
+        return as_warning(not_done(generation))
 
     def language(self, model: PreTrainedModel) -> str:
         """Code of the language that is decoded, once generation is settled."""

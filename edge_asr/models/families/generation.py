@@ -91,26 +91,25 @@ NEUTRAL: Mapping[str, Any] = MappingProxyType(
         "prompt_condition_type": "first-segment",
     }
 )
+# A limit on all texts is told where it cuts those of a few seconds of speech; every clip has one of
+# its own, which the record tells.
+SHORT_TEXT = 40
 SHOWN = 60  # characters of a value
 
 
-def not_done(generation: Any, room: int) -> dict[str, Any]:
+def not_done(generation: Any) -> dict[str, Any]:
     """Settings that could change a text and are not followed, by name: decoding is greedy, one
-    text a clip, as long as its own limit and the decoder's `room` of tokens allow."""
+    text a clip, within a limit of its own."""
     asked = {}
     for name in (*vars(GenerationConfig()), *OF_WHISPER):
         value = getattr(generation, name, None)
         if name in (*KEPT, *NO_TEXT) or value is None or value == NEUTRAL.get(name):
             continue
-        # A length that the model cannot reach cuts nothing.
-        if name in ("max_length", "max_new_tokens") and not _cuts(value, room):
+        limits = name in ("max_length", "max_new_tokens")
+        if limits and not (isinstance(value, int) and 0 < value < SHORT_TEXT):
             continue
         asked[name] = value
     return asked
-
-
-def _cuts(length: object, room: int) -> bool:
-    return isinstance(length, int) and 0 < length < room
 
 
 def as_warning(asked: Mapping[str, Any]) -> list[str]:
