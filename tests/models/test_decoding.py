@@ -424,4 +424,4 @@ def test_suppression_is_the_librarys(tmp_path: Path) -> None:
 
 
 def test_suppression_of_a_published_model_is_the_librarys() -> None:
-    check_suppression(shared("checkpoints", "whisper-tiny.en"), published_clips(4))
+    check_suppression(shared("checkpoints", "whisper-tiny.en"), published_clips(2))

@@ -38,9 +38,8 @@ STEM = ((127, 64), (7, 3), (3, 2))
 MINIMUM_SAMPLES = ((STEM[2][0] - 1) * STEM[1][1] + STEM[1][0] - 1) * STEM[0][1] + STEM[0][0]
 # The published ones pad heads to a multiple of 8, for the sake of GPU kernels.
 LARGEST_MULTIPLE = 256
-# Where the published cap fits, and the one for all other languages, whose words take more tokens:
-# `max_tokens_per_second` in moonshine-ai/moonshine (docs/api/options.md and CLAUDE.md, "everything
-# except English and Spanish", commit 420926a, 2026).
+# Where the published cap fits; words of the other languages that checkpoints are published for take
+# more tokens (moonshine-ai/moonshine, docs/api/options.md, `max_tokens_per_second`, 420926a, 2026).
 FEW_TOKENS = (None, "en", "es")
 MANY_TOKENS_PER_SECOND = 13.0
 
