@@ -8,6 +8,12 @@ via blockwise bootstrap", Interspeech 2020). Everything is in percent.
 
 The interval covers the choice of utterances or speakers alone: not the calibration data, or the
 seed of a learned method. Failures too rare to be in the sample are in no interval.
+
+How often 95 % intervals held the true WER, and the true difference, in 1,000 repeats of
+scripts/check_statistics.py: 93 to 97 % from 100 utterances on, from 200 where some end in loops,
+and from 20 speakers on (one of 26 figures was 92.7, and 94.8 and 95.1 with other seeds). Of 10
+speakers it is 92 and 94 %, of 5 it is 91 and 92 %: still somewhat too narrow, but by utterance
+those of the WER held it in 67 and 65 %.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, stdtrit
 
 from edge_asr.store.record import LEVEL, RESAMPLES, Interval
 
@@ -102,33 +108,20 @@ def _drawn_percent(units: Floats, resamples: int, generator: np.random.Generator
     return 100.0 * sums[:, 0] / words
 
 
-def _tails(
-    estimate: float, draws: Floats, influences: Sequence[Floats], level: float
-) -> tuple[float, float]:
-    """Which quantiles of the draws are the ends: BCa at a level widened for few units.
+def _tail(variances: Floats, units: Sequence[int], level: float) -> float:
+    """What to leave out of the draws at either end.
 
-    BCa is Efron, "Better bootstrap confidence intervals", JASA 1987: `bias` is how far the median
-    draw is from the estimate, `acceleration` the skewness of the units. A bootstrap of n units is
-    too narrow by sqrt((n - 1) / n) and ignores that its spread is estimated; the level is widened
-    by as much (Hesterberg, "What teachers should know about the bootstrap", The American
-    Statistician 2015, "expanded percentile"), with Welch & Satterthwaite's degrees of freedom where
-    several sets are averaged.
+    A bootstrap of n units is too narrow by sqrt((n - 1) / n) and takes its spread for known, which
+    shows where units are few. So the ends are those of Student's t, as wide as they should be
+    (Hesterberg, "What teachers should know about the bootstrap", The American Statistician 2015,
+    "expanded percentile"); where sets are averaged, with the degrees of freedom of Welch (1947).
     """
-    variances = np.array([np.square(one).sum() for one in influences])
     if not variances.any():
-        return 0.5, 0.5
-    freedom = variances.sum() ** 2 / sum(
-        variance**2 / max(len(one) - 1, 1)
-        for variance, one in zip(variances, influences, strict=True)
-    )
-    quantile = stdtrit(freedom, (1 + level) / 2) * np.sqrt((freedom + 1) / freedom)
-    below = (np.mean(draws < estimate) + np.mean(draws <= estimate)) / 2
-    bias = ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
-    cubes = sum(float(np.power(one, 3).sum()) for one in influences)
-    acceleration = cubes / (6 * variances.sum() ** 1.5)
-    shifted = bias + np.array([-quantile, quantile])
-    low, high = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-9))
-    return float(low), float(high)
+        return (1 - level) / 2
+    by_set = np.square(variances) / np.maximum(np.array(units) - 1, 1)
+    freedom = np.square(variances.sum()) / by_set.sum()
+    widened = stdtrit(freedom, (1 + level) / 2) * np.sqrt((freedom + 1) / freedom)
+    return float(ndtr(-widened))
 
 
 def wer_interval(
@@ -149,17 +142,11 @@ def wer_interval(
         raise ValueError("samples: give at least one")
     generator = np.random.default_rng(seed)
     units = [_units(sample) for sample in samples]
-    # Both means are summed in the same order, so that a draw equal to the estimate is seen as such.
-    total = sum(_drawn_percent(one, resamples, generator) for one in units)
-    draws = np.asarray(total) / len(units)
-    draws = draws[np.isfinite(draws)]
-    estimate = sum(sample.percent for sample in samples) / len(samples)
-    # What each unit adds to the mean: the linear part of the ratio.
-    influences = [
-        (one[:, 0] - sample.percent / 100 * one[:, 1]) / one[:, 1].sum()
-        for sample, one in zip(samples, units, strict=True)
-    ]
-    low, high = np.quantile(draws, _tails(estimate, draws, influences, level))
+    draws = np.stack([_drawn_percent(one, resamples, generator) for one in units])
+    draws = draws[:, np.isfinite(draws).all(axis=0)]
+    tail = _tail(draws.var(axis=1), [len(one) for one in units], level)
+    low, high = np.quantile(draws.mean(axis=0), [tail, 1 - tail])
+    estimate = float(np.mean([sample.percent for sample in samples]))
     return Interval(estimate, float(low), float(high), level, resamples)
 
 
