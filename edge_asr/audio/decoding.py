@@ -32,6 +32,7 @@ BLOCK_VALUES = 1 << 20
 CANCELLED = 0.02
 # Samples beyond the first are no overshoot, beyond the second integers kept as floats.
 LOUD, INTEGER = 2.0, 64.0
+INTEGER_BITS = (15, 23, 31)  # of 16, 24 and 32 bit integers without their sign
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +80,56 @@ class _Cut:
             )
 
 
+class AudioFile:
+    """A file, or the bytes of one, to be decoded once or in parts.
+
+    The content decides about the format, not the name.
+
+    Args:
+        audio: Path of an audio file, or its content.
+
+    Raises:
+        DamagedAudio: when the file is missing or no audio.
+    """
+
+    def __init__(self, audio: str | Path | bytes) -> None:
+        self._streams, self._flags = split(_content(audio))
+
+    def decode(self, offset: float = 0.0, duration: float | None = None) -> Decoded:
+        """Decode the file, or a part of it; arguments and errors as of the function `decode`."""
+        cut = _Cut(offset, duration)
+        if len(self._streams) == 1:
+            samples, told = _decode(self._streams[0], cut)
+            return _finished(samples, (*self._flags, *told))
+        parts, flags = [], self._flags
+        for stream in self._streams:
+            part, told = _decode(stream, _Cut())
+            parts.append(part)
+            flags += told
+        joined = np.concatenate(parts)
+        cut.check(len(joined), SAMPLE_RATE)
+        first, last = cut.frames(SAMPLE_RATE)
+        return _finished(joined[first:last], flags)
+
+    def sample_count(self) -> int:
+        """About as many samples as `decode` gives, by the headers; nothing is decoded."""
+        seconds = 0.0
+        for stream in self._streams:
+            with _opened(stream) as sound:
+                seconds += sound.frames / sound.samplerate
+        return round(seconds * SAMPLE_RATE)
+
+
 def decode(
     audio: str | Path | bytes, *, offset: float = 0.0, duration: float | None = None
 ) -> Decoded:
     """Decode a file, or the bytes of one, or a part of it, to mono 16 kHz.
 
-    The content decides about the format, not the name. Channels are averaged, but for those that
-    cancel each other; the resampler is soxr's HQ setting. Of joined files all are heard.
+    Channels are averaged, but for those that cancel each other; the resampler is soxr's HQ
+    setting. Of joined files all are heard.
 
     Args:
-        audio: Path of an audio file, or its content.
+        audio: Path of an audio file, or its content, which decides about the format.
         offset: Where the part begins, in seconds.
         duration: Its length in seconds; None for all that follows.
 
@@ -97,32 +138,7 @@ def decode(
             hold the part, or holds samples that are no finite numbers.
         ValueError: for a time that is negative or no finite number.
     """
-    cut = _Cut(offset, duration)
-    streams, flags = split(_content(audio))
-    if len(streams) == 1:
-        samples, told = _decode(streams[0], cut)
-        return _finished(samples, (*flags, *told))
-    parts = []
-    for stream in streams:
-        part, told = _decode(stream, _Cut())
-        parts.append(part)
-        flags += told
-    joined = np.concatenate(parts)
-    cut.check(len(joined), SAMPLE_RATE)
-    first, last = cut.frames(SAMPLE_RATE)
-    return _finished(joined[first:last], flags)
-
-
-def sample_count(audio: str | Path | bytes) -> int:
-    """About as many samples as `decode` would give, from the headers alone.
-
-    Raises DamagedAudio for most of what `decode` raises it for.
-    """
-    seconds = 0.0
-    for stream in split(_content(audio))[0]:
-        with _opened(stream) as sound:
-            seconds += sound.frames / sound.samplerate
-    return round(seconds * SAMPLE_RATE)
+    return AudioFile(audio).decode(offset, duration)
 
 
 def _content(audio: str | Path | bytes) -> Content:
@@ -157,13 +173,16 @@ def _opened(stream: Stream) -> soundfile.SoundFile:
     try:
         sound = soundfile.SoundFile(stream.file())
     except (soundfile.LibsndfileError, OSError, ValueError, MemoryError) as error:
-        # libsndfile begins with the file's name, which is of no use here.
-        reason = getattr(error, "error_string", str(error))
-        raise DamagedAudio(f"not readable as audio: {reason}") from error
+        raise _unreadable(error) from error
     if sound.samplerate not in SAMPLING_RATES:
         sound.close()
         raise DamagedAudio(f"not readable as audio: a sampling rate of {sound.samplerate} Hz")
     return sound
+
+
+def _unreadable(error: Exception) -> DamagedAudio:
+    # libsndfile begins with the file's name, which is of no use here.
+    return DamagedAudio(f"not readable as audio: {getattr(error, 'error_string', error)}")
 
 
 def _decode(stream: Stream, cut: _Cut) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -174,6 +193,8 @@ def _decode(stream: Stream, cut: _Cut) -> tuple[np.ndarray, tuple[str, ...]]:
     flags = [*stream.flags, *_shortage(stream, len(samples) / rate, cut)]
     if not np.isfinite(samples).all():
         raise DamagedAudio("the file holds samples that are not finite numbers")
+    if len(samples) and (peak := float(np.abs(samples).max())) > 2.0 ** INTEGER_BITS[-1]:
+        raise DamagedAudio(f"the file holds samples as large as {peak:.3g}")
     mono, cancelled = _mono(samples)
     if cancelled:
         flags.append(cancelled)
@@ -187,31 +208,29 @@ def _decode(stream: Stream, cut: _Cut) -> tuple[np.ndarray, tuple[str, ...]]:
 def _read(sound: soundfile.SoundFile, cut: _Cut) -> np.ndarray:
     """The samples of a part, float32 [frames, channels], in blocks: a header may promise more than
     there is memory."""
-    first, last = cut.frames(sound.samplerate)
-    skipped = 0 if sound.seekable() else first
-    wanted = sound.frames if last is None else min(last, sound.frames)
-    blocks: list[np.ndarray] = []
+    rate, block_frames = sound.samplerate, max(BLOCK_VALUES // sound.channels, 1)
+    first, last = cut.frames(rate)
+    end = sound.frames if last is None else min(last, sound.frames)
+    position = begin = min(first, end) if sound.seekable() else 0
+    blocks = [np.zeros((0, sound.channels), np.float32)]
     try:
-        if first and not skipped:
-            sound.seek(min(first, sound.frames))
-        remaining = wanted - (0 if skipped else first)
-        while remaining > 0:
-            count = min(remaining, max(BLOCK_VALUES // sound.channels, 1))
-            block = sound.read(count, dtype="float32", always_2d=True)
+        if begin:
+            sound.seek(begin)
+        while position < end:
+            block = sound.read(min(end - position, block_frames), dtype="float32", always_2d=True)
             blocks.append(block)
-            remaining -= len(block)
-            if len(block) < count:
+            position += len(block)
+            if not len(block):
                 break
-            if sum(one.size for one in blocks) > MOST_VALUES:
+            if (position - begin) * sound.channels > MOST_VALUES:
                 raise DamagedAudio("the clip is too long; cut it")
     except (soundfile.LibsndfileError, OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "error_string", str(error))
-        raise DamagedAudio(f"not readable as audio: {reason}") from error
-    if remaining > MISSING_SECONDS_ALLOWED * sound.samplerate:
-        raise DamagedAudio(f"cut off: {wanted - remaining} of {wanted} samples")
-    cut.check(wanted - remaining if wanted == sound.frames else sound.frames, sound.samplerate)
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
-    return samples[skipped:]
+        raise _unreadable(error) from error
+    missing = end - position
+    if missing > MISSING_SECONDS_ALLOWED * rate:
+        raise DamagedAudio(f"cut off: {position} of {end} samples")
+    cut.check(sound.frames - missing, rate)
+    return np.concatenate(blocks)[max(first - begin, 0) :]
 
 
 def _shortage(stream: Stream, seconds: float, cut: _Cut) -> tuple[str, ...]:
@@ -248,9 +267,9 @@ def _finished(samples: np.ndarray, flags: tuple[str, ...]) -> Decoded:
         raise DamagedAudio("the file holds no samples")
     peak = float(np.abs(samples).max())
     if peak > INTEGER:
-        scale = next((2.0**bits for bits in (15, 23, 31) if peak <= 2.0**bits), None)
-        if scale is None:
-            raise DamagedAudio(f"the file holds samples as large as {peak:.3g}")
+        # Resampling may exceed the range a little.
+        bits = next((bits for bits in INTEGER_BITS if peak <= 1.1 * 2.0**bits), INTEGER_BITS[-1])
+        scale = 2.0**bits
         samples = samples / np.float32(scale)
         flags += (f"float samples at integer scale, divided by {scale:.0f}",)
     elif peak > LOUD:

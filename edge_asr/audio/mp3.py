@@ -164,7 +164,7 @@ def _run(content: Content, start: int) -> Run:
 
 
 def _declared_frames(content: Content, position: int, frame: Frame | None = None) -> int | None:
-    """The file's count of frames in a frame that holds it, 0 where none is given; None of others."""
+    """The count of frames in a frame that holds it, 0 where it does not; None of other frames."""
     frame = frame or frame_at(content, position)
     if frame is None:
         return None

@@ -70,7 +70,8 @@ def split(content: Content) -> tuple[list[Stream], tuple[str, ...]]:
         parser = _parser(content, position)
     if files > 1:
         flags.append(f"{files} files joined to one, all of them read")
-    if position < len(content):
+    left = content[position:] if len(content) - position == 1 else b""
+    if position < len(content) and left != b"\0":  # one zero is padding
         flags.append(f"{len(content) - position} bytes behind the {streams[-1].last}")
     return streams, tuple(flags)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from edge_asr.audio import SAMPLE_RATE, DamagedAudio, decode, sample_count
+from edge_asr.audio import SAMPLE_RATE, AudioFile, DamagedAudio
 from edge_asr.data.corpus import ClipEntry, DamagedClip, Utterance
 from edge_asr.store.fingerprint import Digests, fingerprint
 
@@ -62,6 +63,8 @@ class AudioFileCorpus:
     ) -> None:
         self._name, self._folder, self._entries = name, folder, tuple(entries)
         self._parts = tuple(parts or [Part()] * len(self._entries))
+        # Parts of a recording follow each other; it is looked through once.
+        self._opened = lru_cache(maxsize=1)(AudioFile)
 
     @property
     def name(self) -> str:
@@ -112,7 +115,7 @@ class AudioFileCorpus:
         entry, part = self._entries[index], self._parts[index]
         offset, duration = part.cut
         try:
-            clip = decode(self._folder / entry.source, offset=offset, duration=duration)
+            clip = self._opened(self._folder / entry.source).decode(offset, duration)
         except DamagedAudio as damage:
             return DamagedClip(entry.id, entry.source, damage.reason)
         seconds = len(clip.samples) / SAMPLE_RATE
@@ -139,7 +142,7 @@ def _of_part(digest: str, part: Part) -> str:
 
 def _sample_count(path: Path) -> int:
     try:
-        return sample_count(path)
+        return AudioFile(path).sample_count()
     except DamagedAudio:
         return 0
 
