@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edge_asr.calibration.texts import clean_text, is_too_long
 from edge_asr.data.corpus import Corpus, DamagedClip, IndexedCorpus, Utterance
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import end_tokens
@@ -101,7 +102,8 @@ def decoder_tokens(
     """What the decoder is teacher-forced on, clip by clip: prompt and transcript, no longer than
     the decoder has positions.
 
-    That is the clip's reference, or the float model's own greedy hypothesis where there is none,
+    That is the clip's reference without tags and markers, or the float model's own greedy
+    hypothesis where nothing is left of it, where nobody can have said so much in the clip's time,
     or where the clip is longer than the model's window, which hears only a part of that text.
     """
     prompt = list(checkpoint.architecture.prompt(checkpoint.model))
@@ -115,6 +117,12 @@ def decoder_tokens(
         on_warning(
             f"{len(cut)} calibration clips, {cut[0]!r} the first, cut to the model's window; what "
             "the model hears there stands for their texts"
+        )
+    wordy = [clip.utterance.source for clip in drawn if _is_wordy(clip.utterance)]
+    if wordy:
+        on_warning(
+            f"texts of {len(wordy)} calibration clips, {wordy[0]!r} the first, left out: nobody "
+            "can say so much in their time; what the model hears there stands for them"
         )
     sources = [clip.utterance.source for clip in drawn]
     long = [one for one, row in zip(sources, tokens, strict=True) if len(row) > room]
@@ -216,15 +224,23 @@ def _is_cut(runtime: Runtime, utterance: Utterance) -> bool:
     return len(runtime.window(utterance.samples)) < len(utterance.samples)
 
 
+def _is_wordy(utterance: Utterance) -> bool:
+    return is_too_long(clean_text(utterance.text), utterance.seconds)
+
+
 def _texts_tokens(
     checkpoint: Checkpoint, runtime: Runtime, utterances: Sequence[Utterance]
 ) -> list[list[int]]:
     """Tokens of every clip's text, or of what the model hears in it."""
-    heard = [not one.text.strip() or _is_cut(runtime, one) for one in utterances]
+    texts = [clean_text(one.text) for one in utterances]
+    heard = [
+        not text or _is_wordy(one) or _is_cut(runtime, one)
+        for one, text in zip(utterances, texts, strict=True)
+    ]
     waves = [runtime.window(one.samples) for one, own in zip(utterances, heard, strict=True) if own]
     limits = [runtime.token_limit(len(wave)) for wave in waves]
     hypotheses = iter(runtime.transcribe(waves, limits) if waves else ())
     return [
-        list(next(hypotheses).tokens) if own else text_tokens(checkpoint.tokenizer, one.text)
-        for one, own in zip(utterances, heard, strict=True)
+        list(next(hypotheses).tokens) if own else text_tokens(checkpoint.tokenizer, text)
+        for text, own in zip(texts, heard, strict=True)
     ]

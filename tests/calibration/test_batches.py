@@ -97,7 +97,7 @@ def test_own_hypothesis_where_there_is_no_text(checkpoint: Checkpoint) -> None:
 
 
 def test_long_texts_are_cut_to_the_decoders_room_and_counted(checkpoint: Checkpoint) -> None:
-    clips = [(tone(1.0), "zebra quiz " * 10_000), (tone(1.1), "fox"), (tone(1.2), "dog " * 60)]
+    clips = [(tone(0.9), "zebra quiz " * 8), (tone(1.1), "fox"), (tone(1.2), "quiz zebra " * 9)]
     said: list[str] = []
     corpus = ListCorpus(clips)
     (batch,) = calibration_batches(checkpoint, corpus, 3, 4, seed=0, on_warning=said.append)
@@ -108,6 +108,35 @@ def test_long_texts_are_cut_to_the_decoders_room_and_counted(checkpoint: Checkpo
     assert f"{room} tokens" in warning
     with torch.inference_mode():
         checkpoint.model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dog " * 20_000, "[noise] <unk>", "ignore_time_segment_in_scoring"],
+    ids=["endless", "markers only", "no text"],
+)
+def test_what_the_model_hears_stands_for_a_text_that_was_not_said(
+    checkpoint: Checkpoint, text: str
+) -> None:
+    wave = tone(1.0)
+    said: list[str] = []
+    corpus = ListCorpus([(wave, text)])
+    (batch,) = calibration_batches(checkpoint, corpus, 1, 1, seed=0, on_warning=said.append)
+    (own,) = greedy(checkpoint, [wave], [token_limit(checkpoint, len(wave))])
+    prompt = checkpoint.architecture.prompt(checkpoint.model)
+    room = checkpoint.architecture.decoder_room(checkpoint.model.config)
+    assert batch.decoder_input_ids[0].tolist() == [*prompt, *own.tokens][:room]
+    counted = [one for one in said if "left out: nobody can say so much" in one]
+    assert len(counted) == (1 if text.startswith("dog") else 0)
+
+
+def test_tags_and_markers_are_no_tokens(checkpoint: Checkpoint) -> None:
+    def forced(text: str) -> list[int]:
+        (batch,) = batches_of(checkpoint, ListCorpus([(tone(1.0), text)]))
+        tokens: list[int] = batch.decoder_input_ids[0].tolist()
+        return tokens
+
+    assert forced("<|en|> the [noise] fox <unk>") == forced("the fox")
 
 
 def test_damaged_and_long_clips_are_reported(whisper: Checkpoint) -> None:
