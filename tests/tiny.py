@@ -155,6 +155,10 @@ class ListCorpus:
         return self._name
 
     @property
+    def origin(self) -> dict[str, str]:
+        return {}
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         return ()
 
