@@ -211,7 +211,9 @@ def _read(sound: soundfile.SoundFile, cut: _Cut) -> np.ndarray:
     rate, block_frames = sound.samplerate, max(BLOCK_VALUES // sound.channels, 1)
     first, last = cut.frames(rate)
     end = sound.frames if last is None else min(last, sound.frames)
-    position = begin = min(first, end) if sound.seekable() else 0
+    # Behind a seek, the first MP3 frames lack what they need of those before them.
+    exact = sound.seekable() and sound.format != "MP3"
+    position = begin = min(first, end) if exact else 0
     blocks = [np.zeros((0, sound.channels), np.float32)]
     try:
         if begin:

@@ -95,6 +95,10 @@ LEADERBOARD = [
     ("I'd've gone", "i would have gone"),
     ("the point and the end", "the and the end"),
     ("and a half", ""),
+    ("a million and a half", "a 1000000.5"),
+    ("twenty and a half", "20.5"),
+    ("a day and a half", "a day and a half"),
+    ("yes and a half and a half no", "yes and a half no"),
     ("one", "one"),
     ("one one", "11"),
     ("twenty one ones", "211s"),
@@ -151,7 +155,7 @@ STABLE = "the of it is colour traveller won't mr john's don't naïve yes [noise]
 def random_texts(count: int, seed: int) -> list[str]:
     """Numbers, contractions and odd characters in random order, few kinds in a text."""
     generator = random.Random(seed)
-    kinds = [NUMBERS.split(), CONTRACTIONS.split(), OTHERS.split()]
+    kinds = [[*NUMBERS.split(), "and a half"], CONTRACTIONS.split(), OTHERS.split()]
     texts = []
     for _ in range(count):
         chosen = generator.sample(kinds, generator.randint(1, 3))
