@@ -89,13 +89,15 @@ def test_case_nemo_offset() -> None:
 def test_case_nemo_offset_is_recognised() -> None:
     """Each row by itself, as good as any other clip; all of the recording for each gave 81.5 %."""
     model = api.load("moonshine_micro")
-    assert api.evaluate(model, str(shared("cases/nemo-offset/m.jsonl"))).wer < 10
+    wer = api.evaluate(model, str(shared("cases/nemo-offset/m.jsonl"))).wer
+    assert wer.estimate <= 4
 
 
 def test_case_calib_long_text() -> None:
-    """A clip longer than the window keeps no text that is not heard there."""
+    """A clip longer than the window, which Moonshine does not have, keeps no text that is not
+    heard there."""
     (clip,) = case("calib-long-text")
-    model = api.load("moonshine_micro")
+    model = api.load("whisper_micro")
     runtime = TorchRuntime(model)
     said: list[str] = []
     drawn = [DrawnClip(0, heard(clip))]
