@@ -81,7 +81,7 @@ class HubCorpus:
             ids = clip_ids(title, self._rows, self._columns, place.split, names.id)
             self._chosen = self._choose(limit)
             self._entries, self._damage, self._paths = self._read_entries(title, ids)
-        sample = f"-sample{limit}" if len(self._chosen) < len(self._rows) else ""
+        sample = f"-{limit}clips" if len(self._chosen) < len(self._rows) else ""
         self._name = (name or _name_of(place)) + sample
 
     @property
@@ -140,11 +140,18 @@ class HubCorpus:
             if isinstance(audio, UnreadableRow):
                 return DamagedClip(entry.id, entry.source, audio.reason)
             try:
-                samples = decode(audio)
+                heard = decode(audio)
             except DamagedAudio as damage:
                 return DamagedClip(entry.id, entry.source, damage.reason)
-            seconds = len(samples) / SAMPLE_RATE
-            return Utterance(entry.id, samples, entry.text, seconds, entry.source, entry.metadata)
+            return Utterance(
+                entry.id,
+                heard.samples,
+                entry.text,
+                len(heard.samples) / SAMPLE_RATE,
+                entry.source,
+                entry.metadata,
+                heard.flags,
+            )
         return DamagedClip(entry.id, entry.source, reason)
 
     def __iter__(self) -> Iterator[Utterance | DamagedClip]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,7 +34,8 @@ def overlap(
 ) -> int:
     """How many calibration clips are among the clips of `corpora`, by their decoded audio.
 
-    Only clips that are as long as a calibration clip are decoded, where a corpus knows lengths.
+    Only clips that are as long as a calibration clip are decoded, where a corpus knows lengths; a
+    corpus on the hub would have to be fetched as a whole, so only who transcribes it can tell.
 
     Args:
         calibration: The clips that calibration uses.
@@ -47,11 +49,18 @@ def overlap(
     lengths = np.array(sorted({len(clip.samples) for clip in calibration}), dtype=np.int64)
     found: set[str] = set()
     for corpus in corpora:
+        if _is_elsewhere(corpus):
+            continue
         for clip in _as_long(corpus, lengths, digests or Digests()):
             digest = audio_digest(clip.samples)
             if digest in wanted:
                 found.add(digest)
     return sum(digest in found for digest in ours)
+
+
+def _is_elsewhere(corpus: Corpus) -> bool:
+    path = corpus.origin.get("path")
+    return path is not None and not Path(path).exists()
 
 
 def _as_long(corpus: Corpus, lengths: np.ndarray, digests: Digests) -> Iterator[Utterance]:

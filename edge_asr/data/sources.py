@@ -5,7 +5,7 @@ A source is a registered frozen dataclass whose fields are its settings; it open
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from edge_asr.data.embedded import embedded_calibration, embedded_test
 from edge_asr.data.manifest import ManifestCorpus, manifest_file
 from edge_asr.data.source import Source as Source
 from edge_asr.data.source import sources as sources
+from edge_asr.errors import UserError
 
 
 @sources.register("embedded")
@@ -48,24 +49,46 @@ class Manifest(Source):
     Attributes:
         path: The manifest: a clip a line, {"audio": "clip.wav", "text": "what was said"}.
         where: Only rows whose fields equal these, such as where.set=NAME.
+        split_by: A field, such as set: the rows of each of its values are a data set of their own.
+            where.FIELD=[A,B] chooses some.
     """
 
     path: Annotated[str, Field(min_length=1)]
     where: Mapping[str, Any] = field(default_factory=dict)
+    split_by: Annotated[str, Field(min_length=1)] | None = None
 
     def clips(self, limit: int | None = None) -> Corpus:
-        return ManifestCorpus(
-            self.path, limit=limit, where=_texts(self.where), name=self._name(limit)
-        )
+        return self._of(self.where, limit)
+
+    def data_sets(self, protocol: str, limit: int | None = None) -> tuple[Corpus, ...]:
+        if self.split_by is None:
+            return super().data_sets(protocol, limit)
+        rest = {name: value for name, value in self.where.items() if name != self.split_by}
+        chosen = self.where.get(self.split_by)
+        if chosen is None:
+            rows = ManifestCorpus(self.path, where=_texts(rest), require_text=False).rows
+            chosen = sorted({row.metadata.get(self.split_by, "") for row in rows})
+            if not all(chosen):
+                raise UserError(
+                    f"data.split_by={self.split_by}: not every row of manifest {self.path!r} has "
+                    f"that field; choose values, data.where.{self.split_by}=[A,B]"
+                )
+        values = chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]
+        return tuple(self._of({**rest, self.split_by: value}, limit) for value in values)
 
     def calibration_clips(self) -> Corpus:
         return ManifestCorpus(self.path, where=_texts(self.where), require_text=False)
 
-    def _name(self, limit: int | None) -> str:
+    def _of(self, where: Mapping[str, Any], limit: int | None) -> Corpus:
+        return ManifestCorpus(
+            self.path, limit=limit, where=_texts(where), name=self._name(where, limit)
+        )
+
+    def _name(self, where: Mapping[str, Any], limit: int | None) -> str:
         """The file's name with its folder and selection, so that parts are told apart."""
         manifest = manifest_file(self.path).resolve()
-        selection = "".join(f"-{value}" for _, value in sorted(_texts(self.where).items()))
-        first = f"-first{limit}" if limit else ""
+        selection = "".join(f"-{value}" for _, value in sorted(_texts(where).items()))
+        first = f"-{limit}clips" if limit else ""
         return f"{manifest.parent.name}-{manifest.stem}{selection}{first}"
 
 

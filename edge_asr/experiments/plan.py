@@ -192,7 +192,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
             chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
         )
         digests = chosen.audio_digests(store.digests, [clip.index for clip in drawn])
-        shared = overlap([clip.utterance for clip in drawn], corpora)
+        shared = overlap([clip.utterance for clip in drawn], corpora, store.digests)
         check_overlap(settings, shared, warnings.append)
         calibrate = _calibrate(settings, files, architecture, drawn, digests)
     if recipe.quantizes:
