@@ -64,14 +64,17 @@ def _reason(error: BaseException, path: str, revision: str | None) -> str:
             "was refused: the hub does not know the token in use; put a valid one of "
             "https://huggingface.co/settings/tokens into the variable HF_TOKEN, or unset it"
         )
-    if any(isinstance(one, (*CONNECTION_ERRORS, LocalEntryNotFoundError)) for one in chain):
+    broken = [
+        one for one in chain if isinstance(one, (*CONNECTION_ERRORS, LocalEntryNotFoundError))
+    ]
+    if broken:
         if constants.HF_HUB_OFFLINE:
             return (
                 "is not in the cache as a whole, and HF_HUB_OFFLINE forbids to fetch it; unset "
                 "HF_HUB_OFFLINE, or give a local copy as its path"
             )
         return (
-            f"cannot be fetched from the hub ({_said(chain[-1])}); run again with a network (what "
+            f"cannot be fetched from the hub ({_said(broken[-1])}); run again with a network (what "
             "is finished is kept), or give a local copy as its path"
         )
     if any("scripts are no longer supported" in str(one) for one in chain):

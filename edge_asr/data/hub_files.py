@@ -113,7 +113,7 @@ def open_rows(place: Place, sampled: bool = False) -> tuple[Found, Rows]:
         found = replace(found, place=replace(found.place, config=config))
         if builder is None or builder.name == "parquet":
             return found, ParquetRows(_fetched(found, files, sampled))
-        if builder.name not in (*TABLES, "cache"):
+        if builder.name not in TABLES:
             raise UserError(
                 f"data set {place.path!r} is of the format {builder.name}, which is not read; "
                 f"known are parquet, {', '.join(TABLES)}"
@@ -172,18 +172,21 @@ def _split(found: Found) -> tuple[str, list[str], Any]:
         _check_config(found, where)
         raise
     config = str(builder.config.name)
-    if builder.name == "cache":  # prepared before, and now the hub cannot be reached
-        return config, [], builder
     splits = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
+    if splits.get(place.split):
+        return config, splits[place.split], builder
+    named = _shards_by_name(found)
+    if named:
+        return config, named, None
     if place.split not in splits:
-        named = _shards_by_name(found)
-        if named:
-            return config, named, None
         raise UserError(
             f"data set {place.path!r} has no split {place.split!r} in {config}; "
             f"{nearest(place.split, splits)}"
         )
-    return config, splits[place.split], builder
+    missing = f"no file of the split {place.split!r} of {config}"
+    if found.published and not found.remote:
+        raise LocalEntryNotFoundError(missing)
+    raise FileNotFoundError(f"{missing} that its README names")
 
 
 def _inside(found: Found, folder: Path) -> Found:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
@@ -69,8 +69,12 @@ class ParquetRows:
     """
 
     def __init__(self, files: Sequence[str]) -> None:
+        # One for all threads: it remembers what the hub said of the repository.
+        self._hub = (
+            fsspec.filesystem("hf") if any(one.startswith(REMOTE) for one in files) else None
+        )
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            self._shards = list(pool.map(_open_shard, with_missing(files)))
+            self._shards = list(pool.map(self._open_shard, with_missing(files)))
         readable = [shard.metadata for shard in self._shards if shard.metadata is not None]
         if not readable:
             first = self._shards[0]
@@ -138,6 +142,23 @@ class ParquetRows:
                 found.append(fingerprint([content, row - first]))
         return found
 
+    def _open_shard(self, file: str) -> Shard:
+        try:
+            with self._opened(file) as stream:
+                return Shard(file, pq.read_metadata(stream))
+        except CONNECTION_ERRORS:
+            raise
+        except FileNotFoundError:
+            return Shard(file, None, "missing")
+        except (pa.ArrowException, OSError) as error:
+            return Shard(file, None, _damage(error))
+
+    def _opened(self, file: str) -> BinaryIO:
+        if self._hub is None or not file.startswith(REMOTE):  # it may be in the cache
+            return Path(file).open("rb")
+        # No read-ahead: requests are for the very bytes of a footer or a row group's columns.
+        return cast(BinaryIO, self._hub.open(file, "rb", cache_type="none"))
+
     def _shard_of(self, row: int) -> tuple[Shard, int]:
         """The shard of a row and the shard's first row."""
         number = bisect_right(self._starts, row) - 1
@@ -150,7 +171,7 @@ class ParquetRows:
         if shard.damage:
             return UnreadableRow(f"shard {shard.name}: {shard.damage}")
         try:
-            with _opened(shard.file) as stream:
+            with self._opened(shard.file) as stream:
                 remote = shard.file.startswith(REMOTE)
                 parquet = pq.ParquetFile(stream, metadata=shard.metadata, pre_buffer=remote)
                 return parquet.read_row_group(group, columns=list(columns)).flatten()
@@ -169,27 +190,8 @@ def with_missing(files: Sequence[str]) -> list[str]:
     return [f"{before}{number:05d}{of}{count}{after}" for number in range(int(count))]
 
 
-def _open_shard(file: str) -> Shard:
-    try:
-        with _opened(file) as stream:
-            return Shard(file, pq.read_metadata(stream))
-    except CONNECTION_ERRORS:
-        raise
-    except FileNotFoundError:
-        return Shard(file, None, "missing")
-    except (pa.ArrowException, OSError) as error:
-        return Shard(file, None, _damage(error))
-
-
 def _damage(error: Exception) -> str:
     return first_line(error).partition(". ")[0].rstrip(".")
-
-
-def _opened(file: str) -> BinaryIO:
-    if not file.startswith(REMOTE):
-        return Path(file).open("rb")
-    # No read-ahead: requests are for the very bytes of a footer or a row group's columns.
-    return fsspec.open(file, "rb", cache_type="none").open()
 
 
 def _leaves(schema: pa.Schema) -> pa.Schema:
