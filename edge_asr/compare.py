@@ -18,8 +18,7 @@ from edge_asr.evaluation.paired_tests import holm, mapsswe, mcnemar
 from edge_asr.evaluation.pairs import marks_of
 from edge_asr.evaluation.protocols import Protocol, protocol_named
 from edge_asr.evaluation.scoring import paired, sample_of
-from edge_asr.evaluation.significance import paired as difference_of
-from edge_asr.evaluation.significance import wer_interval
+from edge_asr.evaluation.significance import difference_of, wer_interval
 from edge_asr.evaluation.stored import StoredRun, read_stored
 from edge_asr.evaluation.wer import Score, score
 from edge_asr.report.cells import p_value, with_interval

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_asr.evaluation.paired_tests import Marks, PairedTest, holm, mapsswe, mcnemar
-from edge_asr.evaluation.significance import Integers, Sample, paired, wer_interval
+from edge_asr.evaluation.significance import Integers, Sample, difference_of, wer_interval
 from edge_asr.store.record import Interval
 
 LEVEL = 0.05
@@ -152,7 +152,7 @@ def coverage(
         drawn = [hear(speech, generator) for speech in sets]
         samples = [[heard.sample(system) for heard in drawn] for system in (1, 0)]
         alone.append(wer_interval(samples[0], resamples=RESAMPLES, seed=seed))
-        pairs = [paired(*both) for both in zip(*samples, strict=True)]
+        pairs = [difference_of(*both) for both in zip(*samples, strict=True)]
         differences.append(wer_interval(pairs, resamples=RESAMPLES, seed=seed))
     print(f"{name}\n  WER {second:6.2f}: {_holds(alone, second)}")
     print(f"  diff {second - first:5.2f}: {_holds(differences, second - first)}", flush=True)

@@ -55,7 +55,8 @@ def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:
     quantized = load_model(settings.store_folder / "quantize" / record.keys["quantize"])
     weights = [layer.quantized for layer in quantized_layers(quantized.model).values()]
     codes = torch.cat([weight.codes.flatten().long() for weight in weights if weight is not None])
-    hypotheses = read_hypotheses(outcome.folder / "hypotheses.jsonl")
+    (manifest,) = record.hypotheses_files.values()
+    hypotheses = read_hypotheses(outcome.folder / manifest)
     transcribed = "\n".join(hypothesis.pred_text for hypothesis in hypotheses)
     return {
         "versions": {

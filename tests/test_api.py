@@ -53,7 +53,7 @@ def test_a_notebook_in_five_lines(model: Checkpoint, clips: Path, tmp_path: Path
     assert plain.difference is None
     assert heard.difference is not None
     assert heard.difference.estimate == pytest.approx(heard.wer.estimate - plain.wer.estimate)
-    assert list(heard.frame["condition"]) == ["all", "clean", "noisy"]
+    assert list(heard.frame["condition"]) == ["all", "clean", "noisy", "0-5 s"]
     assert heard.frame["size_mb"][0] < 0.6 * plain.frame["size_mb"][0]
     assert str(heard).count("\n") == 3
     grids = {

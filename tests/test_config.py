@@ -81,7 +81,7 @@ def test_every_scheme_file_can_be_used(planned: Planned, path: Path) -> None:
         ("float_bits=8", r"float_bits=8: must be one of 16, 32, or null"),
         ("data.limit=0", r"data\.limit=0"),
         ("data.condition=loud", r"data\.condition=loud: must be one of all, clean, noisy"),
-        ("data.path=x.jsonl", r"data=embedded has no option path; data=manifest has it"),
+        ("data.path=x.jsonl", r"data=embedded has no option path; data=ami has it"),
         ("calibration.clips=0", r"calibration\.clips=0"),
         ("calibration.batch_size=0", r"calibration\.batch_size=0"),
         ("calibration.seed=-1", r"calibration\.seed=-1"),
@@ -262,9 +262,10 @@ def test_all_quantized_runs_on_the_same_clips_share_one_float_run(planned: Plann
         )
     ]
     assert len({float_plan(plan).run_id for plan in plans}) == 1
-    assert len({plan.transcribe_float.key for plan in plans}) == 1
+    assert len({plan.data_sets[0].transcribe_float.key for plan in plans}) == 1
     assert float_plan(plans[0]).folder == plans[-1].folder
-    assert plans[-1].transcribe == plans[-1].transcribe_float
+    (own,) = plans[-1].data_sets
+    assert own.transcribe == own.transcribe_float
     other = planned("batch_size=4")
     assert float_plan(other).run_id != plans[-1].run_id
 

@@ -104,7 +104,7 @@ def test_every_field_of_hypotheses_and_of_a_failure_is_explained(tmp_path: Path)
     failure = json.loads((tmp_path / ERROR_NAME).read_text())
     heard = [one.name for one in dataclasses.fields(Hypothesis)]
     paragraphs = section("Provenance").split("\n\n")
-    for start, fields in (("**`error.json`**", failure), ("**`hypotheses.jsonl`**", heard)):
+    for start, fields in (("**`error.json`**", failure), ("**`MODEL_...jsonl`**", heard)):
         (paragraph,) = [one for one in paragraphs if one.startswith(start)]
         assert set(fields) <= set(names(paragraph)), start
 
@@ -118,11 +118,11 @@ def test_the_rate_of_the_example_is_that_of_the_corpus() -> None:
     words = ["red", "green", "blue", "black", "white", "grey", "pink", "brown", "gold", "silver"]
     spoken = [words[:5], words, words[5:]]
     heard = [words[:4], words, words[7:]]
-    found = score(
-        [" ".join(one) for one in spoken],
-        [" ".join(one) for one in heard],
-        protocol_named("open_asr_2024"),
-    )
+    clips = [
+        Hypothesis(f"{index}.wav", " ".join(reference), " ".join(hypothesis))
+        for index, (reference, hypothesis) in enumerate(zip(spoken, heard, strict=True))
+    ]
+    found = score(clips, protocol_named("open_asr_2024"))
     assert (found.errors.tolist(), found.words.tolist()) == ([1, 0, 2], [5, 10, 5])
     mean = float((100 * found.errors / found.words).mean())
     assert f"{found.wer:.1f} %; the mean of the three rates would be {mean:.1f} %" in PAGE

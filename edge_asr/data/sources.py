@@ -5,7 +5,7 @@ A source is a registered frozen dataclass whose fields are its settings; it open
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -73,7 +73,7 @@ class Manifest(Source):
                     f"data.split_by={self.split_by}: not every row of manifest {self.path!r} has "
                     f"that field; choose values, data.where.{self.split_by}=[A,B]"
                 )
-        values = chosen if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]
+        values = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
         return tuple(self._of({**rest, self.split_by: value}, limit) for value in values)
 
     def calibration_clips(self) -> Corpus:

@@ -15,8 +15,7 @@ from edge_asr.evaluation.hypotheses import Hypothesis, Transcription
 from edge_asr.evaluation.paired_tests import mapsswe
 from edge_asr.evaluation.pairs import marks_of
 from edge_asr.evaluation.protocols import Protocol, protocol_named
-from edge_asr.evaluation.significance import Sample, wer_interval
-from edge_asr.evaluation.significance import paired as difference_of
+from edge_asr.evaluation.significance import Sample, difference_of, wer_interval
 from edge_asr.evaluation.wer import Score, score
 from edge_asr.store.record import ALL, Average, Interval, Result, WorstUtterance
 

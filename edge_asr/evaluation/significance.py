@@ -69,7 +69,7 @@ class Sample:
         return np.arange(len(self.words)) if self.clusters is None else self.clusters
 
 
-def paired(a: Sample, b: Sample) -> Sample:
+def difference_of(a: Sample, b: Sample) -> Sample:
     """Errors of `a` less those of `b`, whose rate is the difference of their rates.
 
     Raises:
@@ -148,7 +148,3 @@ def wer_interval(
     low, high = np.quantile(draws.mean(axis=0), [tail, 1 - tail])
     estimate = float(np.mean([sample.percent for sample in samples]))
     return Interval(estimate, float(low), float(high), level, resamples)
-
-
-difference_interval = wer_interval
-"""The same of `paired` samples: a difference in percentage points with its interval."""

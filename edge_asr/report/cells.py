@@ -21,7 +21,6 @@ _HEADINGS = (
     "Rare %",
     "Failures",
     "MB",
-    "b/param",
     "I/O MB",
     "GBOPs",
 )
@@ -134,7 +133,6 @@ def cells(frame: pd.DataFrame) -> list[tuple[str, ...]]:
             number(row["rare_wer"], 1),
             failures({str(name): value for name, value in row.items()}),
             significant(row["size_mb"]),
-            number(row["bits_per_parameter"], 2),
             _with_ratio(row["memory_io_mb"], row["memory_io_ratio"]),
             _with_ratio(row["gbops"], row["gbops_ratio"]),
         )

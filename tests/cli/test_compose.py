@@ -29,7 +29,7 @@ from edge_asr.errors import UserError
         ("data.limt=3", "no option limt; did you mean limit"),
         ("encoder.bitz=3", "encoder.bitz=3: no option bitz; did you mean bits"),
         ("runtime=trch", "runtime=trch: did you mean torch"),
-        ("protocol=open_asr", "protocol=open_asr: did you mean open_asr_2024"),
+        ("protocol=open_asr", "protocol=open_asr: did you mean open_asr_2026"),
         ("experiment=dem", "experiment=dem: did you mean demo"),
         ("model=custom", "model.path is needed"),
         ("method=gptq,rtn", "several values; add -m"),

@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_asr.evaluation import significance
-from edge_asr.evaluation.significance import Sample, difference_interval, paired, wer_interval
+from edge_asr.evaluation.significance import (
+    Sample,
+    difference_of,
+    wer_interval,
+)
 from edge_asr.store.record import Interval
 
 
@@ -128,7 +132,7 @@ def test_pairing_narrows_the_difference() -> None:
     baseline = random_sample(4)
     worse = baseline.errors + np.random.default_rng(9).binomial(1, 0.3, len(baseline.errors))
     quantized = Sample(worse, baseline.words)
-    difference = difference_interval([paired(quantized, baseline)])
+    difference = wer_interval([difference_of(quantized, baseline)])
     alone = wer_interval([quantized])
     assert difference.estimate == pytest.approx(quantized.percent - baseline.percent)
     assert 0 < difference.low < difference.estimate < difference.high
@@ -137,13 +141,13 @@ def test_pairing_narrows_the_difference() -> None:
 
 def test_a_model_does_not_differ_from_itself() -> None:
     of = random_sample(6)
-    assert ends(difference_interval([paired(of, of)])) == (0, 0, 0)
+    assert ends(wer_interval([difference_of(of, of)])) == (0, 0, 0)
 
 
 def test_the_difference_the_other_way_round_is_the_same_with_another_sign() -> None:
     one, other = random_sample(7), random_sample(7, rate=0.3)
-    there = difference_interval([paired(one, other)])
-    back = difference_interval([paired(other, one)])
+    there = wer_interval([difference_of(one, other)])
+    back = wer_interval([difference_of(other, one)])
     assert ends(there) == pytest.approx((-back.high, -back.estimate, -back.low))
 
 
@@ -208,9 +212,9 @@ def test_interval_stays_within_the_utterances_rates(
 
 def test_samples_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="same utterances"):
-        paired(sample([1], [2]), sample([1], [3]))
+        difference_of(sample([1], [2]), sample([1], [3]))
     with pytest.raises(ValueError, match="same clusters"):
-        paired(sample([1, 1], [2, 2], [0, 0]), sample([1, 1], [2, 2]))
+        difference_of(sample([1, 1], [2, 2], [0, 0]), sample([1, 1], [2, 2]))
     with pytest.raises(ValueError, match="not all"):
         sample([1, 2], [3])
     with pytest.raises(ValueError, match="not all"):

@@ -45,7 +45,7 @@ def manifest(tmp_path: Path) -> Path:
 def options(model: Path | str, manifest: Path | str, folder: Path, *more: str) -> list[str]:
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
-        "calibration=manifest", "calibration.allow_test_clips=true",
+        "calibration=manifest", "calibration.allow_overlap=true",
         f"calibration.path={manifest}", f"results={folder / 'runs'}",
         "protocol.resamples=100", "batch_size=2", *more,
     ]  # fmt: skip
@@ -275,7 +275,8 @@ def test_a_copied_manifest_is_answered_from_the_store_in_its_own_words(
     shutil.rmtree(tmp_path / "runs")
     done, outcome = work.of(*options(model, renamed, tmp_path, "method=rtn"))
     assert done == []
-    ids = [json.loads(line)["id"] for line in (outcome.folder / "hypotheses.jsonl").open()]
+    (name,) = outcome.record.hypotheses_files.values()
+    ids = [json.loads(line)["id"] for line in (outcome.folder / name).open()]
     assert ids == [f"mine-{index}.wav" for index in range(3)]
 
 

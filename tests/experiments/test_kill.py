@@ -41,7 +41,7 @@ def command(model: Path, manifest: Path, folder: Path) -> list[str]:
     return [
         sys.executable, "-m", "edge_asr.run",
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
-        "calibration=manifest", "calibration.allow_test_clips=true",
+        "calibration=manifest", "calibration.allow_overlap=true",
         f"calibration.path={manifest}", "calibration.clips=8",
         "method=autoround", "bits=2", "method.rounding.iterations=120",
         f"results={folder / 'runs'}", "protocol.resamples=100", "batch_size=1", "threads=1",
@@ -83,7 +83,8 @@ def without_times(folder: Path) -> dict[str, Any]:
         del record[name]
     for block in record["method"]["blocks"]:
         del block["seconds"]
-    lines = (path.parent / "hypotheses.jsonl").read_text().splitlines()
+    (manifest,) = path.parent.glob("MODEL_*.jsonl")
+    lines = manifest.read_text().splitlines()
     transcribed = [{**json.loads(line), "time": None} for line in lines]
     return {"record": record, "heard": transcribed}
 

@@ -74,10 +74,16 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def options(model: Path, manifest: Path, results: Path, *more: str) -> list[str]:
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
-        "calibration=manifest", f"calibration.path={manifest}", "calibration.allow_test_clips=true",
+        "calibration=manifest", f"calibration.path={manifest}", "calibration.allow_overlap=true",
         f"results={results}", f"store={results / 'store'}", "protocol.resamples=100",
         "batch_size=2", *more,
     ]  # fmt: skip
+
+
+def manifest_of(folder: Path) -> Path:
+    """The hypotheses of a run of one data set."""
+    (name,) = read_record(folder / "record.json").hypotheses_files.values()
+    return folder / name
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -97,8 +103,8 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     outcome = run_experiment(settings)
     assert not outcome.stored
     record = outcome.record
-    everything, clean = record.results
-    assert (everything.condition, clean.condition) == ("all", "clean")
+    everything, clean, short = record.results
+    assert [row.condition for row in (everything, clean, short)] == ["all", "clean", "0-5 s"]
     assert everything.utterances == 4
     assert len(everything.damaged) == 3
     assert sum("wav" in warning for warning in record.warnings) >= 3
@@ -111,7 +117,7 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert [stage.name for stage in record.stages] == [
         "load", "calibrate", "quantize", "transcribe", "score",
     ]  # fmt: skip
-    hypotheses = read_hypotheses(outcome.folder / "hypotheses.jsonl")
+    hypotheses = read_hypotheses(manifest_of(outcome.folder))
     assert [hypothesis.text for hypothesis in hypotheses] == [f"clip number {n}" for n in range(4)]
     paths = find_records(tmp_path)
     assert len(paths) == 2
@@ -219,8 +225,8 @@ def test_a_corrected_transcript_is_scored_anew_and_not_heard_again(
             composed(
                 *options(model, clips, tmp_path, "method=gptq", "bits=3"),
                 f"calibration.path={manifest}",
-                "calibration.allow_test_clips=true",
-                "calibration.allow_test_clips=true",
+                "calibration.allow_overlap=true",
+                "calibration.allow_overlap=true",
             )
         )
         for clips in (manifest, corrected)
@@ -229,10 +235,10 @@ def test_a_corrected_transcript_is_scored_anew_and_not_heard_again(
     assert after.record.run_id != before.record.run_id
     assert after.record.keys == before.record.keys
     assert stored_stages(after)["transcribe"]
-    texts = [row.text for row in read_hypotheses(after.folder / "hypotheses.jsonl")]
+    texts = [row.text for row in read_hypotheses(manifest_of(after.folder))]
     assert texts[1] == "mended words"
     transcribed = [
-        [row.pred_text for row in read_hypotheses(outcome.folder / "hypotheses.jsonl")]
+        [row.pred_text for row in read_hypotheses(manifest_of(outcome.folder))]
         for outcome in (before, after)
     ]
     assert transcribed[0] == transcribed[1]
@@ -241,7 +247,7 @@ def test_a_corrected_transcript_is_scored_anew_and_not_heard_again(
         composed(
             *options(model, corrected, tmp_path, "method=gptq", "bits=3"),
             f"calibration.path={manifest}",
-            "calibration.allow_test_clips=true",
+            "calibration.allow_overlap=true",
             "rerun=true",
         )
     )
@@ -258,7 +264,7 @@ def test_a_cap_on_tokens_holds_for_a_stored_model(manifest: Path, tmp_path: Path
         for cap in (*earlier, 12.0):
             chosen = options(model, manifest, tmp_path / name, "method=rtn", "bits=3")
             outcome = run_experiment(composed(*chosen, f"model.tokens_per_second={cap}"))
-            rows = read_hypotheses(outcome.folder / "hypotheses.jsonl")
+            rows = read_hypotheses(manifest_of(outcome.folder))
             counts[name, cap] = [row.generated_tokens for row in rows]
     assert counts["used", 12.0] == counts["fresh", 12.0]
     assert sum(counts["used", 4.0]) < sum(counts["used", 12.0])
@@ -431,7 +437,7 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     assert run(*arguments).returncode == 0
     (record,) = find_records(results)
     assert read_record(record).results[0].utterances == 60
-    hypotheses = read_hypotheses(record.parent / "hypotheses.jsonl")
+    hypotheses = read_hypotheses(manifest_of(record.parent))
     # As measured then: what had been heard was not heard again.
     assert {index: hypotheses[index].time for index in kept} == kept
     assert not list(store.glob("unfinished/*"))

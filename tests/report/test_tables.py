@@ -270,7 +270,7 @@ def test_console_table_fits_120_columns(make_record: RecordMaker) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
-    for shown in ("26.8 [25.1, 28.6]", "+84.6 [83.1, 86.1]", "W4 g64", "2/3"):
+    for shown in ("26.8 [25.1, 28.6]", "+84.6 [83.1, 86.1]", "W4 g64", "2 empty,", "3 loop"):
         assert shown in text
     assert "…" not in text
 

@@ -77,9 +77,8 @@ def full_record(**changes: Any) -> Record:
         stages=(Stage("quantize", 1.25, 1 << 20, stored=True), Stage("score", 0.5)),
         seeds={"bootstrap": 0},
         warnings=("Übergröße",),
-        hypotheses_file="hypotheses.jsonl",
         keys={"transcribe": "ab" * 16},
-        data=(DataSection("speech", 9, "cd" * 16),),
+        data=(DataSection("speech", 9, "cd" * 16, {"split": "test"}, "MODEL_a_DATASET_b.jsonl"),),
     )
     return dataclasses.replace(record, **changes)
 
@@ -171,8 +170,14 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
         (lambda plain: plain["results"][0].update(wre=1.0), r"results\[0\].wre=1.0: is no field"),
         (lambda plain: plain["seeds"].update(a=0.5), r"seeds.a=0.5: .* integer"),
         (lambda plain: plain.update(results={}), r"results={}: .* array"),
-        (lambda plain: plain.update(schema_version=0), r"schema_version: 0 is none of \(1, 2, 3\)"),
-        (lambda plain: plain.update(schema_version=4), r"schema_version: 4 is none of \(1, 2, 3\)"),
+        (
+            lambda plain: plain.update(schema_version=0),
+            r"schema_version: 0 is none of \(1, 2, 3, 4\)",
+        ),
+        (
+            lambda plain: plain.update(schema_version=5),
+            r"schema_version: 5 is none of \(1, 2, 3, 4\)",
+        ),
         (lambda plain: plain.update(schema_version=True), "schema_version=True: "),
         (lambda plain: plain.update(schema_version=[1]), r"schema_version: \[1\] is none of"),
         (lambda plain: plain.pop("schema_version"), "schema_version: None is none of"),
