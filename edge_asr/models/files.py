@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -44,6 +44,9 @@ PROCESSING_FILES = (
 )
 # Fields that say who wrote a file, not what it means.
 NO_CONTENT = ("transformers_version", "_name_or_path", "_commit_hash")
+# Organisations that moved on the hub, by what they were called before: a cache may hold checkpoints
+# under that name, which the open ASR leaderboard's scripts still use (d1e99b2, 2026-08-21).
+MOVED = {"moonshine-ai": "UsefulSensors"}
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Source = Literal["embedded", "folder", "hub"]
@@ -262,7 +265,7 @@ def find_files(reference: str, digests: Digests | None = None) -> CheckpointFile
     location, source = locate(reference)
     folder, revision = Path(location), None
     if source == "hub":
-        folder = _fetch(reference)
+        folder = _fetch_moved(reference)
         # The cache keeps every revision in a folder named by its commit.
         revision = folder.name
     files = CheckpointFiles(reference, source, folder, revision, digests or Digests())
@@ -277,6 +280,18 @@ def find_files(reference: str, digests: Digests | None = None) -> CheckpointFile
             "already quantized; give the float checkpoint it was made from"
         )
     return files
+
+
+def _fetch_moved(reference: str) -> Path:
+    """The local snapshot of a hub id, or of what it was called before its organisation moved."""
+    try:
+        return _fetch(reference)
+    except UserError:
+        owner, _, name = reference.partition("/")
+        if owner in MOVED:
+            with suppress(UserError):  # the name that was asked for is the one to complain about
+                return _fetch(f"{MOVED[owner]}/{name}")
+        raise
 
 
 def _fetch(reference: str) -> Path:
