@@ -84,7 +84,7 @@ def _reason(error: BaseException, path: str, revision: str | None) -> str:
         )
     if isinstance(error, FileNotFoundError):  # no data files, or none that match
         return f"has nothing that can be read: {_said(error)}"
-    return f"cannot be read: {_said(error)}"
+    return f"cannot be read: {_said(error.__cause__ or error)}"
 
 
 def _gated(path: str) -> str:

@@ -1,8 +1,8 @@
 """Where the rows of a published data set lie: a repository on the hub, or a folder laid out so.
 
 `datasets` says which files make up a split (the `configs` of the README, or names of folders and
-files). Shards of Parquet are then read here, by row group; whatever else it knows (folders of audio
-with a table of metadata, JSON, CSV, what `save_to_disk` wrote) becomes its Arrow table.
+files). Shards of Parquet are then read here, by row group, and so are folders of audio, by their
+table of metadata; what else it knows (JSON, CSV, what `save_to_disk` wrote) becomes an Arrow table.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import fsspec
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from edge_asr.data.audio_folder import audio_folder_table
 from edge_asr.data.hub_errors import CONNECTION_ERRORS, explained
 from edge_asr.data.parquet import REMOTE, ParquetRows
 from edge_asr.data.rows import ArrowRows, Rows
@@ -29,7 +30,8 @@ from edge_asr.settings import nearest
 log = logging.getLogger(__name__)
 
 # Formats of `datasets` that are read, beside Parquet; others may hold code, or no audio.
-TABLES = ("arrow", "audiofolder", "csv", "json")
+TABLES = ("arrow", "csv", "json")
+AUDIO_FOLDER = "audiofolder"
 # What shards of a split are called where no README says it: inside the configuration's folder.
 SHARDS = ("{split}-[0-9]*.parquet", "{split}.parquet", "{split}/*.parquet")
 
@@ -113,15 +115,18 @@ def open_rows(place: Place, sampled: bool = False) -> tuple[Found, Rows]:
         found = replace(found, place=replace(found.place, config=config))
         if builder is None or builder.name == "parquet":
             return found, ParquetRows(_fetched(found, files, sampled))
+        if builder.name == AUDIO_FOLDER:
+            names = [_name_in(found, file) for file in files]
+            return found, ArrowRows(audio_folder_table(place.path, names, found.file), place.split)
         if builder.name not in TABLES:
             raise UserError(
                 f"data set {place.path!r} is of the format {builder.name}, which is not read; "
-                f"known are parquet, {', '.join(TABLES)}"
+                f"known are parquet, {AUDIO_FOLDER}, {', '.join(TABLES)}"
             )
         if found.remote and place.streaming:
             raise UserError(
-                f"data set {place.path!r} is of the format {builder.name}; only Parquet can be "
-                "streamed, so leave out streaming=true"
+                f"data set {place.path!r} is of the format {builder.name}; only Parquet and "
+                "folders of audio can be streamed, so leave out streaming=true"
             )
         builder.download_and_prepare()
         return found, _arrow_rows(found, builder.as_dataset(split=place.split))
@@ -146,7 +151,8 @@ def _find(place: Place) -> Found:
                 cached = Path(_snapshot(place, place.revision, ["README.md"], here=True))
             except (OSError, ValueError):
                 raise error from None
-            return Found(replace(place, revision=cached.name), str(cached), True, place.revision)
+            commit, root = cached.name, str(cached.resolve())
+            return Found(replace(place, revision=commit), root, True, place.revision)
     root = f"{REMOTE}datasets/{place.path}@{commit}"
     return Found(replace(place, revision=commit), root, True, place.revision)
 
@@ -157,15 +163,19 @@ def _split(found: Found) -> tuple[str, list[str], Any]:
     from datasets import load_dataset_builder
 
     place = found.place
+    missing = f"no file of the split {place.split!r}"
+    in_cache = found.published and not found.remote
     where = {"path": found.root}
     if found.remote:
         where = {"path": place.path, "revision": str(place.revision)}
     try:
         builder = load_dataset_builder(name=place.config, **where)
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError) as error:
         named = _shards_by_name(found)
         if named:
             return place.config or "default", named, None
+        if in_cache:  # where the files of other parts may be missing too
+            raise LocalEntryNotFoundError(missing) from error
         inner = Path(found.root) / str(place.config)
         if place.config and not found.remote and inner.is_dir():
             return place.config, *_split(_inside(found, inner))[1:]
@@ -183,10 +193,9 @@ def _split(found: Found) -> tuple[str, list[str], Any]:
             f"data set {place.path!r} has no split {place.split!r} in {config}; "
             f"{nearest(place.split, splits)}"
         )
-    missing = f"no file of the split {place.split!r} of {config}"
-    if found.published and not found.remote:
+    if in_cache:
         raise LocalEntryNotFoundError(missing)
-    raise FileNotFoundError(f"{missing} that its README names")
+    raise FileNotFoundError(f"{missing} that the README names for {config}")
 
 
 def _inside(found: Found, folder: Path) -> Found:
@@ -229,11 +238,11 @@ def _fetched(found: Found, files: Sequence[str], sampled: bool) -> list[str]:
     place = found.place
     if not found.remote:
         if found.published:  # which may have been fetched in part only: ask by names like these
-            names = [str(Path(one).relative_to(found.root)) for one in files]
+            names = [_name_in(found, one) for one in files]
             alike = {re.sub(r"\d+", "*", name) for name in names}
             _snapshot(place, place.revision, sorted(alike), here=True)
         return list(files)
-    names = [one.removeprefix(f"{found.root}/") for one in files]
+    names = [_name_in(found, one) for one in files]
     if place.streaming:
         return list(files)
     if sampled:
@@ -247,6 +256,11 @@ def _fetched(found: Found, files: Sequence[str], sampled: bool) -> list[str]:
     if Path(folder).name != place.revision:  # a branch that moved in this minute
         folder = _snapshot(place, place.revision, wanted)
     return [str(Path(folder, name)) for name in names]
+
+
+def _name_in(found: Found, file: str) -> str:
+    """A file's name inside the repository or folder."""
+    return file.removeprefix(f"{found.root}/")
 
 
 def _snapshot(

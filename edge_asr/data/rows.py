@@ -49,10 +49,10 @@ class ArrowRows:
     Args:
         table: The table.
         name: Of the data set's part, for people.
-        files: The files that hold it.
+        files: The files that hold it, if it holds audio.
     """
 
-    def __init__(self, table: pa.Table, name: str, files: Sequence[Path]) -> None:
+    def __init__(self, table: pa.Table, name: str, files: Sequence[Path] = ()) -> None:
         leaves = table.flatten()
         full = [one for one in leaves.column_names if leaves[one].null_count < leaves.num_rows]
         self._table = leaves.select(full) if leaves.num_rows else leaves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -362,3 +363,44 @@ def test_real_speech_as_the_leaderboard_has_it(tmp_path: Path) -> None:
     for corpus in corpora:
         assert len(corpus) == 20
         assert all(isinstance(clip, Utterance) for clip in corpus)
+
+
+def test_a_missing_file_of_an_audio_folder_is_a_flagged_row(tmp_path: Path) -> None:
+    folder = make_audiofolder(tmp_path / "one", OTHER[:3])
+    (folder / "test" / "0001.opus").unlink()
+    first, second, third = HubCorpus(Place(str(folder)))
+    assert isinstance(first, Utterance)
+    assert isinstance(third, Utterance)
+    assert isinstance(second, DamagedClip)
+    assert second.reason == "the file does not exist"
+    (folder / "test" / "metadata.csv").unlink()
+    with pytest.raises(UserError, match=r"no metadata\.csv beside them"):
+        HubCorpus(Place(str(folder)))
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["jsonl", "csv"])
+def test_tables_of_an_audio_folder(lines: bool, tmp_path: Path) -> None:
+    folder = make_audiofolder(tmp_path, OTHER[:2]) / "test"
+    (folder / "metadata.csv").unlink()
+    if lines:
+        rows = [{"file_name": f"000{one}.opus", "text": "12", "speaker_id": one} for one in (0, 1)]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        (folder / "metadata.csv").write_text(
+            "file_name,text,speaker_id\n0000.opus,12,0\n0001.opus,12,1\n", encoding="utf-8-sig"
+        )
+    entries = HubCorpus(Place(str(tmp_path))).entries
+    assert [(one.id, one.text, one.metadata["speaker"]) for one in entries] == [
+        ("0000.opus", "12", "0"),
+        ("0001.opus", "12", "1"),
+    ]
+
+
+def test_tables_of_paths_are_read_through_the_library(tmp_path: Path) -> None:
+    inside = make_audiofolder(tmp_path / "audio", OTHER[:2]) / "test"
+    (tmp_path / "set").mkdir()
+    rows = [{"audio": str(inside / f"000{one}.opus"), "text": "x", "n": one} for one in (0, 1)]
+    (tmp_path / "set" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = HubCorpus(Place(str(tmp_path / "set")))
+    assert all(isinstance(clip, Utterance) for clip in corpus)
+    assert [clip.metadata for clip in corpus.entries] == [{"n": "0"}, {"n": "1"}]
