@@ -596,3 +596,23 @@ def test_a_language_or_task_without_a_token_is_named(
     tmp_path: Path, changes: dict[str, str], named: str
 ) -> None:
     assert named in refusal(multilingual(tmp_path, **changes))
+
+
+def test_an_organisation_that_moved_is_found_under_its_old_name(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--UsefulSensors--moonshine-tiny"
+    shutil.copytree(embedded_folder("moonshine-micro"), cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    program = (
+        "import sys; from edge_asr.models.files import find_files\n"
+        "found = find_files('moonshine-ai/moonshine-tiny')\n"
+        "print(found.reference, found.revision)\n"
+        "find_files('moonshine-ai/moonshine-base')"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == f"moonshine-ai/moonshine-tiny {commit}", done.stderr
+    assert "model.path='moonshine-ai/moonshine-base' could not be fetched" in done.stderr
