@@ -81,7 +81,7 @@ def test_every_scheme_file_can_be_used(planned: Planned, path: Path) -> None:
         ("float_bits=8", r"float_bits=8: must be one of 16, 32, or null"),
         ("data.limit=0", r"data\.limit=0"),
         ("data.condition=loud", r"data\.condition=loud: must be one of all, clean, noisy"),
-        ("data.path=x.jsonl", r"data=embedded has no option path; data=ami has it"),
+        ("data.path=x.jsonl", r"data=embedded has no option path; data=manifest has it"),
         ("calibration.clips=0", r"calibration\.clips=0"),
         ("calibration.batch_size=0", r"calibration\.batch_size=0"),
         ("calibration.seed=-1", r"calibration\.seed=-1"),

@@ -210,7 +210,9 @@ class Composer:
 def _no_option(name: str, place: str, node: Any, known: list[str]) -> str:
     group = place.replace(".", "/")
     own = node.get("name") if isinstance(node, DictConfig) and "name" in node else None
-    others = [one.name for one in choices() if one.group == group and name in one.node]
+    having = [one for one in choices() if one.group == group and name in one.node]
+    # Where it must be given, it is what one would look for.
+    others = [one.name for one in sorted(having, key=lambda one: one.node[name] != MISSING)]
     if own is not None and others:
         return f"{group}={own} has no option {name}; {group}={others[0]} has it"
     known = [one for one in known if one not in ("name", "experiment")]

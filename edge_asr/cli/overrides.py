@@ -13,7 +13,10 @@ from hydra.errors import HydraException
 from edge_asr.errors import UserError, first_line
 
 # Their values are text, whatever they look like.
-PATHS = ("model.path", "data.path", "data.revision", "calibration.revision", "calibration.path", "results", "store")
+PATHS = (
+    *("model.path", "data.path", "calibration.path", "results", "store"),
+    *("data.revision", "calibration.revision"),  # a commit can look like a number, 94e0102
+)
 # A manifest may have any field, so these keys are new to the configuration.
 OPEN = ("data.where.", "calibration.where.")
 # Which part, source or recipe it is, is chosen by its group and follows from that.

@@ -356,8 +356,7 @@ def _transcribe(
 def _run_id(settings: Settings, data_sets: Sequence[DataSet], quantize: Step | None) -> str:
     """Identity of a record: what was heard, against which references, scored how."""
     references = [
-        [one.name, *([entry.text, dict(entry.metadata)] for entry in one.corpus.entries)]
-        for one in data_sets
+        [[entry.text, dict(entry.metadata)] for entry in one.corpus.entries] for one in data_sets
     ]
     identity = {
         "version": SCORE_VERSION,

@@ -28,7 +28,9 @@ def _natural_width(rows: Sequence[Sequence[str]]) -> int:
 
 def _broken(cell: str) -> str:
     """A cell on lines of its parts: figure and ratio, conditions, grid, sym and activations."""
-    return re.sub(r" / |(?<=,) | (?=\(|sym|A\d|static|mean|clip)|(?<=clip) ", "\n", cell)
+    return re.sub(
+        r" / |(?<=,) (?=\d+ [a-z])| (?=\(|sym|A\d|static|mean|clip)|(?<=clip) ", "\n", cell
+    )
 
 
 def to_table(protocol: str, frame: pd.DataFrame, width: int = WIDEST) -> Table:
