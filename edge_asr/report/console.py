@@ -27,7 +27,7 @@ def _natural_width(rows: Sequence[Sequence[str]]) -> int:
 
 
 def _broken(cell: str) -> str:
-    """A cell on lines of its parts: figure and ratio, conditions, grid, sym and activations."""
+    """A cell on lines of its parts: figure and ratio, conditions, failures, grid, activations."""
     return re.sub(
         r" / |(?<=,) (?=\d+ [a-z])| (?=\(|sym|A\d|static|mean|clip)|(?<=clip) ", "\n", cell
     )
