@@ -55,7 +55,7 @@ def test_a_notebook_in_five_lines(model: Checkpoint, clips: Path, tmp_path: Path
     assert heard.difference.estimate == pytest.approx(heard.wer.estimate - plain.wer.estimate)
     assert list(heard.frame["condition"]) == ["all", "clean", "noisy", "0-5 s"]
     assert heard.frame["size_mb"][0] < 0.6 * plain.frame["size_mb"][0]
-    assert str(heard).count("\n") == 3
+    assert str(heard).count("\n") == 4
     grids = {
         layer.quantized.grid.bits
         for layer in quantized_layers(again.model).values()

@@ -18,7 +18,7 @@ _HEADINGS = (
     "Clips",
     "WER % [95 %]",
     "Δ WER [95 %]",
-    "Rare %",
+    "Rare",
     "Failures",
     "MB",
     "I/O MB",
@@ -157,7 +157,7 @@ def caption(protocol: str, frame: pd.DataFrame) -> str:
     if sets != [1]:
         averaged = f"WER is the mean over {'/'.join(map(str, sets))} data sets; "
     return (
-        f"Protocol {protocol}; {averaged}Rare % is the WER of words outside the "
+        f"Protocol {protocol}; {averaged}Rare is the WER in % of words outside the "
         f"{FREQUENT_WORDS} most frequent; I/O and GBOPs are per utterance, × is "
         f"how many times less than {widths}-bit float{_activations(frame)}."
     )

@@ -72,7 +72,7 @@ def test_every_layout_gives_the_same_clips(layout: str, limit: int | None, tmp_p
     ]
     for clip, row in zip(corpus, expected, strict=True):
         assert isinstance(clip, Utterance), clip
-        np.testing.assert_array_equal(clip.samples, decode(row["audio"]["bytes"]))
+        np.testing.assert_array_equal(clip.samples, decode(row["audio"]["bytes"]).samples)
     backwards = corpus[len(corpus) - 1]
     assert backwards.id == expected[-1]["id"]
 
@@ -300,7 +300,7 @@ def test_the_leaderboards_names_read_a_copy(copy: Path) -> None:
         {"name": "open_asr_2024", "path": str(copy), "sets": ["librispeech_other", "common_voice"]}
     )
     first, second = group.data_sets("open_asr_2024", 6)
-    assert (first.name, second.name) == ("librispeech_other-sample6", "common_voice-sample6")
+    assert (first.name, second.name) == ("librispeech_other-6clips", "common_voice-6clips")
     assert [one.id for one in first.entries] == [one.id for one in other(copy, 6).entries]
     with pytest.raises(UserError, match=r"sets=tedlum: did you mean tedlium"):
         sources.build({"name": "open_asr_2026", "sets": ["tedlum"]})
