@@ -23,8 +23,7 @@ from edge_asr.evaluation.stored import StoredRun, read_stored
 from edge_asr.evaluation.wer import Score, score
 from edge_asr.report.cells import p_value, with_interval
 from edge_asr.report.console import open_console
-from edge_asr.report.tables import scheme_of
-from edge_asr.store.files import write_text_atomically
+from edge_asr.report.tables import scheme_of, write_table
 from edge_asr.store.record import FLOAT_METHOD, RESAMPLES
 
 DEFAULT_PROTOCOL = "open_asr_2024"
@@ -196,16 +195,6 @@ def _bits(bits: float | None) -> str:
     return "–" if bits is None else f"{bits:.2f}"
 
 
-def _write(path: Path, comparisons: Sequence[Comparison]) -> None:
-    frame = pd.DataFrame([asdict(one) for one in comparisons])
-    try:
-        write_text_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
-    except OSError as error:
-        raise UserError(
-            f"--out={path}: cannot be written ({error.strerror}); give a file you may write"
-        ) from error
-
-
 def _protocol(runs: Sequence[StoredRun], chosen: str | None) -> Protocol:
     """The protocol to score by. Raises UserError where two runs were scored by different ones."""
     if chosen is not None:
@@ -246,7 +235,7 @@ def command(arguments: Sequence[str] | None = None) -> None:
     protocol = _protocol([*runs, against], options.protocol)
     comparisons = adjusted([row for run in runs for row in compare(run, against, protocol)])
     if options.out:
-        _write(options.out, comparisons)
+        write_table(options.out, pd.DataFrame([asdict(one) for one in comparisons]))
     open_console().print(_table(comparisons))
 
 

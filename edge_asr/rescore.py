@@ -14,7 +14,6 @@ from rich.text import Text
 from edge_asr.cli.main import Parser, exit_code
 from edge_asr.compare import DEFAULT_PROTOCOL, label_of
 from edge_asr.config import ProtocolSettings
-from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Transcription
 from edge_asr.evaluation.protocols import protocol_named, protocols
 from edge_asr.evaluation.scoring import (
@@ -27,7 +26,7 @@ from edge_asr.evaluation.scoring import (
 from edge_asr.evaluation.stored import read_stored
 from edge_asr.report.cells import failures, number, with_interval
 from edge_asr.report.console import open_console
-from edge_asr.store.files import write_text_atomically
+from edge_asr.report.tables import write_table
 from edge_asr.store.record import Result, WorstUtterance
 
 
@@ -55,16 +54,6 @@ def _worst(found: Sequence[WorstUtterance]) -> Table:
         cells = (str(one.errors), str(one.words), one.id, one.reference, one.hypothesis)
         table.add_row(*map(Text, cells))
     return table
-
-
-def _write(path: Path, rows: Sequence[tuple[str, Result]]) -> None:
-    frame = pd.DataFrame([{"run": label} | _flat(row) for label, row in rows])
-    try:
-        write_text_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
-    except OSError as error:
-        raise UserError(
-            f"--out={path}: cannot be written ({error.strerror}); give a file you may write"
-        ) from error
 
 
 def _flat(row: Result) -> dict[str, object]:
@@ -113,7 +102,8 @@ def command(arguments: Sequence[str] | None = None) -> None:
         if options.worst:
             console.print(_worst(worst_utterances(scored, options.worst)))
     if options.out:
-        _write(options.out, written)
+        table = pd.DataFrame([{"run": label} | _flat(row) for label, row in written])
+        write_table(options.out, table)
 
 
 def _mean(settings: ProtocolSettings, scored: Sequence[DataSetScore]) -> str:

@@ -33,9 +33,9 @@ from edge_asr.quant.layers import install_layers
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import Quantization
 from edge_asr.quant.sequential import quantize_model
+from edge_asr.store.environment import Environment, current_environment
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite
-from edge_asr.store.record import Environment, current_environment
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:

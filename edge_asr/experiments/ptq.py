@@ -44,6 +44,7 @@ from edge_asr.experiments.steps import (
 from edge_asr.models.loading import check_device
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
+from edge_asr.store.environment import current_environment
 from edge_asr.store.failure import failure_noted
 from edge_asr.store.record import (
     RECORD_NAME,
@@ -52,7 +53,6 @@ from edge_asr.store.record import (
     LayerSection,
     Record,
     Stage,
-    current_environment,
     now,
     read_record,
     write_record,

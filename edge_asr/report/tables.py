@@ -317,6 +317,16 @@ def table_path(folder: Path, protocol: str, suffix: str) -> Path:
     return folder / f"leaderboard_{re.sub(r'[^A-Za-z0-9_-]+', '_', protocol)}{suffix}"
 
 
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write any table as CSV where `--out` says. Raises UserError where it cannot be written."""
+    try:
+        write_text_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    except OSError as error:
+        raise UserError(
+            f"--out={path}: cannot be written ({error.strerror}); give a file you may write"
+        ) from error
+
+
 def table_csv(frame: pd.DataFrame) -> str:
     """A table as CSV, numbers to 6 significant digits."""
     return frame.to_csv(index=False, float_format="%.6g")

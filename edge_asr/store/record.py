@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +18,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic_core import from_json
 
-import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.store.cost_types import Cost
+from edge_asr.store.environment import Environment
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import STRICT, finite, parse
 
@@ -61,20 +58,6 @@ class Interval:
     def __post_init__(self) -> None:
         if self.low > self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where the run was made; `git_commit` and `git_dirty` are null outside a checkout."""
-
-    package: str
-    git_commit: str | None
-    git_dirty: bool | None
-    python: str
-    libraries: dict[str, str]
-    platform: str
-    device: str
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -344,36 +327,6 @@ class Record:
 def now() -> str:
     """The present in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(edge_asr.__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def current_environment(device: str, threads: int) -> Environment:
-    """The environment of this process; `device` is described by who uses it."""
-    # An installed copy may lie inside some other project's checkout: not our commit.
-    tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
-    # Code and configuration alone: results that a run has left do not make its code another.
-    status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
-    names = ("torch", "transformers", "numpy", "jiwer", "kaldialign")
-    return Environment(
-        package=edge_asr.__version__,
-        git_commit=_git("rev-parse", "HEAD") if tracked else None,
-        git_dirty=None if status is None else bool(status),
-        python=platform.python_version(),
-        libraries={name: metadata.version(name) for name in names},
-        platform=f"{platform.system()} {platform.machine()}",
-        device=device,
-        threads=threads,
-    )
 
 
 def write_record(folder: Path, record: Record) -> Path:

@@ -17,6 +17,7 @@ from edge_asr.cost.model import cost_of
 from edge_asr.cost.records import LayerRecord, ModelSummary, Workload
 from edge_asr.errors import UserError
 from edge_asr.quant.formats import ActivationGrid
+from edge_asr.store.environment import current_environment
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import (
@@ -30,7 +31,6 @@ from edge_asr.store.record import (
     Record,
     Result,
     Stage,
-    current_environment,
     find_records,
     now,
     read_record,
