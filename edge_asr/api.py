@@ -230,7 +230,9 @@ def evaluate(
     """
     settings = compose_settings(f"protocol={protocol}", f"batch_size={batch_size}")
     corpus = _test_clips(data, limit)
-    decoding = DecodeSettings(settings.batch_size, settings.max_new_tokens)
+    decoding = DecodeSettings(
+        settings.batch_size, settings.max_new_tokens, too_long=model.decoding.too_long
+    )
     transcription = joined(corpus.entries, transcribe(TorchRuntime(model), corpus, decoding))
     baseline = None if against is None else against.transcription.hypotheses
     if baseline and {one.id for one in baseline} != {one.id for one in transcription.hypotheses}:

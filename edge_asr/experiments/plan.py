@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         )
         digests = chosen.audio_digests(store.digests, [clip.index for clip in drawn])
         shared = overlap([clip.utterance for clip in drawn], corpora, store.digests)
-        check_overlap(settings, shared, warnings.append)
+        overlap_warnings(settings, shared)
         calibrate = _calibrate(settings, files, architecture, drawn, digests)
     if recipe.quantizes:
         quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
@@ -243,17 +243,17 @@ def float_plan(plan: Plan) -> Plan:
     )
 
 
-def check_overlap(settings: Settings, shared: int, on_warning: Callable[[str], None]) -> None:
-    """Say that `shared` calibration clips are transcribed too, where that was asked for.
+def overlap_warnings(settings: Settings, shared: int) -> list[str]:
+    """That `shared` calibration clips are transcribed too, if there are any and that is allowed.
 
-    Raises UserError where it was not.
+    Raises UserError where it is not.
     """
     if not shared:
-        return
+        return []
     said = f"calibration: {shared} clips are transcribed too, so the error is not that of unknown"
     if not settings.calibration.allow_overlap:
         raise UserError(f"{said} speech; choose other clips, or set calibration.allow_overlap=true")
-    on_warning(f"{said} speech (calibration.allow_overlap=true)")
+    return [f"{said} speech (calibration.allow_overlap=true)"]
 
 
 def _data_sets(settings: Settings, source: Source) -> tuple[Corpus, ...]:

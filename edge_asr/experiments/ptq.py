@@ -23,7 +23,7 @@ from edge_asr.evaluation.scoring import (
     worst_utterances,
 )
 from edge_asr.experiments.files import manifest_name, write_alignments, write_manifest
-from edge_asr.experiments.plan import DataSet, Plan, check_overlap, float_plan, make_plan
+from edge_asr.experiments.plan import DataSet, Plan, float_plan, make_plan, overlap_warnings
 from edge_asr.experiments.sections import (
     float_summary,
     method_section,
@@ -144,14 +144,19 @@ def _scored(plan: Plan, data: DataSet, heard: Artefact, floats: Artefact | None)
     """One data set, scored. Raises UserError for clips that calibration must not have seen."""
     rows = output_rows(heard)
     check_languages(data, heard.notes["language"])
-    shared = plan.calibration_digests & {row.audio_digest for row in rows}
-    # Of some corpora only those who transcribe know the audio.
-    check_overlap(plan.settings, len(shared), lambda _: None)
+    _ = _overlap(plan, heard)
     entries, baseline = data.corpus.entries, None
     if floats is not None:
         baseline = joined(entries, output_rows(floats)).hypotheses
     protocol = protocol_named(plan.settings.protocol.name)
     return score_data_set(protocol, data.name, joined(entries, rows), baseline)
+
+
+def _overlap(plan: Plan, heard: Artefact) -> list[str]:
+    """What to say of calibration clips in a data set; of some corpora only those who transcribe
+    know the audio. Raises UserError where there must be none."""
+    shared = plan.calibration_digests & {row.audio_digest for row in output_rows(heard)}
+    return overlap_warnings(plan.settings, len(shared))
 
 
 def _record(
@@ -228,6 +233,8 @@ def _warnings(
 ) -> tuple[str, ...]:
     """What was said on the way, and what the outputs say."""
     warnings = [text for artefact in heard for text in artefact.warnings]
+    # Not of the calibration step, which runs on other data sets share.
+    warnings += [text for artefact in heard for text in _overlap(plan, artefact)]
     warnings += protocol_warnings(plan.settings, heard[0].notes["language"])
     for one in scored:
         named = f"{one.name}: " if len(scored) > 1 else ""
