@@ -30,17 +30,19 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for index in range(24):
         soundfile.write(folder / f"{index}.wav", tone(0.5 + index / 40), 16_000)
-        rows.append({"audio": f"{index}.wav", "text": "she sells sea shells"})
+        text = "she sells sea shells"
+        rows.append({"audio": f"{index}.wav", "text": text, "set": "ab"[index % 2]})
     path = folder / "clips.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def command(model: Path, manifest: Path, folder: Path) -> list[str]:
-    """A learned method, slow enough to be caught in every step."""
+    """A learned method, slow enough to be caught in every step, and two data sets."""
     return [
         sys.executable, "-m", "edge_asr.run",
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
+        "data.split_by=set",
         "calibration=manifest", "calibration.allow_overlap=true",
         f"calibration.path={manifest}", "calibration.clips=8",
         "method=autoround", "bits=2", "method.rounding.iterations=120",
@@ -83,9 +85,13 @@ def without_times(folder: Path) -> dict[str, Any]:
         del record[name]
     for block in record["method"]["blocks"]:
         del block["seconds"]
-    (manifest,) = path.parent.glob("MODEL_*.jsonl")
-    lines = manifest.read_text().splitlines()
-    transcribed = [{**json.loads(line), "time": None} for line in lines]
+    transcribed = {
+        manifest.name: [
+            {**json.loads(line), "time": None} for line in manifest.read_text().splitlines()
+        ]
+        for manifest in path.parent.glob("MODEL_*.jsonl")
+    }
+    assert len(transcribed) == 2
     return {"record": record, "heard": transcribed}
 
 
@@ -112,7 +118,8 @@ def test_a_run_that_is_killed_in_every_step_ends_in_the_same_record(
         lambda: made(store, "calibrate") == 1,  # quantizing begins
         lambda: blocks(store) >= 2,  # a block is done; then in the middle of the next
         lambda: made(store, "quantize") == 1,  # the quantized model is published
-        lambda: made(store, "transcribe") == 1 and heard_lines(store) >= 3,
+        # Both data sets are transcribed by one model, one by the other.
+        lambda: made(store, "transcribe") == 3 and heard_lines(store) >= 3,
     ]
     kept: dict[Path, int] = {}
     for moment in moments:
