@@ -40,9 +40,9 @@ class HubCorpus:
     """The clips of one split of a published data set.
 
     Which rows a limit leaves depends on the number of rows alone, so that every copy of a data set
-    gives the same ones. Ids are those of a column of ids, else the names of the audio files, where
-    these are unique in the whole split, and else the rows' numbers. Audio is read when a clip is
-    asked for.
+    gives the same ones; one that stands for a damaged file always stays, so that somebody is told.
+    Ids are those of a column of ids, else the names of the audio files, where these are unique in
+    the whole split, and else the rows' numbers. Audio is read when a clip is asked for.
 
     Args:
         place: Where it was published.
@@ -188,16 +188,17 @@ class HubCorpus:
     def _choose(self, limit: int | None) -> list[int]:
         """The rows that are kept."""
         if self._recordings is None or limit is None:
-            return chosen_rows(len(self._rows), limit)
+            kept = chosen_rows(len(self._rows), limit)
+            return sorted({*kept, *self._rows.damaged})
         rows_of: dict[Any, list[int]] = {}
         for row, parent in enumerate(self._rows.column(PARENT)):
             rows_of.setdefault(parent, []).append(row)
-        kept: list[int] = []
+        kept = []
         for number in np.random.default_rng(0).permutation(len(rows_of)):
             part = list(rows_of.values())[number]
             if not kept or len(kept) + len(part) <= limit:
                 kept += part
-        return sorted(kept)
+        return sorted({*kept, *self._rows.damaged})
 
     def _read_entries(
         self, title: str, ids: Sequence[str]

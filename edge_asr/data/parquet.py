@@ -98,6 +98,14 @@ class ParquetRows:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @property
+    def damaged(self) -> list[int]:
+        return [
+            start
+            for start, (shard, _) in zip(self._starts, self._groups, strict=False)
+            if shard.damage
+        ]
+
     def read(
         self, rows: Sequence[int], columns: Sequence[str]
     ) -> Iterator[dict[str, Any] | UnreadableRow]:

@@ -28,6 +28,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def damaged(self) -> list[int]:
+        """Rows that stand for a whole file which cannot be read."""
+
     def read(
         self, rows: Sequence[int], columns: Sequence[str]
     ) -> Iterator[dict[str, Any] | UnreadableRow]:
@@ -64,6 +68,10 @@ class ArrowRows:
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
+
+    @property
+    def damaged(self) -> list[int]:
+        return []
 
     def read(
         self, rows: Sequence[int], columns: Sequence[str]

@@ -154,6 +154,8 @@ def test_a_damaged_shard_is_one_flagged_row(harm: str, tmp_path: Path) -> None:
     assert flagged.reason.startswith("shard librispeech/test.other-00001-of-00003.parquet: ")
     assert ("missing" in flagged.reason) == (harm == "missing")
     assert corpus.audio_digests(Digests())[8] == "unreadable"
+    for limit in (1, 2):  # told whatever a limit leaves
+        assert flagged in list(other(folder, limit=limit))
 
 
 def test_no_readable_shard_is_an_error(tmp_path: Path) -> None:
