@@ -38,6 +38,8 @@ def main() -> None:
     folder, inputs, weights, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model: Any = AutoModelForSpeechSeq2Seq.from_pretrained(folder, local_files_only=True)
+    # As ours is; the inputs are, too, and a half-precision checkpoint would refuse them.
+    model.float()
     loader: Any = DataLoader(clips_of(inputs), batch_size=None)  # type: ignore[arg-type]
     recipe = GPTQModifier(targets="Linear", scheme="W4A16_ASYM", ignore=["proj_out"])
     began = time.perf_counter()
