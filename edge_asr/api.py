@@ -178,6 +178,7 @@ def quantize(
             chosen.batch_size,
             chosen.seed,
             said.append,
+            chosen.padding_weight,
         )
     result = quantize_model(
         network,

@@ -19,7 +19,7 @@ import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.models.decoding import Decoding
 from edge_asr.quant.scheme import DEFAULT, Scheme
-from edge_asr.settings import Bits, Checked, Count, Rate, Seed, build
+from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, Seed, build
 from edge_asr.store.files import parse_size
 from edge_asr.store.plain_json import finite
 
@@ -124,6 +124,8 @@ class CalibrationSettings(Checked):
         seed: Seed of the draw.
         allow_overlap: Calibrate even on clips that are transcribed too, whose error then is no
             longer that of unknown speech.
+        padding_weight: What a frame that pads a clip counts, where the model hears it as speech
+            (Whisper's silence up to 30 s); a frame of the clip counts 1.
         options: Settings of where they come from.
     """
 
@@ -132,6 +134,7 @@ class CalibrationSettings(Checked):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     seed: Seed = 0
     allow_overlap: bool = False
+    padding_weight: Fraction = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

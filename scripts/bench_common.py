@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from edge_asr.calibration.batches import CalibrationBatch, calibration_batches
 from edge_asr.calibration.capture import CalibrationPass, CapturedBlock
 from edge_asr.cli.compose import compose_settings
-from edge_asr.config import Settings
+from edge_asr.config import CalibrationSettings, Settings
 from edge_asr.data.manifest import ManifestCorpus
 from edge_asr.errors import UserError
 from edge_asr.models.families.base import Architecture
@@ -45,6 +45,12 @@ def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
     parser.add_argument("--where", action="append", default=[], help="FIELD=VALUE, may be repeated")
     parser.add_argument("--clips", type=int, default=clips)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--padding-weight",
+        type=float,
+        default=CalibrationSettings.padding_weight,
+        help="what a frame that pads a calibration clip counts",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
@@ -68,6 +74,7 @@ class Subject:
     manifest_sha256: str
     where: tuple[str, ...]
     batch_size: int
+    padding_weight: float = field(default=0.0, kw_only=True)
 
 
 def subject_of(arguments: argparse.Namespace, files: CheckpointFiles) -> Subject:
@@ -86,6 +93,7 @@ def subject_of(arguments: argparse.Namespace, files: CheckpointFiles) -> Subject
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
         where=tuple(arguments.where),
         batch_size=arguments.batch_size,
+        padding_weight=arguments.padding_weight,
     )
 
 
@@ -114,15 +122,15 @@ def block_contexts(
     for captured in CalibrationPass(model, architecture, batches).captured_blocks():
         work = BlockContext(
             model, architecture, captured.block, captured.module,
-            captured.calls, captured.masks, formats,
+            captured.calls, captured.row_weights, formats,
         )  # fmt: skip
         yield captured, work
 
 
 def draw(
-    arguments: argparse.Namespace, checkpoint: Checkpoint, batch_size: int | None = None
+    arguments: argparse.Namespace, checkpoint: Checkpoint
 ) -> tuple[list[CalibrationBatch], float]:
-    """The calibration batches, of `--batch-size` clips or another, and the seconds they took."""
+    """The calibration batches and the seconds they took."""
     for pair in arguments.where:
         if "=" not in pair:
             raise UserError(f"--where {pair}: give FIELD=VALUE, a field of the manifest's rows")
@@ -130,9 +138,18 @@ def draw(
     corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
     began = time.perf_counter()
     batches = calibration_batches(
-        checkpoint, corpus, arguments.clips, batch_size or arguments.batch_size, 0
-    )
+        checkpoint, corpus, arguments.clips, arguments.batch_size, 0,
+        padding_weight=arguments.padding_weight,
+    )  # fmt: skip
     return batches, time.perf_counter() - began
+
+
+def draw_valid_rows(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, batch_size: int
+) -> list[CalibrationBatch]:
+    """The same clips in batches of another size, their padding left out."""
+    changed = {"batch_size": batch_size, "padding_weight": 0.0}
+    return draw(argparse.Namespace(**vars(arguments) | changed), checkpoint)[0]
 
 
 def settings_of(

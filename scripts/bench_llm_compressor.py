@@ -27,6 +27,7 @@ from bench_common import (
     Subject,
     add_clip_arguments,
     draw,
+    draw_valid_rows,
     measured_alone,
     method_of,
     processor,
@@ -110,7 +111,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Comparison:
     """Run both sides, one after the other, and take the errors of both."""
     console = Console(stderr=True)
     checkpoint = load_checkpoint(str(arguments.model))
-    batches, _ = draw(arguments, checkpoint, batch_size=1)
+    batches = draw_valid_rows(arguments, checkpoint, batch_size=1)
     inputs, ours, theirs = (folder / name for name in ("inputs", "ours", "theirs"))
     save_file(peer_inputs(batches), inputs)
     commands: dict[Path, list[object]] = {
@@ -123,7 +124,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> Comparison:
         console.print(f"{path.name}: {measured[path]['seconds']:.1f} s", highlight=False)
     recipe, formats = method_of(settings_of(arguments, "gptq"), checkpoint)
     sides: dict[str, Weights] = {path.name: load_file(path) for path in commands}
-    padded, _ = draw(arguments, checkpoint)
+    padded = draw_valid_rows(arguments, checkpoint, arguments.batch_size)
     sides[EVERY_FRAME] = quantized(checkpoint, every_frame(padded), recipe, formats)
     errors, fitted_to_float_inputs = errors_of(checkpoint, batches, sides, recipe, formats)
     return Comparison(

@@ -198,7 +198,7 @@ def run_to_last_input(context: BlockContext) -> None:
     """Run a block on all batches, each until every site's layers have been given their input, for
     the rows that GPTQ asks for."""
     modules = [context.layer(site.layers[0]) for site in context.block.sites]
-    block, calls = context.on_valid_rows
+    block, calls = context.on_counted_rows
     waiting: set[nn.Module] = set()
 
     def watch(module: nn.Module) -> Callable[..., None]:
@@ -220,10 +220,10 @@ def run_to_last_input(context: BlockContext) -> None:
 
 @torch.no_grad()
 def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
-    """What GPTQ cannot do without: every block forward up to its last layers' input, on valid rows
-    alone where the others can be left out, and then as a whole; XᵀX of every site's valid rows;
-    the Cholesky factor of each Hessian and its inverse; and the update of the columns to the right
-    of every 128 of every layer."""
+    """What GPTQ cannot do without: every block forward up to its last layers' input, on the rows
+    that count alone where the others can be left out, and then as a whole; XᵀX of these rows at
+    every site; the Cholesky factor of each Hessian and its inverse; and the update of the columns
+    to the right of every 128 of every layer."""
     for captured, context in block_contexts(checkpoint.model, checkpoint.architecture, batches, {}):
         run_to_last_input(context)
         for site in captured.block.sites:
@@ -231,8 +231,8 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
             columns = layers[0].in_features
             unit = torch.eye(columns, dtype=torch.float64)
             hessian = unit.clone()
-            for mask in captured.masks:
-                rows = torch.ones(int(mask.sum()), columns)
+            for weights in captured.row_weights:
+                rows = torch.ones(int((weights > 0).sum()), columns)
                 add_column_products(hessian, rows)
             root = torch.linalg.cholesky(hessian.flip(0, 1))
             upper = torch.linalg.solve_triangular(root, unit, upper=False).flip(0, 1)

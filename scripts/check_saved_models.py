@@ -48,7 +48,9 @@ def check(model: str, method: str, corpus: ManifestCorpus, clips: int) -> tuple[
     )
     checkpoint = load_checkpoint(model)
     recipe, formats = method_of(settings, checkpoint)
-    batches = calibration_batches(checkpoint, corpus, clips, clips, seed=0)
+    batches = calibration_batches(
+        checkpoint, corpus, clips, clips, 0, padding_weight=settings.calibration.padding_weight
+    )
     transcribed = calibration_batches(checkpoint, corpus, 2, 2, seed=1)[0]
     wanted = batches if recipe.needs_calibration(formats.values()) else []
     quantize(checkpoint, wanted, recipe, formats)

@@ -2,8 +2,8 @@
 
     python scripts/output_errors.py --model FOLDER --manifest FILE --bits 3 --group-size 32
 
-Whisper pads every clip to its window. That silence does not count in calibration here, though
-attention reads it. GPTQ quantizes both ways; the errors are of valid rows.
+Whisper pads every clip to its window, and attention reads that silence. GPTQ quantizes with
+calibration.padding_weight=0 and with every padded frame as speech; the errors are of valid rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench_common import (
     add_clip_arguments,
     add_grid_arguments,
     block_contexts,
-    draw,
+    draw_valid_rows,
     method_of,
     quantize,
     run,
@@ -67,7 +67,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class OutputErrors(Subject):
-    """Errors of a method that is calibrated on valid frames, as ever, and on every frame.
+    """Errors of a method that is calibrated on valid frames and on every frame.
 
     `valid_share` is the share of the encoder's frames that hold audio.
     """
@@ -108,8 +108,8 @@ def visit_blocks(
     for captured, context in block_contexts(model, checkpoint.architecture, batches, formats):
         visit(context)
         last = captured
-    pairs = zip(last.outputs(), last.masks, strict=True)
-    return torch.cat([states[mask] for states, mask in pairs])
+    pairs = zip(last.outputs(), last.row_weights, strict=True)
+    return torch.cat([states[weights > 0] for states, weights in pairs])
 
 
 def rounded_here(recipe: Recipe, context: BlockContext, site: Site) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def errors_of(
 
 def every_frame(batches: Sequence[CalibrationBatch]) -> list[CalibrationBatch]:
     """The batches as if their padding were speech."""
-    return [replace(one, frame_mask=torch.ones_like(one.frame_mask)) for one in batches]
+    return [replace(one, frame_weights=torch.ones_like(one.frame_weights)) for one in batches]
 
 
 def quantized(
@@ -217,8 +217,8 @@ def measure(arguments: argparse.Namespace) -> OutputErrors:
     torch.set_num_threads(arguments.threads)
     checkpoint = load_checkpoint(str(arguments.model))
     recipe, formats = method_of(settings_of(arguments, "gptq"), checkpoint)
-    batches, _ = draw(arguments, checkpoint)
-    alone, _ = draw(arguments, checkpoint, batch_size=1)
+    batches = draw_valid_rows(arguments, checkpoint, arguments.batch_size)
+    alone = draw_valid_rows(arguments, checkpoint, batch_size=1)
     sides = {
         VALID_FRAMES: quantized(checkpoint, batches, recipe, formats),
         EVERY_FRAME: quantized(checkpoint, every_frame(batches), recipe, formats),
@@ -230,7 +230,7 @@ def measure(arguments: argparse.Namespace) -> OutputErrors:
         method="gptq",
         bits=arguments.bits,
         group_size=arguments.group_size,
-        valid_share=float(torch.cat([one.frame_mask.flatten() for one in batches]).float().mean()),
+        valid_share=float(torch.cat([one.frame_weights.flatten() for one in batches]).mean()),
         valid_frames=errors[VALID_FRAMES],
         every_frame=errors[EVERY_FRAME],
     )

@@ -1,4 +1,4 @@
-"""Calibration batches: encoder inputs, teacher-forced decoder tokens, and what is padding."""
+"""Calibration batches: encoder inputs, teacher-forced decoder tokens, and what padding counts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from edge_asr.runtimes.torch_greedy import TorchRuntime, clip_to_window
 # Where a token begins a word: sentencepiece's and byte-level BPE's mark.
 WORD_MARKS = ("\N{LOWER ONE EIGHTH BLOCK}", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
 
+# Padded frames of which one is looked at, since neighbours there nearly repeat each other.
+PADDING_STRIDE = 8
+
 
 @dataclass(frozen=True, eq=False)
 class CalibrationBatch:
@@ -28,26 +31,26 @@ class CalibrationBatch:
 
     Attributes:
         encoder_inputs: The encoder's keyword inputs.
-        frame_mask: bool [batch, frames], true where an encoder frame holds audio. `frames` is
-            the length of the encoder's output for this batch.
+        frame_weights: What every encoder frame counts, float32 [batch, frames]: see
+            `frame_weights`. `frames` is the length of the encoder's output for this batch.
         decoder_input_ids: int64 [batch, tokens], prompt and transcript.
         token_mask: bool [batch, tokens], true for tokens that are no padding. Padding follows
             the tokens, so causal attention keeps it from them.
     """
 
     encoder_inputs: dict[str, torch.Tensor]
-    frame_mask: torch.Tensor
+    frame_weights: torch.Tensor
     decoder_input_ids: torch.Tensor
     token_mask: torch.Tensor
 
     def __post_init__(self) -> None:
         if self.decoder_input_ids.shape != self.token_mask.shape:
             raise ValueError("decoder_input_ids and token_mask must have the same shape")
-        if not self.frame_mask.any(dim=1).all() or not self.token_mask.any(dim=1).all():
-            raise ValueError("every clip of a batch needs a valid frame and a valid token")
+        if not self.frame_weights.any(dim=1).all() or not self.token_mask.any(dim=1).all():
+            raise ValueError("every clip of a batch needs a frame and a token that count")
 
     def __len__(self) -> int:
-        return len(self.frame_mask)
+        return len(self.frame_weights)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,11 @@ def batches_of(
     drawn: Sequence[DrawnClip],
     tokens: Sequence[Sequence[int]],
     batch_size: int,
+    padding_weight: float,
 ) -> list[CalibrationBatch]:
     """The calibration batches of some clips and their decoder tokens.
 
+    `padding_weight` is that of a padded frame where the model hears it; see `frame_weights`.
     Raises UserError for a batch size below 1.
     """
     if batch_size < 1:
@@ -151,6 +156,7 @@ def batches_of(
             checkpoint,
             [clip.utterance for clip in drawn[start : start + batch_size]],
             tokens[start : start + batch_size],
+            padding_weight,
         )
         for start in range(0, len(drawn), batch_size)
     ]
@@ -163,13 +169,36 @@ def calibration_batches(
     batch_size: int,
     seed: int,
     on_warning: Callable[[str], None] = warnings.warn,
+    padding_weight: float = 0.0,
 ) -> list[CalibrationBatch]:
     """Draw clips and batch them by length, longest first; see `draw_clips`, `decoder_tokens`."""
     drawn = draw_clips(corpus, clips, seed, on_warning)
     tokens = decoder_tokens(
         checkpoint, TorchRuntime(checkpoint), drawn, max(batch_size, 1), on_warning
     )
-    return batches_of(checkpoint, drawn, tokens, batch_size)
+    return batches_of(checkpoint, drawn, tokens, batch_size, padding_weight)
+
+
+def frame_weights(
+    valid: torch.Tensor, frames: int, padding_weight: float, stride: int = PADDING_STRIDE
+) -> torch.Tensor:
+    """What every encoder frame of a batch counts, float32 [batch, frames].
+
+    A frame that holds audio counts 1. Of `stride` neighbouring frames the last stands for all of
+    them that are padding, each of which counts `padding_weight`. The neighbours are the same in all
+    clips, so that few positions of a batch are looked at beyond its longest clip.
+
+    Args:
+        valid: Frames of every clip that hold audio, int [batch].
+        frames: How many there are.
+        padding_weight: Zero leaves padding out.
+        stride: At 1, every padded frame counts by itself.
+    """
+    position = torch.arange(frames)
+    padded = (position >= valid[:, None]).float()
+    last = torch.clamp(position // stride * stride + stride - 1, max=frames - 1)
+    gathered = torch.zeros_like(padded).index_add_(1, last, padded)
+    return (1 - padded) + gathered * padding_weight
 
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -201,7 +230,10 @@ def _shuffled(corpus: Corpus, seed: int) -> Iterator[tuple[int, Utterance | Dama
 
 
 def _batch(
-    checkpoint: Checkpoint, utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]]
+    checkpoint: Checkpoint,
+    utterances: Sequence[Utterance],
+    tokens: Sequence[Sequence[int]],
+    padding_weight: float,
 ) -> CalibrationBatch:
     architecture, config = checkpoint.architecture, checkpoint.model.config
     waves = [clip_to_window(checkpoint, utterance.samples) for utterance in utterances]
@@ -214,7 +246,9 @@ def _batch(
         ids[index, : len(row)] = torch.tensor(row)
     return CalibrationBatch(
         encoder_inputs=architecture.model_inputs(checkpoint.feature_extractor, waves),
-        frame_mask=torch.arange(frames)[None] < valid[:, None],
+        frame_weights=frame_weights(
+            valid, frames, padding_weight if architecture.hears_padding else 0.0
+        ),
         decoder_input_ids=ids,
         token_mask=torch.arange(ids.shape[1])[None] < lengths[:, None],
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edge_asr.models.families.base import Architecture
-from edge_asr.models.families.sites import Block, leading_rows
+from edge_asr.models.families.sites import Block, counted_rows
 
 
 class Batch(Protocol):
@@ -25,7 +25,7 @@ class Batch(Protocol):
     @property
     def encoder_inputs(self) -> Mapping[str, Tensor]: ...
     @property
-    def frame_mask(self) -> Tensor: ...
+    def frame_weights(self) -> Tensor: ...
     @property
     def decoder_input_ids(self) -> Tensor: ...
     @property
@@ -134,14 +134,14 @@ class CapturedBlock:
         block: The block's map.
         module: Runs the block.
         calls: Its inputs, one call a batch.
-        masks: Valid rows [batch, positions] of every batch.
+        row_weights: What the rows of every batch count, [batch, positions].
         bulky: The outputs are many times as large as the inputs, so they are not kept.
     """
 
     block: Block
     module: nn.Module
     calls: Sequence[Call]
-    masks: Sequence[Tensor]
+    row_weights: Sequence[Tensor]
     bulky: bool = False
     _outputs: Outputs = field(default_factory=KeptOutputs)
 
@@ -175,7 +175,7 @@ class CalibrationPass:
         """Every block in forward order, the shared cross-attention memory between the stacks."""
         encoder = self.architecture.encoder_blocks(self.model.config)
         decoder = self.architecture.decoder_blocks(self.model.config)
-        frames = [batch.frame_mask.to(self.model.device) for batch in self.batches]
+        frames = [batch.frame_weights.to(self.model.device) for batch in self.batches]
         calls = self._enter_encoder(encoder[0])
         for block in encoder:
             captured = self._captured(block, calls, frames)
@@ -184,18 +184,18 @@ class CalibrationPass:
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
-        # Rows on their own, so that none is needed behind a batch's last valid one.
-        ends = [leading_rows(mask) for mask in frames]
+        # Rows on their own, so that none is needed but those that count.
+        counted = [counted_rows(weights) for weights in frames]
         yield CapturedBlock(
             block,
             SharedMemory(norm, layers),
-            [Call((call.hidden[:, :end],), {}) for call, end in zip(calls, ends, strict=True)],
-            [mask[:, :end] for mask, end in zip(frames, ends, strict=True)],
+            [Call((call.hidden[:, rows],), {}) for call, rows in zip(calls, counted, strict=True)],
+            [weights[:, rows] for weights, rows in zip(frames, counted, strict=True)],
             bulky=True,
         )
         with torch.no_grad():
             memory = [norm(call.hidden) for call in calls]
-        tokens = [batch.token_mask.to(self.model.device) for batch in self.batches]
+        tokens = [batch.token_mask.to(self.model.device).float() for batch in self.batches]
         calls = self._enter_decoder(decoder[0], memory)
         for block in decoder:
             captured = self._captured(block, calls, tokens)
@@ -203,9 +203,9 @@ class CalibrationPass:
             calls = _following(captured)
 
     def _captured(
-        self, block: Block, calls: Sequence[Call], masks: Sequence[Tensor]
+        self, block: Block, calls: Sequence[Call], row_weights: Sequence[Tensor]
     ) -> CapturedBlock:
-        return CapturedBlock(block, self.model.get_submodule(block.module), calls, masks)
+        return CapturedBlock(block, self.model.get_submodule(block.module), calls, row_weights)
 
     def _enter_encoder(self, first: Block) -> list[Call]:
         stack = self.model.get_submodule(self.architecture.encoder_module)

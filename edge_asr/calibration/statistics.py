@@ -31,19 +31,20 @@ def quadratic_form(rows: Tensor, symmetric: Tensor) -> float:
 
 
 class InputStatistics:
-    """Moments and extremes of a site's input, over valid rows only.
+    """Moments and extremes of a site's input, over the rows that count.
 
     Attributes:
-        rows: Valid rows seen.
+        rows: Rows seen, each counted by its weight.
         minimum, maximum: Extremes of every column, float32 [columns]; zeros without any row.
-        clip_minimum, clip_maximum: The same of every clip that has a valid row, [clips, columns].
+        clip_minimum, clip_maximum: The same of every clip that has a row, [clips, columns].
 
-    Padding is masked by the caller; every frame or token counts once, so long clips weigh as
-    much as their valid frames. Products are taken in float32 and summed in float64.
+    The caller says what a row weighs: a frame of speech or a token 1, so that long clips weigh as
+    much as their frames, and padding little or nothing. Extremes are those of all rows of any
+    weight above zero. Products are taken in float32 and summed in float64.
     """
 
     def __init__(self, columns: int) -> None:
-        self.rows = 0
+        self.rows = 0.0
         self.minimum = torch.zeros(columns)
         self.maximum = torch.zeros(columns)
         self.clip_minimum = torch.zeros(0, columns)
@@ -52,21 +53,22 @@ class InputStatistics:
         self._magnitudes = torch.zeros(columns, dtype=torch.float64)
         self._products = torch.zeros(columns, columns, dtype=torch.float64)
 
-    def update(self, inputs: Tensor, mask: Tensor) -> None:
-        """Add `inputs` [batch, positions, columns] where `mask` [batch, positions] is true."""
-        rows = inputs[mask].float()
+    def update(self, inputs: Tensor, weights: Tensor) -> None:
+        """Add `inputs` [batch, positions, columns], each row by its weight [batch, positions]."""
+        counted = weights > 0
+        rows, weight = inputs[counted].float(), weights[counted][:, None]
         if not len(rows):
             return
-        add_column_products(self._products, rows)
-        self._sum += rows.sum(0, dtype=torch.float64).cpu()
-        self._magnitudes += rows.abs().sum(0, dtype=torch.float64).cpu()
-        clips = [clip[valid].float() for clip, valid in zip(inputs, mask, strict=True)]
+        add_column_products(self._products, rows * weight.sqrt())
+        self._sum += (rows * weight).sum(0, dtype=torch.float64).cpu()
+        self._magnitudes += (rows.abs() * weight).sum(0, dtype=torch.float64).cpu()
+        clips = [clip[chosen].float() for clip, chosen in zip(inputs, counted, strict=True)]
         lows = torch.stack([clip.amin(0) for clip in clips if len(clip)]).cpu()
         highs = torch.stack([clip.amax(0) for clip in clips if len(clip)]).cpu()
         self.clip_minimum = torch.cat([self.clip_minimum, lows])
         self.clip_maximum = torch.cat([self.clip_maximum, highs])
         self.minimum, self.maximum = self.clip_minimum.amin(0), self.clip_maximum.amax(0)
-        self.rows += len(rows)
+        self.rows += float(weight.sum(dtype=torch.float64))
 
     def part(self, first: int, count: int) -> InputStatistics:
         """The statistics of columns `first` to `first + count - 1` alone."""
@@ -98,12 +100,12 @@ class InputStatistics:
     @property
     def mean(self) -> Tensor:
         """Mean of every column, float64 [columns]."""
-        return self._sum / max(self.rows, 1)
+        return self._sum / (self.rows or 1)
 
     @property
     def mean_magnitude(self) -> Tensor:
         """Mean of |x| of every column, float64 [columns]."""
-        return self._magnitudes / max(self.rows, 1)
+        return self._magnitudes / (self.rows or 1)
 
     @property
     def largest_magnitude(self) -> Tensor:
@@ -113,12 +115,12 @@ class InputStatistics:
     @property
     def second_moment(self) -> Tensor:
         """Mean of x xᵀ over rows, float64 [columns, columns]; zeros without any row."""
-        return self._products / max(self.rows, 1)
+        return self._products / (self.rows or 1)
 
     @property
     def hessian(self) -> Tensor:
         """Hessian of the mean squared output error in one weight row: 2 E[x xᵀ]."""
-        return self._products * (2 / max(self.rows, 1))
+        return self._products * (2 / (self.rows or 1))
 
     def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:
         """Output error of `rounded` in units of the output's variance, summed over channels.
@@ -138,4 +140,4 @@ class InputStatistics:
         the output without its bias).
         """
         wide = difference.detach().double().cpu()
-        return quadratic_form(wide, self._products) / max(self.rows, 1)
+        return quadratic_form(wide, self._products) / (self.rows or 1)

@@ -317,6 +317,10 @@ def _quantize(
             "weights": files.weights_fingerprint,
             "family": _family(architecture),
             "calibrate": None if calibrate is None else calibrate.key,
+            # Not of a model that hears none, nor of a recipe that looks at no clips.
+            "padding_weight": settings.calibration.padding_weight
+            if calibrate is not None and architecture.hears_padding
+            else None,
             "recipe": recipe.identity,
             "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
             # The folder that is written holds the processor's files too.

@@ -211,8 +211,14 @@ class Steps:
         artefact = self._make(step, self._build_tokens, again=False)
         said += artefact.warnings
         plain = json.loads((artefact.folder / TOKENS).read_text(encoding="utf-8"))
-        batch_size = self.plan.settings.calibration.batch_size
-        return batches_of(self.float_checkpoint(), self.plan.drawn, plain["tokens"], batch_size)
+        settings = self.plan.settings.calibration
+        return batches_of(
+            self.float_checkpoint(),
+            self.plan.drawn,
+            plain["tokens"],
+            settings.batch_size,
+            settings.padding_weight,
+        )
 
     def _build_tokens(self, folder: Path, working: Path) -> Mapping[str, Any]:
         del working

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from edge_asr.calibration.capture import Batch, Call, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.base import Architecture
-from edge_asr.models.families.sites import Block, Site
+from edge_asr.models.families.sites import Block, Site, counted_rows
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
@@ -83,7 +83,7 @@ class Reconstruction:
 
     Attributes:
         loss_before: Loss of the starting point as it would be stored, over all batches: squared
-            distance summed over channels, mean over valid rows.
+            distance summed over channels, weighted mean over rows.
         loss_after: The same of the best iterate, which is the one kept.
         iterations: Steps taken.
         step_seconds: Wall time of all steps, without the looks at the loss over all batches.
@@ -109,7 +109,7 @@ class BlockContext:
         block: The block's map.
         module: Runs the block; its weights are float until they are rounded.
         calls: Its inputs of every calibration batch, on the quantized prefix.
-        masks: Valid rows [batch, positions] of every calibration batch.
+        row_weights: What the rows of every calibration batch count, [batch, positions].
         targets: Outputs of the float model's block on the float model's own inputs, a batch
             each, perhaps made anew at every look; empty unless a part of the recipe learns.
         formats: What every layer is stored as and, once the transform is done, reads.
@@ -124,7 +124,7 @@ class BlockContext:
     block: Block
     module: nn.Module
     calls: Sequence[Call]
-    masks: Sequence[Tensor]
+    row_weights: Sequence[Tensor]
     formats: Mapping[str, TensorFormat]
     targets: Outputs = field(default_factory=KeptOutputs)
     warnings: list[str] = field(default_factory=list)
@@ -161,19 +161,27 @@ class BlockContext:
         self._statistics = {}
 
     @cached_property
-    def on_valid_rows(self) -> tuple[nn.Module, Sequence[Call]]:
-        """What to call, and how, where only the valid rows of the block's outputs matter.
+    def on_counted_rows(self) -> tuple[nn.Module, Sequence[Call]]:
+        """What to call, and how, where only the rows that count of the block's outputs matter.
 
-        Outputs may then end behind a batch's last valid row. Hooks on the block's layers act as
+        Outputs may then have no others: see `output_rows`. Hooks on the block's layers act as
         ever, and so do changes of its parameters.
         """
-        leading = self.architecture.on_leading_rows(self.block, self.module)
-        if leading is None:
+        if self._cut is None:
             return self.module, self.calls
-        return leading, [
-            Call(call.args, {**call.kwargs, "valid": mask})
-            for call, mask in zip(self.calls, self.masks, strict=True)
+        return self._cut, [
+            Call(call.args, {**call.kwargs, "weights": weights})
+            for call, weights in zip(self.calls, self.row_weights, strict=True)
         ]
+
+    @cached_property
+    def _cut(self) -> nn.Module | None:
+        return self.architecture.on_counted_rows(self.block, self.module)
+
+    def output_rows(self, weights: Tensor) -> slice | Tensor:
+        """Positions of the outputs that `on_counted_rows` gives of clips whose rows have `weights`
+        [batch, positions]."""
+        return slice(None) if self._cut is None else counted_rows(weights)
 
     @contextmanager
     def float_inputs(self) -> Iterator[None]:
@@ -188,7 +196,7 @@ class BlockContext:
     def calls_of(self, module: nn.Module) -> list[Call]:
         """The calls that `module`, a part of the block, receives: one a calibration batch.
 
-        Its hidden states may end behind the last valid row.
+        Its hidden states have the positions that `output_rows` tells.
         """
         caught: list[Call] = []
 
@@ -199,7 +207,7 @@ class BlockContext:
             caught.append(Call(args, names))
 
         with module.register_forward_pre_hook(catch, with_kwargs=True):
-            block, calls = self.on_valid_rows
+            block, calls = self.on_counted_rows
             for call in calls:
                 call.run(block)
         return caught
@@ -216,8 +224,7 @@ class BlockContext:
 
         def watch(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                inputs, mask = args[0], current[0]
-                statistics[site].update(inputs, mask[:, : inputs.shape[1]])
+                statistics[site].update(args[0], current[0])
                 waiting.discard(site)
                 if not waiting:
                     raise _AllSeen
@@ -229,9 +236,9 @@ class BlockContext:
             for site in statistics:
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(site)))
-            block, calls = self.on_valid_rows
-            for call, mask in zip(calls, self.masks, strict=True):
-                current[:] = [mask]
+            block, calls = self.on_counted_rows
+            for call, weights in zip(calls, self.row_weights, strict=True):
+                current[:] = [weights[:, self.output_rows(weights)]]
                 waiting.update(statistics)
                 # What the last site's layers make of their input nobody asks for.
                 with suppress(_AllSeen):

@@ -1,7 +1,7 @@
 """The one training loop of every learned part: make a quantized block answer as the float one.
 
 A part supplies a `Learnable`: trainable parameters and the weights they stand for. The loop
-minimises the masked squared distance between the block's output under those weights, on the
+minimises the weighted squared distance between the block's output under those weights, on the
 inputs of the quantized prefix, and the float model's output of the same block (asymmetric
 block reconstruction: Nagel et al. 2020, arXiv:2004.10568, section 3.4; Li et al. 2021,
 arXiv:2102.05426, section 3.2).
@@ -128,10 +128,10 @@ class BlockLoss:
         if len(context.targets) != len(context.calls):
             raise ValueError("the block has no float outputs to learn from")
         self.context = context
-        self._block, self._calls = context.on_valid_rows
+        self._block, self._calls = context.on_counted_rows
         self._relative = {id(value): name for name, value in self._block.named_parameters()}
         self._fixed = {name: value.detach() for name, value in self._block.named_parameters()}
-        self.rows = [int(mask.sum()) for mask in context.masks]
+        self.rows = [float(weights.sum()) for weights in context.row_weights]
 
     def of_step(
         self,
@@ -142,13 +142,13 @@ class BlockLoss:
         *,
         aug_loss: bool = False,
     ) -> Tensor:
-        """Squared distance to the float output, summed over channels, mean over valid rows.
+        """Squared distance to the float output, summed over channels, weighted mean over rows.
 
         Args:
             tensors: The block's changed parameters by path.
             index: Number of the batch.
             clips: Numbers of clips of the batch, where not all of them are meant.
-            usual_rows: Divides the sum instead of the number of rows, so that every row weighs
+            usual_rows: Divides the sum instead of the rows' own weight, so that every row weighs
                 the same in training however long the clips of a step are.
             aug_loss: Add the distance to the float block's output on the same inputs.
         """
@@ -156,26 +156,26 @@ class BlockLoss:
             self._relative[id(self.context.model.get_parameter(path))]: value
             for path, value in tensors.items()
         }
-        call, mask = self._calls[index], self.context.masks[index]
+        call, weights = self._calls[index], self.context.row_weights[index]
         if clips is not None:
-            clips = clips.to(mask.device)
-            call, mask = call.select(clips), mask[clips]
+            clips = clips.to(weights.device)
+            call, weights = call.select(clips), weights[clips]
         output = call.run(
             lambda *args, **kwargs: functional_call(self._block, replaced, args, kwargs)
         )
-        count = output.shape[1]
-        distance = (output - self.context.targets.of(index, clips)[:, :count]).square().sum(-1)
+        rows = self.context.output_rows(weights)
+        distance = (output - self.context.targets.of(index, clips)[:, rows]).square().sum(-1)
         if aug_loss:
             # Nothing is put into the block before training ends: it still is the float one.
             with torch.no_grad(), self.context.float_inputs():
                 own = call.run(self._block)
             distance = distance + (output - own).square().sum(-1)
-        rows = usual_rows if usual_rows is not None else mask.sum().clamp(min=1)
-        return (distance * mask[:, :count]).sum() / rows
+        total = usual_rows if usual_rows is not None else weights.sum().clamp(min=1)
+        return (distance * weights[:, rows]).sum() / total
 
     @torch.no_grad()
     def over_all(self, tensors: Mapping[str, Tensor]) -> float:
-        """The loss over all batches, every valid row counted once."""
+        """The loss over all batches, every row counted by its weight."""
         total = sum(
             float(self.of_step(tensors, index)) * rows for index, rows in enumerate(self.rows)
         )
@@ -245,7 +245,8 @@ def _best_iterate(
     if not any(loss.rows):
         return Reconstruction(before, before, 0)
     optimizers = learnable.optimizers(schedule.iterations)
-    order, usual_rows = _clip_order(context.masks, schedule), _usual_rows(context.masks, schedule)
+    order = _clip_order(context.row_weights, schedule)
+    usual_rows = _usual_rows(context.row_weights, schedule)
     measured = schedule.evaluation_steps
     waited = step = 0
     seconds = 0.0
@@ -280,26 +281,26 @@ def _best_iterate(
 Step = tuple[int, Tensor | None]
 
 
-def _clip_order(masks: Sequence[Tensor], schedule: Schedule) -> Iterator[Step]:
+def _clip_order(row_weights: Sequence[Tensor], schedule: Schedule) -> Iterator[Step]:
     """A batch's number and the numbers of some of its clips (None: all), without end.
 
-    Every clip with a valid row comes once in every round, in an order shuffled anew.
+    Every clip with a row that counts comes once in every round, in an order shuffled anew.
     """
     generator = torch.Generator().manual_seed(schedule.seed)
     while True:
-        steps = _one_round(masks, schedule.clips, generator)
+        steps = _one_round(row_weights, schedule.clips, generator)
         for position in torch.randperm(len(steps), generator=generator):
             yield steps[int(position)]
 
 
 def _one_round(
-    masks: Sequence[Tensor], count: int | None, generator: torch.Generator
+    row_weights: Sequence[Tensor], count: int | None, generator: torch.Generator
 ) -> list[Step]:
-    """Every batch's clips with a valid row, shuffled and `count` a step."""
+    """Every batch's clips with a row that counts, shuffled and `count` a step."""
     steps: list[Step] = []
-    for index, mask in enumerate(masks):
-        transcribed = mask.any(1).nonzero().flatten().cpu()
-        if count is None or count >= len(mask):
+    for index, weights in enumerate(row_weights):
+        transcribed = weights.any(1).nonzero().flatten().cpu()
+        if count is None or count >= len(weights):
             steps += [(index, None)] * bool(len(transcribed))
             continue
         shuffled = transcribed[torch.randperm(len(transcribed), generator=generator)]
@@ -307,7 +308,7 @@ def _one_round(
     return steps
 
 
-def _usual_rows(masks: Sequence[Tensor], schedule: Schedule) -> float:
-    """Valid rows a step, the mean over a round of `_clip_order`."""
-    steps = _one_round(masks, schedule.clips, torch.Generator())
-    return sum(int(mask.sum()) for mask in masks) / max(len(steps), 1)
+def _usual_rows(row_weights: Sequence[Tensor], schedule: Schedule) -> float:
+    """Rows a step, counted by their weights, the mean over a round of `_clip_order`."""
+    steps = _one_round(row_weights, schedule.clips, torch.Generator())
+    return sum(float(weights.sum()) for weights in row_weights) / max(len(steps), 1)

@@ -142,7 +142,7 @@ class SequentialPass:
         began = time.perf_counter()
         context = BlockContext(
             self.model, self.architecture, captured.block, captured.module,
-            captured.calls, captured.masks, self.served, targets,
+            captured.calls, captured.row_weights, self.served, targets,
         )  # fmt: skip
         context.on_evaluation = lambda step, steps, loss: on_step(
             f"{captured.block.module}, step {step} of {steps}, loss {loss:.3g}"

@@ -34,16 +34,17 @@ def encoder_frames(checkpoint: Checkpoint, batch: CalibrationBatch) -> torch.Ten
     return output
 
 
-def test_frame_mask_has_the_encoders_length(checkpoint: Checkpoint) -> None:
+def test_frame_weights_have_the_encoders_length(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     assert [len(batch) for batch in batches] == [2, 2, 1]
     for batch in batches:
-        assert batch.frame_mask.shape == encoder_frames(checkpoint, batch).shape[:2]
-        assert batch.frame_mask.dtype == batch.token_mask.dtype == torch.bool
+        assert batch.frame_weights.shape == encoder_frames(checkpoint, batch).shape[:2]
+        assert batch.frame_weights.dtype == torch.float32
+        assert batch.token_mask.dtype == torch.bool
 
 
-def test_frame_mask_counts_audio_only(checkpoint: Checkpoint) -> None:
-    counted = torch.cat([batch.frame_mask.sum(1) for batch in batches_of(checkpoint)])
+def test_frames_of_audio_only_count(checkpoint: Checkpoint) -> None:
+    counted = torch.cat([batch.frame_weights.sum(1) for batch in batches_of(checkpoint)])
     expected = [
         checkpoint.architecture.valid_frames(checkpoint.model.config, round(seconds * 16_000))
         for seconds in sorted(LENGTHS, reverse=True)
@@ -53,8 +54,8 @@ def test_frame_mask_counts_audio_only(checkpoint: Checkpoint) -> None:
 
 def test_masked_frames_of_whisper_are_most_of_a_short_clip(whisper: Checkpoint) -> None:
     (batch,) = batches_of(whisper, ListCorpus([(tone(0.1), "fox")]))
-    assert batch.frame_mask.shape == (1, WINDOW_S * 50)
-    assert batch.frame_mask.sum() == 5
+    assert batch.frame_weights.shape == (1, WINDOW_S * 50)
+    assert batch.frame_weights.sum() == 5
 
 
 def test_decoder_is_forced_on_prompt_and_text(checkpoint: Checkpoint) -> None:
@@ -146,7 +147,7 @@ def test_damaged_and_long_clips_are_reported(whisper: Checkpoint) -> None:
         whisper, corpus, clips=3, batch_size=4, seed=1, on_warning=said.append
     )
     assert [len(batch) for batch in batches] == [2]
-    assert bool(batches[0].frame_mask[0].all()), "a cut clip fills the window"
+    assert bool(batches[0].frame_weights[0].all()), "a cut clip fills the window"
     assert any("'0.wav' left out: no samples" in text for text in said)
     assert any(
         "1 calibration clips, '1.wav' the first, cut to the model's" in text for text in said
@@ -218,12 +219,12 @@ def test_a_tokenizer_that_prepends_the_space_gets_no_second_one() -> None:
 
 
 def test_batch_is_checked() -> None:
-    mask = torch.ones(1, 3, dtype=torch.bool)
+    mask, weights = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3)
     ids = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="same shape"):
-        CalibrationBatch({}, mask, ids, mask[:, :2])
-    with pytest.raises(ValueError, match="valid frame"):
-        CalibrationBatch({}, ~mask, ids, mask)
+        CalibrationBatch({}, weights, ids, mask[:, :2])
+    with pytest.raises(ValueError, match="a frame and a token that count"):
+        CalibrationBatch({}, 0 * weights, ids, mask)
 
 
 def test_indexed_corpora_decode_only_what_is_drawn(moonshine: Checkpoint) -> None:

@@ -31,7 +31,7 @@ def test_the_shared_memory_makes_its_outputs_at_every_look(checkpoint: Checkpoin
     torch.testing.assert_close(again[..., width:], first[..., width:])
 
 
-def test_the_shared_memory_reads_no_row_behind_the_last_valid_one(checkpoint: Checkpoint) -> None:
+def test_the_shared_memory_reads_rows_that_count(checkpoint: Checkpoint) -> None:
     batches = batches_of(checkpoint)
     model, architecture = checkpoint.model, checkpoint.architecture
     memory = architecture.memory_block(model.config)
@@ -42,15 +42,16 @@ def test_the_shared_memory_reads_no_row_behind_the_last_valid_one(checkpoint: Ch
     encoder = model.get_submodule(architecture.encoder_module)
     layers = [model.get_submodule(name) for name in memory.layers]
     cut = 0
-    for batch, call, mask, outputs in zip(
-        batches, captured.calls, captured.masks, captured.outputs(), strict=True
+    for batch, call, weights, outputs in zip(
+        batches, captured.calls, captured.row_weights, captured.outputs(), strict=True
     ):
-        assert mask[:, -1].any()
-        assert int(mask.sum()) == int(batch.frame_mask.sum())
-        assert call.hidden.shape[:2] == mask.shape == outputs.shape[:2]
-        cut += batch.frame_mask.shape[1] - mask.shape[1]
+        assert weights[:, -1].any()
+        assert float(weights.sum()) == float(batch.frame_weights.sum())
+        assert call.hidden.shape[:2] == weights.shape == outputs.shape[:2]
+        cut += batch.frame_weights.shape[1] - weights.shape[1]
         with torch.no_grad():
             states = encoder(**batch.encoder_inputs).last_hidden_state
             expected = torch.cat([layer(states) for layer in layers], -1)
-        torch.testing.assert_close(outputs[mask], expected[batch.frame_mask], rtol=1e-4, atol=1e-5)
+        counted = expected[batch.frame_weights > 0]
+        torch.testing.assert_close(outputs[weights > 0], counted, rtol=1e-4, atol=1e-5)
     assert cut > 0 or architecture.family == "moonshine"

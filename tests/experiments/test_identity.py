@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from options import composed
-from tiny import tiny_whisper, tone
+from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.errors import UserError
 from edge_asr.experiments import steps
@@ -199,6 +199,21 @@ def test_a_recipe_that_looks_at_no_clips_has_no_calibration_in_its_key(
         assert measured.run_id != one.run_id
     assert plan("method=gptq").run_id != plan("method=gptq", "calibration.seed=5").run_id
     assert plan("method=rtn", "scheme=a8_static").calibrate is not None
+
+
+def test_padding_counts_in_the_key_where_it_is_heard(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    heard = [plan("method=gptq", f"calibration.padding_weight={one}") for one in (0, 0.125)]
+    assert len({one.run_id for one in heard}) == 2
+    assert heard[0].calibrate == heard[1].calibrate, "a sweep shares calibration"
+    silent = tiny_moonshine(tmp_path / "moonshine")
+    masked = [
+        plan("method=gptq", f"calibration.padding_weight={one}", model=silent) for one in (0, 0.125)
+    ]
+    assert len({one.run_id for one in masked}) == 1
+    data_free = [plan("method=hqq", f"calibration.padding_weight={one}") for one in (0, 0.125)]
+    assert len({one.run_id for one in data_free}) == 1
 
 
 class Work:

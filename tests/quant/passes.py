@@ -53,7 +53,9 @@ class Inspect(Transform):
         self.action(context)
 
 
-def batches_of(checkpoint: Checkpoint, seed: int = 0) -> list[CalibrationBatch]:
+def batches_of(
+    checkpoint: Checkpoint, seed: int = 0, padding_weight: float = 0.0
+) -> list[CalibrationBatch]:
     """Two batches of two noisy clips, with padding in frames and tokens."""
     clips = []
     for index, seconds in enumerate((1.5, 0.6, 1.1, 0.9)):
@@ -62,7 +64,9 @@ def batches_of(checkpoint: Checkpoint, seed: int = 0) -> list[CalibrationBatch]:
         noise = 0.1 * torch.randn(len(samples), generator=generator).numpy()
         text = "one two" if index < 2 else "she sells sea shells by the sea"
         clips.append(((samples + noise).astype("float32"), text))
-    return calibration_batches(checkpoint, ListCorpus(clips), 4, 2, seed=0)
+    return calibration_batches(
+        checkpoint, ListCorpus(clips), 4, 2, seed=0, padding_weight=padding_weight
+    )
 
 
 def uneven(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -161,7 +165,7 @@ def rewrite_blocks(
     for captured in CalibrationPass(model, architecture, batches).captured_blocks():
         context = BlockContext(
             model, architecture, captured.block, captured.module,
-            captured.calls, captured.masks, formats,
+            captured.calls, captured.row_weights, formats,
         )  # fmt: skip
         # As in a run that measures errors: statistics are there before anything is rewritten.
         for site in captured.block.sites:
@@ -205,13 +209,13 @@ def rows_of(context: BlockContext, module: nn.Module) -> list[Tensor]:
     with module.register_forward_pre_hook(catch, with_kwargs=True):
         for call in context.calls:
             context.module(*call.args, **call.kwargs)
-    return [inputs[mask] for inputs, mask in zip(seen, context.masks, strict=True)]
+    return [rows[weights > 0] for rows, weights in zip(seen, context.row_weights, strict=True)]
 
 
 def without_rows(context: BlockContext) -> BlockContext:
-    """The same context, with every row masked."""
-    masks = [torch.zeros_like(mask) for mask in context.masks]
-    return replace(context, masks=masks, warnings=[], _statistics={})
+    """The same context, with no row that counts."""
+    none = [torch.zeros_like(weights) for weights in context.row_weights]
+    return replace(context, row_weights=none, warnings=[], _statistics={})
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -324,5 +328,6 @@ def contexts_with_targets(checkpoint: Checkpoint) -> Iterator[BlockContext]:
     ).captured_blocks():
         yield BlockContext(
             model, checkpoint.architecture, captured.block, captured.module,
-            captured.calls, captured.masks, formats_of(checkpoint, Grid(4)), captured.outputs(),
+            captured.calls, captured.row_weights, formats_of(checkpoint, Grid(4)),
+            captured.outputs(),
         )  # fmt: skip

@@ -321,7 +321,9 @@ def test_a_block_sees_the_quantized_prefix_and_its_own_float_inputs(
         with torch.no_grad(), layer.register_forward_pre_hook(note):
             for batch in batches:
                 model.get_submodule(checkpoint.architecture.encoder_module)(**batch.encoder_inputs)
-        rows = torch.cat([one[batch.frame_mask] for one, batch in zip(seen, batches, strict=True)])
+        rows = torch.cat(
+            [one[batch.frame_weights > 0] for one, batch in zip(seen, batches, strict=True)]
+        )
         change = rows @ (layer.weight - result.layers[name].weight.dequantize()).T
         expected = float(
             change.square().sum(1).mean() / (rows @ layer.weight.T).var(0, correction=0).sum()
@@ -336,7 +338,7 @@ def test_observing_again_bypasses_the_quantizers(whisper: Checkpoint) -> None:
     captured = next(CalibrationPass(model, whisper.architecture, batches).captured_blocks())
     context = BlockContext(
         model, whisper.architecture, captured.block, captured.module,
-        captured.calls, captured.masks, formats_of(whisper, Grid(4)),
+        captured.calls, captured.row_weights, formats_of(whisper, Grid(4)),
     )  # fmt: skip
     with_quantizers = {site: context.statistics(site) for site in captured.block.sites}
     for layer in map(context.layer, captured.block.layers):

@@ -127,10 +127,10 @@ class Problem:
 
 def context_of(block: nn.Module, site: Site, problem: Problem, grid: Grid = GRID) -> BlockContext:
     install_layers(block, site.layers)
-    architecture = SimpleNamespace(tied_logit_channels=1, on_leading_rows=lambda *_: None)
+    architecture = SimpleNamespace(tied_logit_channels=1, on_counted_rows=lambda *_: None)
     return BlockContext(
         cast(Any, block), cast(Any, architecture), Block("block", "encoder", (site,)), block,
-        [Call((problem.inputs,), {})], [problem.mask],
+        [Call((problem.inputs,), {})], [problem.mask.float()],
         dict.fromkeys(site.layers, TensorFormat(grid)), KeptOutputs([problem.targets]),
     )  # fmt: skip
 

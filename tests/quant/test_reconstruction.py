@@ -73,11 +73,11 @@ def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(checkpoint: Check
     for context in contexts_with_targets(checkpoint):
         context.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in context.targets)
         loss = BlockLoss(context)
-        for index, (call, mask, target) in enumerate(
-            zip(context.calls, context.masks, context.targets, strict=True)
+        for index, (call, weights, target) in enumerate(
+            zip(context.calls, context.row_weights, context.targets, strict=True)
         ):
             with torch.no_grad():
-                change = (call.run(context.module) - target)[1][mask[1]]
+                change = (call.run(context.module) - target)[1][weights[1] > 0]
             expected = float(change.square().sum(1).mean()) if len(change) else 0.0
             assert float(loss.of_step({}, index, chosen)) == pytest.approx(expected, rel=1e-4)
             summed = float(loss.of_step({}, index, chosen, 10.0))
@@ -85,18 +85,18 @@ def test_a_step_on_some_clips_is_the_loss_of_those_clips_alone(checkpoint: Check
 
 
 def test_every_clip_comes_once_in_a_round() -> None:
-    masks = [torch.ones(5, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)]
-    masks[0][2] = False
-    order = _clip_order(masks, Schedule(1, clips=3, seed=4))
+    row_weights = [torch.ones(5, 3), torch.ones(2, 3)]
+    row_weights[0][2] = 0
+    order = _clip_order(row_weights, Schedule(1, clips=3, seed=4))
     steps = [next(order) for _ in range(3)]
     seen = sorted(
         (index, clip)
         for index, clips in steps
-        for clip in (range(len(masks[index])) if clips is None else clips.tolist())
+        for clip in (range(len(row_weights[index])) if clips is None else clips.tolist())
     )
     assert seen == [(0, 0), (0, 1), (0, 3), (0, 4), (1, 0), (1, 1)]
     assert max(3 if clips is None else len(clips) for _, clips in steps) <= 3
-    again = _clip_order(masks, Schedule(1, clips=3, seed=4))
+    again = _clip_order(row_weights, Schedule(1, clips=3, seed=4))
     assert str([next(again) for _ in range(3)]) == str(steps)
 
 
@@ -138,10 +138,10 @@ def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(
             extra.append((both - plain, *torch.autograd.grad(both - plain, changed)))
         weight.data.copy_(changed.detach())
         weight.requires_grad_()
-        for call, mask, target, (value, slope) in zip(
-            context.calls, context.masks, own, extra, strict=True
+        for call, weights, target, (value, slope) in zip(
+            context.calls, context.row_weights, own, extra, strict=True
         ):
-            expected = (call.run(context.module) - target)[mask].square().sum(1).mean()
+            expected = (call.run(context.module) - target)[weights > 0].square().sum(1).mean()
             torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
             (expected_slope,) = torch.autograd.grad(expected, weight)
             assert bool(expected_slope.any())
@@ -214,9 +214,9 @@ def first_block(checkpoint: Checkpoint) -> BlockContext:
 
 def test_block_loss_ignores_padding(moonshine: Checkpoint) -> None:
     context = first_block(moonshine)
-    assert any(not mask.all() for mask in context.masks)
+    assert any(not weights.all() for weights in context.row_weights)
     width = context.targets[0].shape[-1]
     assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
-    for target, mask in zip(context.targets, context.masks, strict=True):
-        target[~mask] = 1e6
+    for target, weights in zip(context.targets, context.row_weights, strict=True):
+        target[weights == 0] = 1e6
     assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)

@@ -81,9 +81,9 @@ def test_statistics_are_those_of_the_quantized_prefix_without_padding(
     with hook, torch.no_grad():
         for batch in batches:
             model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
-            mask = batch.frame_mask if stack == "encoder" else batch.token_mask
+            mask = batch.frame_weights > 0 if stack == "encoder" else batch.token_mask
             rows.append(seen.pop()[mask])
-    assert any(not batch.frame_mask.all() for batch in batches)
+    assert any(not batch.frame_weights.all() for batch in batches)
     inputs = torch.cat(rows)
     float_weight = checkpoint.model.get_submodule(name).weight
     change = inputs @ (float_weight - model.get_submodule(name).weight).T
@@ -110,7 +110,7 @@ def test_columns_that_stay_float_have_no_say_in_a_clip(moonshine: Checkpoint) ->
     with hook, torch.no_grad():
         for batch in batches_of(moonshine):
             moonshine.model(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
-            statistics.update(seen.pop().masked_fill(columns, 0), batch.frame_mask)
+            statistics.update(seen.pop().masked_fill(columns, 0), batch.frame_weights)
     for name in site.layers:
         weight = moonshine.model.get_submodule(name).weight.detach()
         others = mean_for(weight, columns.expand_as(weight))
@@ -141,7 +141,7 @@ def test_padding_does_not_change_the_result(moonshine: Checkpoint) -> None:
         padded.append(
             CalibrationBatch(
                 batch.encoder_inputs,
-                batch.frame_mask,
+                batch.frame_weights,
                 torch.cat([batch.decoder_input_ids, torch.full((rows, 5), 2)], 1),
                 torch.cat([batch.token_mask, torch.zeros(rows, 5, dtype=torch.bool)], 1),
             )

@@ -41,8 +41,8 @@ def rows_of_layers(
 
     def note(name: str, batch: CalibrationBatch) -> Callable[..., None]:
         def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            frames = args[0].shape[1] == batch.frame_mask.shape[1]
-            rows[name].append(args[0][batch.frame_mask if frames else batch.token_mask])
+            frames = args[0].shape[1] == batch.frame_weights.shape[1]
+            rows[name].append(args[0][batch.frame_weights > 0 if frames else batch.token_mask])
 
         return see
 
@@ -159,7 +159,7 @@ def test_padding_counts_where_every_frame_does(checkpoint: Checkpoint) -> None:
     formats = formats_of(checkpoint, Grid(3))
     valid = quantized(checkpoint, batches, recipe, formats)
     every = quantized(checkpoint, every_frame(batches), recipe, formats)
-    assert any(not one.frame_mask.all() for one in batches)
+    assert any(not one.frame_weights.all() for one in batches)
     assert all(not torch.equal(valid[key], before[key]) for key in before)
     assert any(not torch.equal(valid[key], every[key]) for key in before)
     assert all(

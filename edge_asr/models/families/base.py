@@ -34,6 +34,7 @@ class Architecture(ABC):
     `default_tokens_per_second` is the family's published cap on generated tokens a second of
     audio, or None. `tied_logit_channels` is how many neighbouring channels of a self-attention's
     queries and keys must share a scale: 2 where rotary positions turn them in pairs.
+    `hears_padding` says that the encoder attends to what a clip is padded with, as to speech.
 
     Fields of the configuration: `layer_fields` and `head_fields` (encoder, decoder), `room_field`
     (decoder positions), `activation_fields`, and `sizes`, each with the tensor and the axis that
@@ -44,6 +45,7 @@ class Architecture(ABC):
     version: int = 1  # raised when a change of the map changes numbers
     default_tokens_per_second: float | None = None
     tied_logit_channels: int = 1
+    hears_padding: bool = False
     encoder_module: str = "model.encoder"
     decoder_module: str = "model.decoder"
     embedding: str = "model.decoder.embed_tokens"
@@ -100,11 +102,11 @@ class Architecture(ABC):
         del encoder_inputs, frames
         return {}
 
-    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
-        """`module`, which runs `block`, cut to the rows up to a batch's last valid one.
+    def on_counted_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+        """`module`, which runs `block`, cut to the rows that count: see `counted_rows`.
 
-        It takes what the block takes and `valid`, bool [batch, positions], and gives what the
-        block would give for those rows. None, the default, where that would save little.
+        It takes what the block takes and `weights` [batch, positions], and gives what the block
+        would give for those rows. None, the default, where that would save little.
         """
         del block, module
         return None

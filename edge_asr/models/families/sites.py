@@ -85,10 +85,16 @@ class StemAxis:
     axis: str
 
 
-def leading_rows(valid: torch.Tensor) -> int:
-    """Rows up to the last valid one of bool `valid` [batch, positions], at least one."""
-    rows = valid.any(0).nonzero()
-    return int(rows.max()) + 1 if len(rows) else 1
+def counted_rows(weights: torch.Tensor) -> slice | torch.Tensor:
+    """Positions at which a row of `weights` [batch, positions] is above zero, at least one.
+
+    Leading ones, which is what they are where padding has no weight, come as a slice: it copies
+    nothing.
+    """
+    rows = weights.any(0).nonzero().flatten()
+    if not len(rows) or int(rows[-1]) + 1 == len(rows):
+        return slice(max(len(rows), 1))
+    return rows
 
 
 def layers_with_roles(blocks: Sequence[Block], roles: Sequence[Role]) -> tuple[str, ...]:

@@ -25,9 +25,9 @@ from edge_asr.models.families.sites import (
     ResidualStream,
     Site,
     StemAxis,
+    counted_rows,
     cross_query_site,
     layers_with_roles,
-    leading_rows,
     norms_of,
     self_attention_site,
 )
@@ -42,12 +42,12 @@ TASKS = ("transcribe", "translate")
 MULTILINGUAL_TOKENS = 51_865
 
 
-class LeadingFrames(WhisperEncoderLayer):
-    """An encoder block for the frames up to a batch's last valid one.
+class CountedFrames(WhisperEncoderLayer):
+    """An encoder block for the frames of a batch that count.
 
-    Every frame of the window, silence too, remains a key and a value; those behind the last valid
-    one ask no query, and so need neither attention nor an MLP. What comes out is the same in
-    float32 and evaluation: dropout and float16's clamp are left out.
+    Every frame of the window, silence too, remains a key and a value; those that do not count ask
+    no query, and so need neither attention nor an MLP. What comes out is the same in float32 and
+    evaluation: dropout and float16's clamp are left out.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -55,23 +55,23 @@ class LeadingFrames(WhisperEncoderLayer):
         # runs here as well.
         vars(self).update(vars(block))
 
-    def forward(  # type: ignore[override]  # `valid` cannot be left out
-        self, states: Tensor, attention_mask: None = None, *, valid: Tensor, **options: Any
+    def forward(  # type: ignore[override]  # `weights` cannot be left out
+        self, states: Tensor, attention_mask: None = None, *, weights: Tensor, **options: Any
     ) -> Tensor:
-        """States [batch, leading frames, width] behind the block.
+        """States [batch, frames that count, width] behind the block.
 
         Args:
             states: In front of it [batch, frames, width].
             attention_mask: None: Whisper's encoder attends to its whole window.
-            valid: bool [batch, frames].
+            weights: Of every frame, [batch, frames].
             options: For the attention.
         """
-        count = leading_rows(valid)
+        rows = counted_rows(weights)
         whole = self.self_attn_layer_norm(states)
         attended, _ = self.self_attn(
-            whole[:, :count], key_value_states=whole, attention_mask=attention_mask, **options
+            whole[:, rows], key_value_states=whole, attention_mask=attention_mask, **options
         )
-        states = states[:, :count] + attended
+        states = states[:, rows] + attended
         inner = self.activation_fn(self.fc1(self.final_layer_norm(states)))
         return states + self.fc2(inner)
 
@@ -86,6 +86,7 @@ class Whisper(Architecture):
     layer_fields = ("encoder_layers", "decoder_layers")
     head_fields = ("encoder_attention_heads", "decoder_attention_heads")
     room_field = "max_target_positions"
+    hears_padding = True
     activation_fields = ("activation_function",)
     sizes = types.MappingProxyType(
         {
@@ -161,10 +162,10 @@ class Whisper(Architecture):
         )
         return {"input_features": features["input_features"]}
 
-    def on_leading_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
+    def on_counted_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
         """Clips are padded to 30 seconds, so most of an encoder block's work is on silence."""
         if block.stack == "encoder":
-            return LeadingFrames(module)
+            return CountedFrames(module)
         return None
 
     def settle_generation(

@@ -94,8 +94,8 @@ def attention_losses(
         candidates: For each set, a weight [out_features, in_features] for every layer of `site`.
 
     Returns:
-        Sums over valid rows of all calibration batches, so that a batch weighs as much as it
-        has rows and candidates are only compared once all batches are in.
+        Weighted sums over the rows of all calibration batches, so that a batch weighs as much as
+        its rows and candidates are only compared once all batches are in.
     """
     attention = context.model.get_submodule(reader)
     runs = [
@@ -112,16 +112,18 @@ def attention_losses(
         name for name in memory if name.startswith(f"{reader}.") and name not in site.layers
     ]
     losses = [0.0] * len(candidates)
-    for call, mask in zip(context.calls_of(attention), context.masks, strict=True):
-        if not mask.any():
+    for call, weights in zip(context.calls_of(attention), context.row_weights, strict=True):
+        if not weights.any():
             continue
-        mask = mask[:, : call.hidden.shape[1]]
+        weights = weights[:, context.output_rows(weights)]
+        counted = weights > 0
+        weight = weights[counted][:, None].double()
         with _outputs(context.model, unchanged) as known:
-            target = call.run(attention)[mask]
+            target = call.run(attention)[counted]
         with _replaced(context.model, {name: _Known(output) for name, output in known.items()}):
             for index, run in enumerate(runs):
-                change = call.run(run)[mask] - target
-                losses[index] += float(change.double().square().sum())
+                change = call.run(run)[counted] - target
+                losses[index] += float((change.double().square() * weight).sum())
     return losses
 
 

@@ -201,7 +201,7 @@ def _add_gradients(
 
     The parameters are rotated once; the clips pass through them a few at a time.
     """
-    at_once = max(1, FRAMES_AT_ONCE // batch.frame_mask.shape[1])
+    at_once = max(1, FRAMES_AT_ONCE // batch.frame_weights.shape[1])
     with torch.enable_grad():
         rotated = _trained_through(context, spins, fixed)
         leaves = {

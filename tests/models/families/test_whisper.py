@@ -23,9 +23,9 @@ def encoder_contexts(whisper: Checkpoint) -> list[BlockContext]:
 
 def cut(context: BlockContext) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What the cut block gives of every batch, what the whole one gives, and the valid rows."""
-    block, calls = context.on_valid_rows
+    block, calls = context.on_counted_rows
     with torch.no_grad():
-        for call, whole, mask in zip(calls, context.targets, context.masks, strict=True):
+        for call, whole, mask in zip(calls, context.targets, context.row_weights, strict=True):
             yield call.run(block), whole, mask
 
 
@@ -64,12 +64,12 @@ def test_only_keys_and_values_read_silence(encoder_contexts: list[BlockContext])
         context.layer(name).register_forward_pre_hook(count(name.rsplit(".", 1)[1]))
         for name in context.block.layers
     ]
-    block, calls = context.on_valid_rows
+    block, calls = context.on_counted_rows
     with torch.no_grad():
         calls[0].run(block)
     for hook in hooks:
         hook.remove()
-    whole, heard = context.masks[0].shape[1], int(context.masks[0].sum(1).max())
+    whole, heard = context.row_weights[0].shape[1], int(context.row_weights[0].sum(1).max())
     assert rows == {
         "q_proj": heard, "k_proj": whole, "v_proj": whole, "out_proj": heard, "fc1": heard,
         "fc2": heard,
@@ -80,8 +80,8 @@ def test_clips_chosen_from_a_batch_are_cut_to_their_own_length(
     encoder_contexts: list[BlockContext],
 ) -> None:
     context = encoder_contexts[0]
-    block, calls = context.on_valid_rows
-    lengths = context.masks[0].sum(1)
+    block, calls = context.on_counted_rows
+    lengths = context.row_weights[0].sum(1)
     shortest = lengths.argmin()[None]
     with torch.no_grad():
         leading = calls[0].select(shortest).run(block)

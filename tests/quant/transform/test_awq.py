@@ -97,8 +97,8 @@ def attention_outputs(context: BlockContext, attention: nn.Module) -> list[Tenso
         for call in context.calls:
             context.module(*call.args, **call.kwargs)
     return [
-        attention(*args, **kwargs)[0][mask]
-        for (args, kwargs), mask in zip(calls, context.masks, strict=True)
+        attention(*args, **kwargs)[0][weights > 0]
+        for (args, kwargs), weights in zip(calls, context.row_weights, strict=True)
     ]
 
 
@@ -177,7 +177,7 @@ def test_losses_are_sums_over_the_valid_rows_of_all_batches(
     scales = reference_scales(site_rows(context, site), site_weights(context, site), False)[::5]
     expected = brute_force(context, site, scales, attention=True)
     assert expected.shape[1] == 2
-    assert any(not mask.all() for mask in context.masks)
+    assert any(not weights.all() for weights in context.row_weights)
     candidates = [
         {
             name: rounded_under(context.layer(name).weight.detach(), torch.from_numpy(scale), GRID)
@@ -190,9 +190,9 @@ def test_losses_are_sums_over_the_valid_rows_of_all_batches(
     np.testing.assert_allclose(found, expected.sum(1), rtol=1e-3)
     batches = [
         attention_losses(
-            replace(context, calls=[call], masks=[mask]), site, site.reader, candidates
+            replace(context, calls=[call], row_weights=[weights]), site, site.reader, candidates
         )
-        for call, mask in zip(context.calls, context.masks, strict=True)
+        for call, weights in zip(context.calls, context.row_weights, strict=True)
     ]
     np.testing.assert_allclose(found, np.sum(batches, axis=0), rtol=1e-5)
 
@@ -294,9 +294,9 @@ def test_all_cross_keys_and_values_share_one_scale(checkpoint: Checkpoint) -> No
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_handful_of_rows_is_enough(checkpoint: Checkpoint, rows: int) -> None:
     for context in contexts(checkpoint):
-        masks = [torch.zeros_like(mask) for mask in context.masks]
-        masks[0][0, :rows] = True
-        masked = replace(context, masks=masks, warnings=[], _statistics={})
+        few = [torch.zeros_like(weights) for weights in context.row_weights]
+        few[0][0, :rows] = 1
+        masked = replace(context, row_weights=few, warnings=[], _statistics={})
         assert masked.statistics(masked.block.sites[0]).rows == rows
         Awq(n_grid=4).rewrite_block(masked)
         assert not masked.warnings

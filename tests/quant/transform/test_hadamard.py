@@ -99,7 +99,7 @@ def test_the_pass_enters_the_stream_once(checkpoint: Checkpoint) -> None:
         with hook, torch.no_grad():
             for batch in batches:
                 quantized(**batch.encoder_inputs, decoder_input_ids=batch.decoder_input_ids)
-                mask = batch.frame_mask if stack == "encoder" else batch.token_mask
+                mask = batch.frame_weights > 0 if stack == "encoder" else batch.token_mask
                 rows.append(seen["inputs"][mask])
         plain = model.get_submodule(name).weight
         change = torch.cat(rows) @ (plain - layer.weight).T

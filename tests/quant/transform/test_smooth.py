@@ -132,11 +132,11 @@ def test_padding_is_not_learned_from(checkpoint: Checkpoint) -> None:
     ratios = []
     for exponent in (1, 21):
         context, site = site_of(checkpoint, "encoder", "qkv")
-        assert any(not mask.all() for mask in context.masks)
+        assert any(not weights.all() for weights in context.row_weights)
         norm = context.model.get_submodule(site.source or "")
         before = norm.weight.detach().clone()
-        for call, mask in zip(context.calls, context.masks, strict=True):
-            call.hidden[~mask] = torch.linspace(-1, 1, len(before)) ** exponent
+        for call, weights in zip(context.calls, context.row_weights, strict=True):
+            call.hidden[weights == 0] = torch.linspace(-1, 1, len(before)) ** exponent
         context.inputs_changed()
         Smooth().rewrite_block(context)
         ratios.append(before / norm.weight)
