@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import hydra
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from edge_asr.experiments.ptq import Outcome
 
 
-def run_command(arguments: Sequence[str]) -> None:
-    """Make the run, or with -m all runs, that `arguments` ask for.
+def run_command(
+    arguments: Sequence[str], show_outcome: Callable[[Outcome], None] | None = None
+) -> None:
+    """Make the run, or with -m all runs, that `arguments` ask for, and show what came of it.
+
+    `show_outcome` stands for the table of a single run's row; no sweep is made with one.
 
     Raises:
         UserError: for the first mistake, before anything is made.
@@ -40,6 +44,8 @@ def run_command(arguments: Sequence[str]) -> None:
     """
     asked = take_apart(arguments)
     sweep = bool(asked.flags.multirun)
+    if sweep and show_outcome is not None:
+        raise UserError("-m: this command looks at one run; leave -m out")
     words = prepare(asked.words, sweep=sweep)
     with Composer(asked.flags.config_dir, asked.flags.config_name or "config") as composer:
         if asked.flags.help:
@@ -47,7 +53,7 @@ def run_command(arguments: Sequence[str]) -> None:
             print_help(composer, [next(values(one)) for one in parse(words)] if sweep else words)
             return
         if asked.runs and not sweep:
-            run_one(_settings(composer, words))
+            run_one(_settings(composer, words), show_outcome=show_outcome)
             return
         if sweep:
             _check_sweep(composer, words)
@@ -130,8 +136,16 @@ def job(composed: DictConfig) -> None:
         raise
 
 
-def run_one(settings: Settings, *, first: bool = True) -> None:
-    """Make one run and print its row. Raises UserError for what the user can mend."""
+def run_one(
+    settings: Settings,
+    *,
+    first: bool = True,
+    show_outcome: Callable[[Outcome], None] | None = None,
+) -> None:
+    """Make one run and show what came of it, by default its row.
+
+    Raises UserError for what the user can mend.
+    """
     from edge_asr.experiments.plan import check_settings
     from edge_asr.experiments.ptq import run_experiment
 
@@ -140,7 +154,7 @@ def run_one(settings: Settings, *, first: bool = True) -> None:
         _tell_store(settings)
     with logged(), shown_progress() as progress:
         outcome = run_experiment(settings, progress.show)
-    show(outcome)
+    (show_outcome or show)(outcome)
 
 
 def _tell_store(settings: Settings) -> None:

@@ -182,7 +182,7 @@ def _block_sections(quantization: Quantization) -> tuple[BlockSection, ...]:
         for learned in quantization.reconstructions
     ]
     for name, block in quantization.blocks.items():
-        sections.append(BlockSection(name, block.seconds))
+        sections.append(BlockSection(name, block.seconds, phases=dict(block.phases)))
         sections += [
             BlockSection(name, None, learned.loss_before, learned.loss_after)
             for learned in block.reconstructions

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.calibration.capture import Batch, Call, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.clock import PhaseClock
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block, Site, counted_rows
 from edge_asr.quant.formats import Grid, TensorFormat
@@ -117,6 +118,7 @@ class BlockContext:
         learned_fits: Ranges of layers where they were learned; they go before the range part.
         reconstructions: What every learned part did to the block's loss.
         on_evaluation: Called with (step, steps in all, loss) now and then while a part learns.
+        clock: Is told what the time goes to.
     """
 
     model: PreTrainedModel
@@ -131,6 +133,7 @@ class BlockContext:
     learned_fits: dict[str, Fit] = field(default_factory=dict)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     on_evaluation: Callable[[int, int, float], None] = lambda *_: None
+    clock: PhaseClock = field(default_factory=PhaseClock)
     _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
 
     def layer(self, name: str) -> QuantizedLinear:
@@ -153,7 +156,8 @@ class BlockContext:
         The block's own input quantizers do not act while they are taken.
         """
         if not self._statistics:
-            self._statistics = self._observe()
+            with self.clock.phase("statistics"):
+                self._statistics = self._observe()
         return self._statistics[site]
 
     def inputs_changed(self) -> None:

@@ -193,7 +193,8 @@ def reconstruct(context: BlockContext, learnable: Learnable, schedule: Schedule)
         learnable: Changed in place.
         schedule: Steps, evaluations, seed.
     """
-    result = _train(context, learnable, schedule)
+    with context.clock.phase("training"):
+        result = _train(context, learnable, schedule)
     context.reconstructions.append(result)
     if not result.loss_after < result.loss_before:
         context.warnings.append(

@@ -33,10 +33,12 @@ class BlockResult:
     Attributes:
         seconds: Wall time of all stages on it.
         reconstructions: What each learned stage did to its loss.
+        phases: Seconds of what the time went to, also to bring the block its inputs.
     """
 
     seconds: float
     reconstructions: tuple[Reconstruction, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Quantization:
             name: BlockResult(
                 block["seconds"],
                 tuple(Reconstruction(**learned) for learned in block["reconstructions"]),
+                block.get("phases", {}),
             )
             for name, block in plain["blocks"].items()
         }

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from edge_asr.calibration.capture import Batch, CalibrationPass, CapturedBlock, KeptOutputs, Outputs
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.clock import PhaseClock
 from edge_asr.memory import release_freed_memory
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block, Site
@@ -80,10 +81,13 @@ def quantize_model(
     reference = None
     if recipe.learned:
         reference = CalibrationPass(copy.deepcopy(model), architecture, batches).captured_blocks()
-    for done, captured in enumerate(captured_blocks, start=1):
-        targets = KeptOutputs() if reference is None else next(reference).outputs()
-        engine.quantize(captured, targets, partial(_show, progress, done - 1, len(blocks)))
-        progress(engine.result.summary(captured.block.module), done, len(blocks))
+    for done in range(len(blocks)):
+        with engine.clock.phase("forward"):
+            captured = next(captured_blocks)
+        with engine.clock.phase("targets"):
+            targets = KeptOutputs() if reference is None else next(reference).outputs()
+        engine.quantize(captured, targets, partial(_show, progress, done, len(blocks)))
+        progress(engine.result.summary(captured.block.module), done + 1, len(blocks))
     return engine.result
 
 
@@ -109,6 +113,7 @@ class SequentialPass:
         self._stored_dtype, self._finished = stored_dtype, finished
         self._layer_errors = layer_errors
         self.result = Quantization()
+        self.clock = PhaseClock()
 
     def rewrite_model(self, batches: Sequence[Batch], on_step: Callable[[str], None]) -> None:
         """The transform's rewrite of the whole float model."""
@@ -119,12 +124,19 @@ class SequentialPass:
             return
         context = ModelContext(self.model, self.architecture, batches, self.served)
         context.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
-        transform.rewrite_model(context)
+        began = time.perf_counter()
+        with self.clock.phase("transform"):
+            transform.rewrite_model(context)
         for module in self.model.modules():
             if isinstance(module, RuntimeOp):
                 module.round_stored()
         self._round_floats(name for name, _ in self.model.named_parameters())
-        part = Quantization(warnings=context.warnings, reconstructions=context.reconstructions)
+        spent = BlockResult(time.perf_counter() - began, phases=self.clock.take())
+        part = Quantization(
+            warnings=context.warnings,
+            blocks={MODEL: spent},
+            reconstructions=context.reconstructions,
+        )
         self.result.join(part)
         if transform.trains_model:
             self._keep(MODEL, None, part)
@@ -136,13 +148,13 @@ class SequentialPass:
 
         `targets` are the float model's outputs, if learned from; `on_step` is told how it goes.
         """
-        stem = f"block-{len(self.result.blocks):03d}"
+        stem = f"block-{len(self.result.blocks.keys() - {MODEL}):03d}"
         if self._resume(stem):
             return
         began = time.perf_counter()
         context = BlockContext(
             self.model, self.architecture, captured.block, captured.module,
-            captured.calls, captured.row_weights, self.served, targets,
+            captured.calls, captured.row_weights, self.served, targets, clock=self.clock,
         )  # fmt: skip
         context.on_evaluation = lambda step, steps, loss: on_step(
             f"{captured.block.module}, step {step} of {steps}, loss {loss:.3g}"
@@ -152,7 +164,7 @@ class SequentialPass:
             self._run_stages(context, part)
         self._round_floats(self._floats_of(captured.block))
         part.blocks[captured.block.module] = BlockResult(
-            time.perf_counter() - began, tuple(context.reconstructions)
+            time.perf_counter() - began, tuple(context.reconstructions), self.clock.take()
         )
         self.result.join(part)
         self._keep(stem, self._touched(captured.block), part)
@@ -162,11 +174,13 @@ class SequentialPass:
         nearest_errors: dict[str, float | None] = {}
         for site in context.block.sites:
             nearest_errors |= self._nearest_errors(context, site)
-        self.recipe.transform.rewrite_block(context)
+        with self.clock.phase("transform"):
+            self.recipe.transform.rewrite_block(context)
         if self._round_floats(self._floats_of(context.block)):
             context.inputs_changed()
         self._quantize_inputs(context)
-        self.recipe.learn_ranges(context)
+        with self.clock.phase("range"):
+            self.recipe.learn_ranges(context)
         if self._round_floats(self._floats_of(context.block)):
             context.inputs_changed()
         sites = [
@@ -178,7 +192,8 @@ class SequentialPass:
         self._round(context, sites, nearest_errors, part)
         for one in sites:
             layers = {name: context.layer(name) for name in one.weights}
-            self.recipe.correction.repair(one, layers)
+            with self.clock.phase("correction"):
+                self.recipe.correction.repair(one, layers)
             for layer in layers.values():
                 # Whatever a correction did to a weight, its codes say what it is.
                 if layer.quantized is not None:
@@ -196,7 +211,8 @@ class SequentialPass:
         seen = list(sites)
         if not rounding.updates_outliers:
             seen = [without_outliers(site) for site in sites]
-        rounded = rounding.round_block(context, seen)
+        with self.clock.phase("rounding"):
+            rounded = rounding.round_block(context, seen)
         for site, view in zip(sites, seen, strict=True):
             for name, weight in site.weights.items():
                 stored = sealed(roundings.name_of(rounding), view, name, rounded[name])
@@ -212,8 +228,8 @@ class SequentialPass:
         for name in context.grids(site.layers):
             grid, weight = self.asked[name].weights, context.layer(name).weight.detach().cpu()
             if grid is not None:
-                nearest = round_nearest(weight, minmax_parameters(weight, grid), grid)
                 statistics = context.statistics(site)
+                nearest = round_nearest(weight, minmax_parameters(weight, grid), grid)
                 errors[name] = self._output_error(statistics, weight, nearest.dequantize())
         return errors
 
@@ -222,7 +238,8 @@ class SequentialPass:
     ) -> float | None:
         if not (statistics.rows and self._layer_errors):
             return None
-        return statistics.relative_output_error(weight, stored)
+        with self.clock.phase("errors"):
+            return statistics.relative_output_error(weight, stored)
 
     def _quantize_inputs(self, context: BlockContext) -> None:
         """Put input quantizers into the block, so that whatever learns from here on sees them.

@@ -101,14 +101,15 @@ class BlockSection:
 
     The loss is the squared distance of the block's output to the float model's, summed over
     channels, mean over valid rows, with the weights as stored; of a part that trains on the whole
-    model (block `model`) it is the cross-entropy a token. Seconds are no part of what is compared:
-    the same run takes others every time.
+    model (block `model`) it is the cross-entropy a token. Seconds, those of phases too, are
+    no part of what is compared: the same run takes others every time.
     """
 
     name: str
     seconds: float | None = field(default=None, compare=False)
     loss_before: float | None = None
     loss_after: float | None = None
+    phases: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
