@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from edge_asr.audio import SAMPLE_RATE
 from edge_asr.registry import Registry
+from edge_asr.store.phases import PhaseSeconds
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,31 @@ class Transcript:
         tokens: Token ids after the prompt, the end token excluded.
         steps: Tokens generated, the end token included.
         hit_limit: The limit came before an end token did.
+        near_ties: Steps at which a second token was almost as likely, so that other hardware or
+            another batch may write another one.
     """
 
     text: str
     tokens: tuple[int, ...]
     steps: int
     hit_limit: bool
+    near_ties: int = 0
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """What a model wrote for a batch of clips, and the seconds of its phases."""
+
+    transcripts: tuple[Transcript, ...]
+    seconds: PhaseSeconds
 
 
 class Runtime(ABC):
     """A model ready to transcribe.
 
-    `version` is part of every hypothesis's key: raised when the same model may write other texts.
+    A batch passes two calls, `prepare` and `decode`, so that the next one is prepared by another
+    thread meanwhile. `version` is part of every hypothesis's key: raised when the same model may
+    write other texts.
     """
 
     version: ClassVar[int] = 1
@@ -46,13 +61,29 @@ class Runtime(ABC):
         """Most tokens that a clip of `samples` samples may generate, the end token included."""
 
     @abstractmethod
-    def transcribe(self, clips: Sequence[np.ndarray], limits: Sequence[int]) -> list[Transcript]:
-        """Decode clips greedily in one batch.
+    def prepare(self, clips: Sequence[np.ndarray]) -> Any:
+        """What `decode` needs of clips that are decoded together.
 
         Args:
             clips: float32 mono 16 kHz, each of shape [samples], none longer than the window.
+        """
+
+    @abstractmethod
+    def decode(self, prepared: Any, limits: Sequence[int]) -> DecodedBatch:
+        """Decode the clips that were prepared, greedily in one batch.
+
+        Args:
+            prepared: What `prepare` returned.
             limits: Most tokens each clip may generate.
         """
+
+    def transcribe(self, clips: Sequence[np.ndarray], limits: Sequence[int]) -> list[Transcript]:
+        """Prepare and decode clips in one batch; see there."""
+        return list(self.decode(self.prepare(clips), limits).transcripts)
+
+    def warm_up(self) -> None:
+        """Transcribe a second of silence, so that no clip pays for what happens only once."""
+        self.transcribe([np.zeros(SAMPLE_RATE, np.float32)], [2])
 
 
 runtimes: Registry[Runtime] = Registry("runtime", "runtime")

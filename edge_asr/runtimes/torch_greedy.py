@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
 
-from edge_asr.errors import UserError
 from edge_asr.models.families.base import end_tokens
-from edge_asr.models.families.generation import KEPT
 from edge_asr.models.loading import Checkpoint
-from edge_asr.runtimes.base import Runtime, Transcript, runtimes
+from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
+from edge_asr.runtimes.decoding_model import decoding_model
+from edge_asr.runtimes.greedy_search import FoundTokens, SearchTokens, greedy_search
+from edge_asr.store.phases import PhaseSeconds
 
-INNER_WARNINGS = ("Passing `generation_config` together", "Both `max_new_tokens` (=")
+Features = Mapping[str, torch.Tensor]
 
 
 @runtimes.register("torch")
 class TorchRuntime(Runtime):
     """A float or simulated quantized model in PyTorch, on any device."""
 
+    # 2: a search of our own in place of the library's.
+    version = 2
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        architecture = checkpoint.architecture
+        self._model = decoding_model(checkpoint)
+        self._encoder = self._model.get_submodule(architecture.encoder_module)
+        self._decoder = self._model.get_submodule(architecture.decoder_module)
+        self._head = self._model.get_submodule(architecture.head)
+        generation: Any = self._model.generation_config
+        self._tokens = SearchTokens(
+            architecture.prompt(self._model),
+            end_tokens(self._model),
+            getattr(generation, "suppress_tokens", None) or (),
+            getattr(generation, "begin_suppress_tokens", None) or (),
+        )
 
     def window(self, samples: np.ndarray) -> np.ndarray:
         return clip_to_window(self.checkpoint, samples)
@@ -34,9 +47,59 @@ class TorchRuntime(Runtime):
     def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
         return token_limit(self.checkpoint, samples, max_new_tokens)
 
-    def transcribe(self, clips: Sequence[np.ndarray], limits: Sequence[int]) -> list[Transcript]:
-        """Raises UserError when the library starts the decoder on other tokens than the prompt."""
-        return greedy(self.checkpoint, clips, limits)
+    def prepare(self, clips: Sequence[np.ndarray]) -> Features:
+        """The encoder's keyword inputs, on the processor."""
+        return self.checkpoint.architecture.model_inputs(self.checkpoint.feature_extractor, clips)
+
+    def decode(self, prepared: Features, limits: Sequence[int]) -> DecodedBatch:
+        clock = _Clock(self._model.device)
+        with torch.inference_mode():
+            memory, mask = self._encode(prepared)
+            encoder = clock.lap()
+            found = greedy_search(self._decoder, self._head, memory, mask, self._tokens, limits)
+            decoder = clock.lap()
+        transcripts = self._transcripts(found)
+        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=clock.lap())
+        return DecodedBatch(transcripts, seconds)
+
+    def _encode(self, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The encoder's output [clips, frames, width], and what hides padding from the decoder."""
+        model = self._model
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in features.items()
+        }
+        memory = self._encoder(**inputs).last_hidden_state
+        return memory, self.checkpoint.architecture.memory_mask(inputs, memory.shape[1])
+
+    def _transcripts(self, found: Sequence[FoundTokens]) -> tuple[Transcript, ...]:
+        texts = self.checkpoint.tokenizer.batch_decode(
+            [one.tokens for one in found], skip_special_tokens=True
+        )
+        return tuple(
+            Transcript(
+                text.strip(),
+                tuple(one.tokens),
+                len(one.tokens) + one.ended,
+                not one.ended,
+                one.near_ties,
+            )
+            for text, one in zip(texts, found, strict=True)
+        )
+
+
+class _Clock:
+    """Tells the seconds between its laps, when a device has done all that was asked of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        before, self._began = self._began, time.perf_counter()
+        return self._began - before
 
 
 def clip_to_window(checkpoint: Checkpoint, samples: np.ndarray) -> np.ndarray:
@@ -61,97 +124,5 @@ def token_limit(checkpoint: Checkpoint, samples: int, max_new_tokens: int | None
 def greedy(
     checkpoint: Checkpoint, clips: Sequence[np.ndarray], limits: Sequence[int]
 ) -> list[Transcript]:
-    """Decode clips greedily in one batch.
-
-    The batch runs to its largest limit; every clip is then cut to its own.
-
-    Args:
-        checkpoint: The model, which may sit on any device.
-        clips: float32 mono 16 kHz, each of shape [samples], none longer than the window.
-        limits: Most tokens each clip may generate.
-
-    Raises:
-        UserError: when the library starts the decoder on other tokens than the family's prompt.
-    """
-    model: Any = checkpoint.model
-    prompt = list(checkpoint.architecture.prompt(model))
-    inputs = checkpoint.architecture.model_inputs(checkpoint.feature_extractor, clips)
-    if "attention_mask" not in inputs:
-        # A family that always hears its whole window; without a mask the library guesses, aloud.
-        features = next(iter(inputs.values()))
-        inputs["attention_mask"] = torch.ones(len(features), features.shape[-1], dtype=torch.long)
-    with torch.inference_mode(), _own_settings(model), _without_inner_warnings():
-        sequences = model.generate(
-            **{name: _placed(value, model) for name, value in inputs.items()},
-            **checkpoint.architecture.generation_options(model),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max(limits),
-        )
-    rows: list[list[int]] = sequences.tolist()
-    for row in rows:
-        if row[: len(prompt)] != prompt:
-            raise UserError(
-                f"{checkpoint.files.reference!r}: the decoder was started on tokens "
-                f"{row[: len(prompt)]} and not on the prompt {prompt}; "
-                "restore the generation_config.json published with the checkpoint"
-            )
-    ends = end_tokens(model)
-    cut = [_cut(row[len(prompt) :], limit, ends) for row, limit in zip(rows, limits, strict=True)]
-    texts = checkpoint.tokenizer.batch_decode(
-        [tokens for tokens, _ in cut], skip_special_tokens=True
-    )
-    return [
-        Transcript(text.strip(), tuple(tokens), len(tokens) + ended, not ended)
-        for (tokens, ended), text in zip(cut, texts, strict=True)
-    ]
-
-
-def _cut(tokens: list[int], limit: int, ends: frozenset[int]) -> tuple[list[int], bool]:
-    """The tokens before the end token, and whether it came within the limit."""
-    kept = tokens[:limit]
-    end = next((index for index, token in enumerate(kept) if token in ends), None)
-    return (kept, False) if end is None else (kept[:end], True)
-
-
-def _placed(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-
-@contextmanager
-def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Decode by the few settings of the checkpoint that greedy decoding needs.
-
-    Its `max_length` would compete with the clips' limits, its `forced_decoder_ids`, long
-    deprecated, repeat the prompt, which is asserted instead, and penalties and the like would not
-    be greedy.
-    """
-    published: Any = model.generation_config
-    own = GenerationConfig()
-    for name in KEPT:
-        if hasattr(published, name):
-            setattr(own, name, copy.deepcopy(getattr(published, name)))
-    model.generation_config = own
-    try:
-        yield
-    finally:
-        model.generation_config = published
-
-
-@contextmanager
-def _without_inner_warnings() -> Iterator[None]:
-    """Drop two warnings that transformers' Whisper raises, every time, about its own inner call.
-
-    It passes a filled-in generation config together with arguments, and no argument of the
-    outer call can change that.
-    """
-    logger = logging.getLogger("transformers.generation.utils")
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(INNER_WARNINGS)
-
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
+    """Decode clips greedily in one batch; see `Runtime`."""
+    return TorchRuntime(checkpoint).transcribe(clips, limits)

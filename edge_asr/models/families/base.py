@@ -195,9 +195,9 @@ class Architecture(ABC):
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Decoder tokens that precede the transcript. Raises UserError if they are incomplete."""
 
-    @abstractmethod
-    def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Arguments of the library's `generate` that make it start from `prompt` and return it."""
+    def leave_out_head_padding(self, model: PreTrainedModel) -> None:
+        """Have `model` multiply no zeros that fill its heads up for the sake of a GPU's kernels."""
+        del model
 
     def heads(self, config: Any) -> tuple[int, int]:
         """Attention heads of the encoder and of the decoder."""

@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 
 from edge_asr.errors import UserError
 
-# What greedy decoding takes over from a checkpoint's generation config.
+# What greedy decoding goes by in a checkpoint's generation config, and what only other ways of
+# decoding look at.
 KEPT = (
     "decoder_start_token_id",
     "eos_token_id",

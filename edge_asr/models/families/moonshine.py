@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.models.moonshine.modeling_moonshine import MoonshineAttention
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
@@ -179,9 +180,11 @@ class Moonshine(Architecture):
         generation: Any = model.generation_config
         return (int(generation.decoder_start_token_id),)
 
-    def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
-        del model
-        return {}
+    def leave_out_head_padding(self, model: PreTrainedModel) -> None:
+        """Else the decoder copies all keys and values of its cross-attention at every step."""
+        for module in model.modules():
+            if isinstance(module, MoonshineAttention):
+                module.head_dim_padding = 0
 
     def features(self, config: Any) -> dict[str, Any]:
         return super().features(config) | {"feature_size": 1, "do_normalize": False}

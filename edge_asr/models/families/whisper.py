@@ -226,18 +226,6 @@ class Whisper(Architecture):
             tokens += [generation.lang_to_id[language], generation.task_to_id[task]]
         return (*tokens, int(generation.no_timestamps_token_id))
 
-    def generation_options(self, model: PreTrainedModel) -> dict[str, Any]:
-        """One call without timestamps; language and task where the model knows several.
-
-        English-only models reject a language. The unique call returns the prompt and the end
-        token, and keeps a model that emits stray timestamps from decoding the clip again.
-        """
-        generation: Any = model.generation_config
-        options: dict[str, Any] = {"return_timestamps": False, "force_unique_generate_call": True}
-        if getattr(generation, "is_multilingual", False):
-            options |= {"language": generation.language, "task": generation.task}
-        return options
-
     def width(self, config: Any) -> int:
         return int(config.d_model)
 
