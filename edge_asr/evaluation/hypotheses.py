@@ -12,6 +12,7 @@ from typing import Any
 from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
 from edge_asr.store.files import write_text_atomically
+from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import parse
 
 
@@ -27,7 +28,9 @@ class ClipOutput:
         generated_tokens: Tokens generated, the end token included.
         hit_limit: The token limit came before an end token: a sign of a loop.
         truncated: The clip was longer than the model's window and cut to it.
-        time: Its share of its batch's feature extraction, decoding and detokenization, seconds.
+        time: Its share of its batch's features, decoding and detokenization, seconds.
+        seconds: The same phase by phase, reading its file too.
+        near_ties: See `Transcript`.
         damage: Why the clip could not be used, or None.
         flags: What is doubtful about its audio, see `Utterance`.
         audio_digest: Of the decoded samples of the whole clip, see `edge_asr.data.overlap`.
@@ -41,6 +44,8 @@ class ClipOutput:
     hit_limit: bool
     truncated: bool
     time: float
+    seconds: PhaseSeconds = field(default_factory=PhaseSeconds)
+    near_ties: int = 0
     damage: str | None = None
     flags: tuple[str, ...] = ()
     audio_digest: str = ""
@@ -52,8 +57,8 @@ class Hypothesis:
 
     Attributes:
         audio_filepath: The clip's source.
-        duration, time, pred_text, samples, generated_tokens, hit_limit, truncated, flags: See
-            `ClipOutput`.
+        duration, time, pred_text, samples, generated_tokens, hit_limit, near_ties, truncated,
+            flags: See `ClipOutput`.
         text: Reference; of a chunk that of its whole recording.
         id: The utterance's.
         parent_id, chunk_index: Of a chunk: its recording, and its number there from 0.
@@ -69,6 +74,7 @@ class Hypothesis:
     samples: int = 0
     generated_tokens: int = 0
     hit_limit: bool = False
+    near_ties: int = 0
     truncated: bool = False
     flags: tuple[str, ...] = ()
     parent_id: str | None = None
@@ -126,6 +132,7 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
                 samples=row.samples,
                 generated_tokens=row.generated_tokens,
                 hit_limit=row.hit_limit,
+                near_ties=row.near_ties,
                 truncated=row.truncated,
                 flags=row.flags,
                 parent_id=parent if is_chunk else None,

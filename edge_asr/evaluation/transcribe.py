@@ -1,13 +1,20 @@
-"""Transcribe a corpus: sorted by length, batched, outputs written as they come."""
+"""Transcribe a corpus: sorted by length, batched, outputs written as they come.
+
+The features of a batch are made while the one before is decoded.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import compress, islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
@@ -17,8 +24,26 @@ from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
 from edge_asr.models.decoding import TooLong
 from edge_asr.runtimes.base import Runtime
 from edge_asr.store.files import write_text_atomically
+from edge_asr.store.phases import PhaseSeconds
 
-Clip = tuple[int, Utterance]
+
+@dataclass(frozen=True)
+class _Clip:
+    """A clip that can be heard: its number in the corpus, and the seconds of reading it."""
+
+    index: int
+    item: Utterance
+    audio_seconds: float
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch on its way: what each clip's window is cut to, and what the runtime made of them."""
+
+    batch: Sequence[_Clip]
+    waves: Sequence[np.ndarray]
+    features: Any
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -75,67 +100,105 @@ def transcribe(
         # Without the line that an interruption may have torn.
         write_text_atomically(journal, to_lines(earlier.values()))
     done: dict[int, ClipOutput] = {}
-    items = enumerate(corpus)
+    items, warm = _timed(corpus), False
     while window := list(islice(items, settings.sort_window)):
-        for index, item in window:
-            if isinstance(item, DamagedClip):
-                done[index] = ClipOutput(
-                    index, "", 0.0, samples=0, generated_tokens=0, hit_limit=False,
-                    truncated=False, time=0.0, damage=item.reason,
-                )  # fmt: skip
-        for batch in _batches(window, settings.batch_size):
-            # A batch is kept or decoded as a whole: its padding can change its hypotheses.
-            rows = [earlier[index] for index, _ in batch if index in earlier]
-            if len(rows) < len(batch):
-                rows = _transcribe_batch(runtime, batch, settings)
+        clips = [one for one in window if isinstance(one, _Clip)]
+        done |= {one.index: one for one in window if isinstance(one, ClipOutput)}
+        batches = list(_batches(clips, settings.batch_size))
+        # A batch is kept or decoded as a whole: its padding can change its hypotheses.
+        missing = [any(one.index not in earlier for one in batch) for batch in batches]
+        if any(missing) and not warm:
+            runtime.warm_up()
+            warm = True
+        prepared = _one_ahead(
+            lambda batch: _prepare(runtime, batch, settings), compress(batches, missing)
+        )
+        for batch, wanted in zip(batches, missing, strict=True):
+            if wanted:
+                rows = _decode(runtime, next(prepared), settings)
                 if journal:
                     _append(journal, rows)
+            else:
+                rows = [earlier[one.index] for one in batch]
             done |= {row.index: row for row in rows}
             on_batch(len(done), len(corpus))
     return [done[index] for index in sorted(done)]
 
 
-def _batches(
-    items: Sequence[tuple[int, Utterance | DamagedClip]], batch_size: int
-) -> Iterator[list[Clip]]:
-    """Batches of the usable clips, longest first, so that memory runs out at once or never."""
-    usable = [(index, item) for index, item in items if isinstance(item, Utterance)]
-    usable.sort(key=lambda clip: -len(clip[1].samples))
-    for start in range(0, len(usable), batch_size):
-        yield usable[start : start + batch_size]
+def _timed(corpus: Corpus) -> Iterator[_Clip | ClipOutput]:
+    """Every clip of the corpus, or the row that a damaged one gives, as it is read."""
+    began = time.perf_counter()
+    for index, item in enumerate(corpus):
+        seconds = time.perf_counter() - began
+        if isinstance(item, DamagedClip):
+            yield ClipOutput(
+                index, "", 0.0, samples=0, generated_tokens=0, hit_limit=False, truncated=False,
+                time=0.0, seconds=PhaseSeconds(audio=seconds), damage=item.reason,
+            )  # fmt: skip
+        else:
+            yield _Clip(index, item, seconds)
+        began = time.perf_counter()
 
 
-def _transcribe_batch(
-    runtime: Runtime, batch: Sequence[Clip], settings: DecodeSettings
-) -> list[ClipOutput]:
-    waves = [runtime.window(item.samples) for _, item in batch]
+def _batches(clips: Sequence[_Clip], batch_size: int) -> Iterator[list[_Clip]]:
+    """Batches of clips, longest first, so that memory runs out at once or never."""
+    ordered = sorted(clips, key=lambda clip: -len(clip.item.samples))
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+def _one_ahead(
+    prepare: Callable[[Sequence[_Clip]], _Prepared], batches: Iterable[Sequence[_Clip]]
+) -> Iterator[_Prepared]:
+    """Every batch prepared, by another thread while the one before is decoded."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming: Future[_Prepared] | None = None
+        for batch in batches:
+            following = pool.submit(prepare, batch)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+def _prepare(runtime: Runtime, batch: Sequence[_Clip], settings: DecodeSettings) -> _Prepared:
+    waves = [runtime.window(clip.item.samples) for clip in batch]
     if settings.too_long == "error":
-        for (_, item), wave in zip(batch, waves, strict=True):
+        for clip, wave in zip(batch, waves, strict=True):
+            item = clip.item
             if len(wave) < len(item.samples):
                 raise UserError(
                     f"clip {item.id!r} ({item.source}): {item.seconds:.2f} s is longer than the "
                     f"model's window of {len(wave) / SAMPLE_RATE:g} s; leave it out, or cut such "
                     "clips with decode.too_long=cut"
                 )
+    began = time.perf_counter()
+    features = runtime.prepare(waves)
+    return _Prepared(batch, waves, features, time.perf_counter() - began)
+
+
+def _decode(runtime: Runtime, prepared: _Prepared, settings: DecodeSettings) -> list[ClipOutput]:
+    batch, waves = prepared.batch, prepared.waves
     limits = [runtime.token_limit(len(wave), settings.max_new_tokens) for wave in waves]
-    # A runtime returns Python integers, so an accelerator has finished when the clock stops.
-    start = time.perf_counter()
-    transcripts = runtime.transcribe(waves, limits)
-    share = (time.perf_counter() - start) / len(batch)
+    decoded = runtime.decode(prepared.features, limits)
+    share = replace(decoded.seconds, features=prepared.seconds).share(len(batch))
     return [
         ClipOutput(
-            index=index,
+            index=clip.index,
             pred_text=transcript.text,
-            duration=item.seconds,
+            duration=clip.item.seconds,
             samples=len(wave),
             generated_tokens=transcript.steps,
             hit_limit=transcript.hit_limit,
-            truncated=len(wave) < len(item.samples),
-            time=share,
-            flags=item.flags,
-            audio_digest=audio_digest(item.samples),
+            truncated=len(wave) < len(clip.item.samples),
+            time=share.transcription,
+            seconds=replace(share, audio=clip.audio_seconds),
+            near_ties=transcript.near_ties,
+            flags=clip.item.flags,
+            audio_digest=audio_digest(clip.item.samples),
         )
-        for (index, item), wave, transcript in zip(batch, waves, transcripts, strict=True)
+        for clip, wave, transcript in zip(batch, waves, decoded.transcripts, strict=True)
     ]
 
 
