@@ -22,9 +22,10 @@ from edge_asr.evaluation.scoring import (
     score_data_set,
     worst_utterances,
 )
-from edge_asr.experiments.files import manifest_name, write_alignments, write_manifest
+from edge_asr.experiments.files import write_alignments, write_manifest
 from edge_asr.experiments.plan import DataSet, Plan, float_plan, make_plan, overlap_warnings
 from edge_asr.experiments.sections import (
+    data_section,
     float_summary,
     method_section,
     model_section,
@@ -49,7 +50,6 @@ from edge_asr.store.failure import failure_noted
 from edge_asr.store.record import (
     RECORD_NAME,
     CostSection,
-    DataSection,
     LayerSection,
     Record,
     Stage,
@@ -206,14 +206,8 @@ def _record(
         warnings=_warnings(plan, heard, scored),
         keys=keys,
         data=tuple(
-            DataSection(
-                data.name,
-                len(data.corpus),
-                data.audio_digest,
-                dict(data.corpus.origin),
-                manifest_name(plan.model_name, plan.label, data.name, data.corpus.origin),
-            )
-            for data in plan.data_sets
+            data_section(plan, data, output_rows(artefact))
+            for data, artefact in zip(plan.data_sets, heard, strict=True)
         ),
         decoding={
             "language": first.notes["language"],

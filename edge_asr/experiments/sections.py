@@ -10,8 +10,9 @@ import torch
 
 from edge_asr.cost.records import ModelSummary, Workload
 from edge_asr.cost.summary import StoredWeight, runtime_op_record, summarize_model
-from edge_asr.evaluation.hypotheses import Hypothesis
-from edge_asr.experiments.plan import Plan
+from edge_asr.evaluation.hypotheses import ClipOutput, Hypothesis
+from edge_asr.experiments.files import manifest_name
+from edge_asr.experiments.plan import DataSet, Plan
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint, empty_model
 from edge_asr.quant.activation import InputQuantizer
@@ -19,9 +20,11 @@ from edge_asr.quant.formats import VALUE_BITS, TensorFormat
 from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, quantized_layers, runtime_ops
 from edge_asr.quant.result import Quantization
 from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.record import (
     FLOAT_METHOD,
     BlockSection,
+    DataSection,
     LayerSection,
     MethodSection,
     ModelSection,
@@ -115,6 +118,23 @@ def model_section(plan: Plan, float_bits: int) -> ModelSection:
         parameters=plan.files.parameters,
         float_bits=float_bits,
         weights_sha256=plan.files.weights_fingerprint,
+    )
+
+
+def data_section(plan: Plan, data: DataSet, rows: Sequence[ClipOutput]) -> DataSection:
+    """Which data set was transcribed, and the seconds that took."""
+    seconds = sum((row.seconds for row in rows), start=PhaseSeconds())
+    audio = sum(row.duration for row in rows)
+    timed = plan.quantize is None and seconds.transcription > 0
+    return DataSection(
+        data.name,
+        len(data.corpus),
+        data.audio_digest,
+        dict(data.corpus.origin),
+        manifest_name(plan.model_name, plan.label, data.name, data.corpus.origin),
+        seconds,
+        # Of simulated quantization it would say nothing.
+        audio / seconds.transcription if timed else None,
     )
 
 

@@ -22,12 +22,13 @@ from edge_asr.errors import UserError
 from edge_asr.store.cost_types import Cost
 from edge_asr.store.environment import Environment
 from edge_asr.store.files import write_text_atomically
+from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import STRICT, finite, parse
 
-SCHEMA_VERSION = 4
-# 1 lacks what has a default here, up to 2 MACs of runtime ops go by another name, and up to 3 the
-# hypotheses are of one data set.
-READABLE_VERSIONS = (1, 2, 3, 4)
+SCHEMA_VERSION = 5
+# 1 lacks what has a default here, up to 2 MACs of runtime ops go by another name, up to 3 the
+# hypotheses are of one data set, and up to 4 nobody timed phases.
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 RECORD_NAME = "record.json"
 FLOAT_METHOD = "float"
 ALL = "all"
@@ -258,7 +259,9 @@ class DataSection:
     """One transcribed data set.
 
     `name` is that of its results, `origin` where it was published (path, config, split, resolved
-    revision), `hypotheses_file` its manifest beside the record.
+    revision), `hypotheses_file` its manifest beside the record. `seconds` is what transcribing it
+    took; `rtfx`, of a float run alone, the seconds of audio over those that the Open ASR
+    Leaderboard times.
     """
 
     name: str
@@ -266,6 +269,8 @@ class DataSection:
     audio_digest: str
     origin: dict[str, str] = field(default_factory=dict)
     hypotheses_file: str | None = None
+    seconds: PhaseSeconds | None = None
+    rtfx: float | None = None
 
 
 @dataclass(frozen=True)

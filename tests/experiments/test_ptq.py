@@ -108,6 +108,7 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert everything.utterances == 4
     assert len(everything.damaged) == 3
     assert sum("wav" in warning for warning in record.warnings) >= 3
+    phases(outcome)
     assert everything.difference is not None
     assert everything.interval is not None
     assert everything.interval.low <= everything.interval.estimate <= everything.interval.high
@@ -128,6 +129,18 @@ def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
     assert again.stored
     assert again.record == record
     assert {path: path.read_bytes() for path in paths} == before
+
+
+def phases(outcome: Outcome) -> None:
+    """Every phase has its seconds, and the float run alone a real-time factor."""
+    assert outcome.baseline is not None
+    for record in (outcome.record, outcome.baseline):
+        (data,) = record.data
+        assert data.seconds is not None
+        assert all(seconds > 0 for seconds in dataclasses.asdict(data.seconds).values())
+        audio = record.results[0].seconds
+        rtfx = None if record is outcome.record else audio / data.seconds.transcription
+        assert data.rtfx == (rtfx if rtfx is None else pytest.approx(rtfx))
 
 
 def lock_of(store: Path, step: str, key: str) -> FileLock:

@@ -20,6 +20,7 @@ from edge_asr.quant.formats import ActivationGrid
 from edge_asr.store.environment import current_environment
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.fingerprint import fingerprint
+from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.record import (
     Average,
     CostSection,
@@ -78,7 +79,17 @@ def full_record(**changes: Any) -> Record:
         seeds={"bootstrap": 0},
         warnings=("Übergröße",),
         keys={"transcribe": "ab" * 16},
-        data=(DataSection("speech", 9, "cd" * 16, {"split": "test"}, "MODEL_a_DATASET_b.jsonl"),),
+        data=(
+            DataSection(
+                "speech",
+                9,
+                "cd" * 16,
+                {"split": "test"},
+                "MODEL_a_DATASET_b.jsonl",
+                PhaseSeconds(0.1, 0.2, 0.3, 0.4, 0.5),
+                7.5,
+            ),
+        ),
     )
     return dataclasses.replace(record, **changes)
 
@@ -172,11 +183,11 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
         (lambda plain: plain.update(results={}), r"results={}: .* array"),
         (
             lambda plain: plain.update(schema_version=0),
-            r"schema_version: 0 is none of \(1, 2, 3, 4\)",
+            r"schema_version: 0 is none of \(1, 2, 3, 4, 5\)",
         ),
         (
-            lambda plain: plain.update(schema_version=5),
-            r"schema_version: 5 is none of \(1, 2, 3, 4\)",
+            lambda plain: plain.update(schema_version=6),
+            r"schema_version: 6 is none of \(1, 2, 3, 4, 5\)",
         ),
         (lambda plain: plain.update(schema_version=True), "schema_version=True: "),
         (lambda plain: plain.update(schema_version=[1]), r"schema_version: \[1\] is none of"),
@@ -249,6 +260,16 @@ NEW_IN_2 = {
     ("stages", 0): ("stored",),
     ("stages", 1): ("stored",),
 }
+
+
+def test_a_record_of_schema_4_has_no_phases(tmp_path: Path) -> None:
+    def as_before(plain: Any) -> None:
+        plain["schema_version"] = 4
+        for name in ("seconds", "rtfx"):
+            del plain["data"][0][name]
+
+    (data,) = read_record(edited(tmp_path, as_before)).data
+    assert (data.seconds, data.rtfx) == (None, None)
 
 
 @pytest.mark.parametrize("version", [1, 2])
