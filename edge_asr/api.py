@@ -178,7 +178,8 @@ def quantize(
             chosen.batch_size,
             chosen.seed,
             said.append,
-            chosen.padding_weight,
+            padding_weight=chosen.padding_weight,
+            pack=chosen.pack,
         )
     result = quantize_model(
         network,

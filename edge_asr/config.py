@@ -126,6 +126,7 @@ class CalibrationSettings(Checked):
             longer that of unknown speech.
         padding_weight: What a frame that pads a clip counts, where the model hears it as speech
             (Whisper's silence up to 30 s); a frame of the clip counts 1.
+        pack: Join clips, 0.3 s of silence between two, until such a window is full.
         options: Settings of where they come from.
     """
 
@@ -135,6 +136,7 @@ class CalibrationSettings(Checked):
     seed: Seed = 0
     allow_overlap: bool = False
     padding_weight: Fraction = 0.0
+    pack: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

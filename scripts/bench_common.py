@@ -51,6 +51,12 @@ def add_clip_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
         default=CalibrationSettings.padding_weight,
         help="what a frame that pads a calibration clip counts",
     )
+    parser.add_argument(
+        "--pack",
+        action=argparse.BooleanOptionalAction,
+        default=CalibrationSettings.pack,
+        help="join calibration clips until a window is full",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
@@ -75,6 +81,7 @@ class Subject:
     where: tuple[str, ...]
     batch_size: int
     padding_weight: float = field(default=0.0, kw_only=True)
+    pack: bool = field(default=False, kw_only=True)
 
 
 def subject_of(arguments: argparse.Namespace, files: CheckpointFiles) -> Subject:
@@ -94,6 +101,7 @@ def subject_of(arguments: argparse.Namespace, files: CheckpointFiles) -> Subject
         where=tuple(arguments.where),
         batch_size=arguments.batch_size,
         padding_weight=arguments.padding_weight,
+        pack=arguments.pack,
     )
 
 
@@ -139,7 +147,7 @@ def draw(
     began = time.perf_counter()
     batches = calibration_batches(
         checkpoint, corpus, arguments.clips, arguments.batch_size, 0,
-        padding_weight=arguments.padding_weight,
+        padding_weight=arguments.padding_weight, pack=arguments.pack,
     )  # fmt: skip
     return batches, time.perf_counter() - began
 
@@ -147,8 +155,8 @@ def draw(
 def draw_valid_rows(
     arguments: argparse.Namespace, checkpoint: Checkpoint, batch_size: int
 ) -> list[CalibrationBatch]:
-    """The same clips in batches of another size, their padding left out."""
-    changed = {"batch_size": batch_size, "padding_weight": 0.0}
+    """The same clips in batches of another size, a window each, their padding left out."""
+    changed = {"batch_size": batch_size, "padding_weight": 0.0, "pack": False}
     return draw(argparse.Namespace(**vars(arguments) | changed), checkpoint)[0]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edge_asr.calibration import packing
 from edge_asr.calibration.texts import clean_text, is_too_long
 from edge_asr.data.corpus import Corpus, DamagedClip, IndexedCorpus, Utterance
 from edge_asr.errors import UserError
@@ -142,23 +143,36 @@ def batches_of(
     drawn: Sequence[DrawnClip],
     tokens: Sequence[Sequence[int]],
     batch_size: int,
+    *,
     padding_weight: float,
+    pack: bool,
 ) -> list[CalibrationBatch]:
     """The calibration batches of some clips and their decoder tokens.
 
-    `padding_weight` is that of a padded frame where the model hears it; see `frame_weights`.
+    Args:
+        checkpoint: The model.
+        drawn: The clips.
+        tokens: What the decoder is forced on, clip by clip: prompt and transcript.
+        batch_size: Clips a batch, or windows of packed ones.
+        padding_weight: Of a padded frame where the model hears it; see `frame_weights`.
+        pack: Join clips where it does; see `packing`.
+
     Raises UserError for a batch size below 1.
     """
     if batch_size < 1:
         raise UserError(f"calibration.batch_size={batch_size} must be at least 1")
+    waves = [clip_to_window(checkpoint, clip.utterance.samples) for clip in drawn]
+    if pack and checkpoint.architecture.hears_padding:
+        waves, tokens = _packed(checkpoint, waves, tokens)
+    weight = padding_weight if checkpoint.architecture.hears_padding else 0.0
     return [
         _batch(
             checkpoint,
-            [clip.utterance for clip in drawn[start : start + batch_size]],
+            waves[start : start + batch_size],
             tokens[start : start + batch_size],
-            padding_weight,
+            weight,
         )
-        for start in range(0, len(drawn), batch_size)
+        for start in range(0, len(waves), batch_size)
     ]
 
 
@@ -169,14 +183,19 @@ def calibration_batches(
     batch_size: int,
     seed: int,
     on_warning: Callable[[str], None] = warnings.warn,
+    *,
     padding_weight: float = 0.0,
+    pack: bool = False,
 ) -> list[CalibrationBatch]:
-    """Draw clips and batch them by length, longest first; see `draw_clips`, `decoder_tokens`."""
+    """Draw clips and batch them by length, longest first; see `draw_clips`, `decoder_tokens` and
+    `batches_of`."""
     drawn = draw_clips(corpus, clips, seed, on_warning)
     tokens = decoder_tokens(
         checkpoint, TorchRuntime(checkpoint), drawn, max(batch_size, 1), on_warning
     )
-    return batches_of(checkpoint, drawn, tokens, batch_size, padding_weight)
+    return batches_of(
+        checkpoint, drawn, tokens, batch_size, padding_weight=padding_weight, pack=pack
+    )
 
 
 def frame_weights(
@@ -229,14 +248,33 @@ def _shuffled(corpus: Corpus, seed: int) -> Iterator[tuple[int, Utterance | Dama
         yield int(index), items[int(index)]
 
 
+def _packed(
+    checkpoint: Checkpoint, waves: Sequence[np.ndarray], tokens: Sequence[Sequence[int]]
+) -> tuple[list[np.ndarray], list[Sequence[int]]]:
+    """Windows of joined clips, longest first, and the prompt and joined transcripts of each."""
+    architecture, config = checkpoint.architecture, checkpoint.model.config
+    prompt = list(architecture.prompt(checkpoint.model))
+    bodies = [list(row[len(prompt) :]) for row in tokens]
+    window = architecture.window_samples(config, checkpoint.feature_extractor)
+    assert window is not None, "a model that hears padding has a window"
+    lengths = [len(wave) for wave in waves]
+    room = architecture.decoder_room(config) - len(prompt)
+    windows = packing.pack(lengths, [len(body) for body in bodies], window, room)
+    windows.sort(key=lambda clips: -packing.joined_length([lengths[clip] for clip in clips]))
+    # A transcript begins with a word-initial token: one behind the other is as joined by spaces.
+    return (
+        [packing.joined([waves[clip] for clip in clips]) for clips in windows],
+        [prompt + [token for clip in clips for token in bodies[clip]] for clips in windows],
+    )
+
+
 def _batch(
     checkpoint: Checkpoint,
-    utterances: Sequence[Utterance],
+    waves: Sequence[np.ndarray],
     tokens: Sequence[Sequence[int]],
     padding_weight: float,
 ) -> CalibrationBatch:
     architecture, config = checkpoint.architecture, checkpoint.model.config
-    waves = [clip_to_window(checkpoint, utterance.samples) for utterance in utterances]
     frames = architecture.positions(config, max(len(wave) for wave in waves))["frame"]
     valid = torch.tensor([architecture.valid_frames(config, len(wave)) for wave in waves])
     padding = min(end_tokens(checkpoint.model))
@@ -246,9 +284,7 @@ def _batch(
         ids[index, : len(row)] = torch.tensor(row)
     return CalibrationBatch(
         encoder_inputs=architecture.model_inputs(checkpoint.feature_extractor, waves),
-        frame_weights=frame_weights(
-            valid, frames, padding_weight if architecture.hears_padding else 0.0
-        ),
+        frame_weights=frame_weights(valid, frames, padding_weight),
         decoder_input_ids=ids,
         token_mask=torch.arange(ids.shape[1])[None] < lengths[:, None],
     )

@@ -317,10 +317,7 @@ def _quantize(
             "weights": files.weights_fingerprint,
             "family": _family(architecture),
             "calibrate": None if calibrate is None else calibrate.key,
-            # Not of a model that hears none, nor of a recipe that looks at no clips.
-            "padding_weight": settings.calibration.padding_weight
-            if calibrate is not None and architecture.hears_padding
-            else None,
+            "padding": _padding(settings, architecture) if calibrate else None,
             "recipe": recipe.identity,
             "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
             # The folder that is written holds the processor's files too.
@@ -328,6 +325,13 @@ def _quantize(
             "layer_errors": settings.layer_errors is not False and calibrate is not None,
         },
     )
+
+
+def _padding(settings: Settings, architecture: Architecture) -> list[Any] | None:
+    """What is done with windows that clips do not fill, where a model hears such."""
+    if not architecture.hears_padding:
+        return None
+    return [settings.calibration.padding_weight, settings.calibration.pack]
 
 
 def _transcribe(

@@ -217,7 +217,8 @@ class Steps:
             self.plan.drawn,
             plain["tokens"],
             settings.batch_size,
-            settings.padding_weight,
+            padding_weight=settings.padding_weight,
+            pack=settings.pack,
         )
 
     def _build_tokens(self, folder: Path, working: Path) -> Mapping[str, Any]:

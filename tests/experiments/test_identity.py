@@ -204,15 +204,15 @@ def test_a_recipe_that_looks_at_no_clips_has_no_calibration_in_its_key(
 def test_padding_counts_in_the_key_where_it_is_heard(
     plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    heard = [plan("method=gptq", f"calibration.padding_weight={one}") for one in (0, 0.125)]
-    assert len({one.run_id for one in heard}) == 2
-    assert heard[0].calibrate == heard[1].calibrate, "a sweep shares calibration"
-    silent = tiny_moonshine(tmp_path / "moonshine")
-    masked = [
-        plan("method=gptq", f"calibration.padding_weight={one}", model=silent) for one in (0, 0.125)
-    ]
+    changes = (), ("calibration.padding_weight=0.125",), ("calibration.pack=true",)
+    heard = [plan("method=gptq", *change) for change in changes]
+    assert len({one.run_id for one in heard}) == 3
+    for one in heard[1:]:
+        assert one.calibrate == heard[0].calibrate, "a sweep shares calibration"
+    masking = tiny_moonshine(tmp_path / "moonshine")
+    masked = [plan("method=gptq", *change, model=masking) for change in changes]
     assert len({one.run_id for one in masked}) == 1
-    data_free = [plan("method=hqq", f"calibration.padding_weight={one}") for one in (0, 0.125)]
+    data_free = [plan("method=hqq", *change) for change in changes]
     assert len({one.run_id for one in data_free}) == 1
 
 

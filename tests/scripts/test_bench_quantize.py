@@ -89,7 +89,8 @@ def test_committed_measurements_are_read(name: str) -> None:
 def test_a_method_that_looks_at_no_clips_is_given_none(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
         model=embedded_folder("whisper-micro"), manifest=tmp_path / "none.jsonl", where=[],
-        clips=4, batch_size=2, padding_weight=0, threads=1, bits=4, group_size="32", steps=None,
+        clips=4, batch_size=2, padding_weight=0, pack=False, threads=1, bits=4, group_size="32",
+        steps=None,
     )  # fmt: skip
     made = measure(arguments, "rtn")
     assert (made.clips, made.calibrate_s, made.output_error) == (0, 0, None)

@@ -34,7 +34,8 @@ class Architecture(ABC):
     `default_tokens_per_second` is the family's published cap on generated tokens a second of
     audio, or None. `tied_logit_channels` is how many neighbouring channels of a self-attention's
     queries and keys must share a scale: 2 where rotary positions turn them in pairs.
-    `hears_padding` says that the encoder attends to what a clip is padded with, as to speech.
+    `hears_padding` says that clips are padded to the model's window, and that the encoder attends
+    to that as to speech.
 
     Fields of the configuration: `layer_fields` and `head_fields` (encoder, decoder), `room_field`
     (decoder positions), `activation_fields`, and `sizes`, each with the tensor and the axis that
