@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
@@ -72,6 +73,10 @@ def show_profile(outcome: Outcome) -> None:
         console.print(phases_table("quantize", phases))
         console.print()
         console.print(blocks_table(record.method.blocks))
+    for data in record.data:
+        if data.seconds is not None:
+            console.print()
+            console.print(phases_table(f"transcribe {data.name}", asdict(data.seconds)))
     console.print(f"record: {outcome.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
