@@ -23,7 +23,8 @@ from edge_asr.evaluation.stored import StoredRun, read_stored
 from edge_asr.evaluation.wer import Score, score
 from edge_asr.report.cells import p_value, with_interval
 from edge_asr.report.console import open_console
-from edge_asr.report.tables import scheme_of, write_table
+from edge_asr.report.rows import scheme_of
+from edge_asr.report.tables import write_table
 from edge_asr.store.record import FLOAT_METHOD, RESAMPLES
 
 DEFAULT_PROTOCOL = "open_asr_2024"

@@ -21,7 +21,7 @@ from edge_asr.quant.outlier_rule import kept_weights
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.weight import QuantizedWeight, round_nearest
 from edge_asr.report.cells import headings
-from edge_asr.report.tables import table
+from edge_asr.report.tables import tables
 from edge_asr.store.failure import ERROR_NAME, failure_noted
 from edge_asr.store.record import (
     ALL,
@@ -63,7 +63,7 @@ def test_every_column_and_heading_of_a_table_is_explained_in_its_order() -> None
         dataclasses.replace(whole, dataset="<dataset>"),
         dataclasses.replace(part, dataset="<dataset>", condition="<condition>"),
     )
-    frame = table([dataclasses.replace(record, results=results)])
+    (frame,) = tables([dataclasses.replace(record, results=results)]).values()
     explained = rows(section("CSV columns"))
     assert [name for cells in explained for name in names(cells[0])] == list(frame.columns)
     assert [name for cells in explained for name in names(cells[1])] == list(headings(frame))

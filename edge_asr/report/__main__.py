@@ -6,20 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from edge_asr.cli.main import Parser, exit_code
+from edge_asr.cli.main import DONE, FAILED, Parser, exit_code, printable
 from edge_asr.errors import UserError
 from edge_asr.report.console import print_table
+from edge_asr.report.long_form import write_long_form
 from edge_asr.report.markdown import write_markdown
-from edge_asr.report.tables import newest_versions, tables, write_csv
-from edge_asr.store.record import Record, find_records, read_record
+from edge_asr.report.read import Run, read_runs
+from edge_asr.report.tables import tables, write_csv
+from edge_asr.report.utterances import speeds
+from edge_asr.settings import nearest
+from edge_asr.store.record import FLOAT_METHOD
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m edge_asr.report",
-        description="Collect run records into one leaderboard per scoring protocol.",
+        description="Collect run records into tables, one for every protocol and set of clips: "
+        "printed, as leaderboard_*.csv and .md, and all results and layers as .parquet.",
     )
     parser.add_argument(
         "--results",
@@ -31,55 +34,75 @@ def _parser() -> Parser:
         "--out",
         type=Path,
         default=None,
-        help="Folder that receives leaderboard_<protocol>.csv and .md (default: as --results).",
+        help="Folder that receives the files (default: as --results).",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="Only runs of this model; may be given several times.",
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help="Only runs of this method, and the float ones; may be given several times.",
     )
     return parser
 
 
-def _read(results: Path) -> list[Record]:
-    records = [read_record(path) for path in find_records(results)]
-    if not any(record.results for record in records):
-        raise UserError(
-            f"results: {results} holds no record.json with results; finish a run there first"
-        )
-    return records
+def _chosen(
+    runs: Sequence[Run], models: Sequence[str] | None, methods: Sequence[str] | None
+) -> list[Run]:
+    """The runs that were asked for. Raises UserError for a name that no run has."""
+    wanted = {"--model": models or [], "--method": methods or []}
+    names = [(run.record.model.name, run.record.method.name) for run in runs]
+    for place, (option, values) in enumerate(wanted.items()):
+        for value in values:
+            known = {name[place] for name in names}
+            if value not in known:
+                raise UserError(f"{option}={value}: no run has it; {nearest(value, known)}")
+    return [
+        run
+        for run, (model, method) in zip(runs, names, strict=True)
+        if not models or model in models
+        if not methods or method in methods or method == FLOAT_METHOD
+    ]
 
 
-def _write(folder: Path, protocol: str, frame: pd.DataFrame) -> list[Path]:
-    """The files of one table. Raises UserError for a folder that cannot be written to."""
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Write and print the tables; 1 where a record had to be passed over, else 0.
+
+    Raises UserError when there is nothing sound to tabulate.
+    """
+    options = _parser().parse_args(arguments)
+    found = read_runs(options.results)
+    runs = _chosen(found.runs, options.model, options.method)
+    records = [run.record for run in runs]
+    folder = options.out or options.results
+    written = []
     try:
-        return [write_csv(folder, protocol, frame), write_markdown(folder, protocol, frame)]
+        for clips, frame in tables(records, speeds(runs)).items():
+            written += [write_csv(folder, clips, frame), write_markdown(folder, clips, frame)]
+            print_table(clips, frame)
+            print()
+        written += write_long_form(folder, records)
     except OSError as error:
         raise UserError(
             f"out: {folder} cannot be written to ({error.strerror}); "
             "give a folder you may write to, --out FOLDER"
         ) from error
-
-
-def command(arguments: Sequence[str] | None = None) -> None:
-    """Write and print the tables. Raises UserError when there is nothing sound to tabulate."""
-    options = _parser().parse_args(arguments)
-    found = _read(options.results)
-    records = newest_versions(found)
-    for protocol, frame in tables(records).items():
-        folder = options.out or options.results
-        written = _write(folder, protocol, frame)
-        print_table(protocol, frame)
-        print("wrote " + " and ".join(map(str, written)))
-    idle = sum(not record.results for record in records)
-    if idle:
-        print(f"{idle} record(s) without results are in no table", file=sys.stderr)
-    if len(found) > len(records):
-        print(
-            f"{len(found) - len(records)} record(s) are in no table: another version of the "
-            "package has made the same runs since",
-            file=sys.stderr,
-        )
+    print("wrote " + ", ".join(map(str, written)))
+    for line in found.lines():
+        print(printable(line), file=sys.stderr)
+    return FAILED if found.refused else DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of the command."""
-    return exit_code(lambda: command(arguments))
+    codes: list[int] = []
+    ended = exit_code(lambda: codes.append(command(arguments)))
+    return ended or codes[0]
 
 
 if __name__ == "__main__":

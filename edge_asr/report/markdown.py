@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from edge_asr.report.cells import caption, cells, headings
+from edge_asr.cli.main import printable
+from edge_asr.report.cells import TEXT_COLUMNS, caption, cells, headings
+from edge_asr.report.clips import Clips
 from edge_asr.report.tables import table_path
 from edge_asr.store.files import write_text_atomically
-
-TEXT_COLUMNS = 2
 
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no further table cell."""
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     marked = re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", flat)
     return html.escape(marked, quote=False)
 
@@ -27,13 +27,13 @@ def _line(texts: Iterable[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
-def to_markdown(protocol: str, frame: pd.DataFrame) -> str:
+def to_markdown(clips: Clips, frame: pd.DataFrame) -> str:
     """A table as a Markdown document: heading, caption and the columns people read."""
     numbers = len(headings(frame)) - TEXT_COLUMNS
     lines = [
-        f"# Leaderboard: {escape(protocol)}",
+        f"# {escape(clips.title)}",
         "",
-        escape(caption(protocol, frame)),
+        escape(caption(frame)),
         "",
         _line(map(escape, headings(frame))),
         _line([":--"] * TEXT_COLUMNS + ["--:"] * numbers),
@@ -42,8 +42,8 @@ def to_markdown(protocol: str, frame: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_markdown(folder: Path, protocol: str, frame: pd.DataFrame) -> Path:
-    """Write the Markdown table of a protocol and return its path."""
-    path = table_path(folder, protocol, ".md")
-    write_text_atomically(path, to_markdown(protocol, frame))
+def write_markdown(folder: Path, clips: Clips, frame: pd.DataFrame) -> Path:
+    """Write the Markdown table of a set of clips and return its path."""
+    path = table_path(folder, clips, ".md")
+    write_text_atomically(path, to_markdown(clips, frame))
     return path

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from check_results import main
 
+from edge_asr.report.clips import Clips
 from edge_asr.report.tables import table_path, tables, write_csv
 from edge_asr.store.record import Record, read_record, write_record
 
@@ -54,8 +55,8 @@ def written(folder: Path, runs: Runs) -> Path:
     """The runs and their leaderboard as published results; the path of the leaderboard."""
     for name, record in runs.items():
         write_record(folder / name, record)
-    ((protocol, frame),) = tables([*runs.values()]).items()
-    return write_csv(folder, protocol, frame)
+    ((clips, frame),) = tables([*runs.values()]).items()
+    return write_csv(folder, clips, frame)
 
 
 def checked(folder: Path, capsys: Shown) -> tuple[int, list[str], str]:
@@ -150,9 +151,9 @@ def test_a_leaderboard_that_is_not_of_the_records_is_noticed(
         code, lines, _ = checked(tmp_path, capsys)
         assert code == 1
         assert lines[0].startswith(f"{path}: {said}")
-    path.rename(table_path(tmp_path, "other", ".csv"))
+    other = path.rename(table_path(tmp_path, Clips("other", ()), ".csv"))
     _, lines, _ = checked(tmp_path, capsys)
-    assert lines == [f"{path}: is missing", f"{tmp_path}/leaderboard_other.csv: is of no record"]
+    assert lines == [f"{path}: is missing", f"{other}: is of no record"]
 
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path, capsys: Shown) -> None:
