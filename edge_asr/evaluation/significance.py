@@ -82,10 +82,11 @@ def difference_of(a: Sample, b: Sample) -> Sample:
     return Sample(a.errors - b.errors, a.words, a.clusters)
 
 
-def _units(sample: Sample) -> Floats:
-    """Errors and words of what is drawn, [units, 2]."""
-    table = np.stack([sample.errors, sample.words], axis=1).astype(np.float64)
-    names, positions = np.unique(sample.clusters_or_utterances, return_inverse=True)
+def _units(*samples: Sample) -> Floats:
+    """Errors of every sample, and words, of what is drawn, [units, samples + 1]."""
+    columns = [*(sample.errors for sample in samples), samples[0].words]
+    table = np.stack(columns, axis=1).astype(np.float64)
+    names, positions = np.unique(samples[0].clusters_or_utterances, return_inverse=True)
     if len(names) == 1:
         # One speaker shows nothing of how speakers differ: the interval is of that one's speech.
         return table
@@ -93,10 +94,13 @@ def _units(sample: Sample) -> Floats:
 
 
 def _drawn_percent(units: Floats, resamples: int, generator: np.random.Generator) -> Floats:
-    """`resamples` draws of 100 x sum(errors) / sum(words); not a number where no word is drawn."""
+    """`resamples` draws of 100 x sum(errors) / sum(words); not a number where no word is drawn.
+
+    Of units [units, runs + 1], the errors of every run and last the words, it is [resamples, runs].
+    """
     count = len(units)
     rows = max(1, _DRAWS_AT_ONCE // count)
-    sums = np.empty((resamples, 2))
+    sums = np.empty((resamples, units.shape[1]))
     for start in range(0, resamples, rows):
         block = sums[start : start + rows]
         draws = generator.integers(0, count, size=(len(block), count))
@@ -104,8 +108,8 @@ def _drawn_percent(units: Floats, resamples: int, generator: np.random.Generator
         draws += count * np.arange(len(block))[:, None]
         times = np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
         block[:] = times @ units
-    words = np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
-    return 100.0 * sums[:, 0] / words
+    words = np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
+    return 100.0 * sums[:, :-1] / words
 
 
 def _tail(variances: Floats, units: Sequence[int], level: float) -> float:
@@ -142,9 +146,66 @@ def wer_interval(
         raise ValueError("samples: give at least one")
     generator = np.random.default_rng(seed)
     units = [_units(sample) for sample in samples]
-    draws = np.stack([_drawn_percent(one, resamples, generator) for one in units])
+    draws = np.stack([_drawn_percent(one, resamples, generator)[:, 0] for one in units])
     draws = draws[:, np.isfinite(draws).all(axis=0)]
     tail = _tail(draws.var(axis=1), [len(one) for one in units], level)
     low, high = np.quantile(draws.mean(axis=0), [tail, 1 - tail])
     estimate = float(np.mean([sample.percent for sample in samples]))
     return Interval(estimate, float(low), float(high), level, resamples)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedDraws:
+    """WER of R runs on the same clips, in each of D draws of them.
+
+    Attributes:
+        percent: Of every data set and run in every draw, [sets, R, D].
+        measured: Of every data set and run on the clips themselves, [sets, R].
+        units: How many utterances or clusters each data set has.
+    """
+
+    percent: Floats
+    measured: Floats
+    units: tuple[int, ...]
+
+    def difference(self, run: int, other: int, level: float = LEVEL) -> Interval:
+        """WER of `run` less that of `other`, as `wer_interval` of their `difference_of` has it."""
+        draws = self.percent[:, run] - self.percent[:, other]
+        tail = _tail(draws.var(axis=1), self.units, level)
+        low, high = np.quantile(draws.mean(axis=0), [tail, 1 - tail])
+        estimate = float((self.measured[:, run] - self.measured[:, other]).mean())
+        return Interval(estimate, float(low), float(high), level, draws.shape[1])
+
+    def better(self, run: int) -> Floats:
+        """Share of draws in which `run` has a lower WER than each run, ties counting half, [R]."""
+        rates = self.percent.mean(axis=0)
+        return np.asarray(((rates > rates[run]) + 0.5 * (rates == rates[run])).mean(axis=1))
+
+    def may_equal(self, run: int) -> npt.NDArray[np.bool_]:
+        """Whether no interval of the difference to each run is sure to leave out 0, [R]."""
+        rates = self.percent.mean(axis=0) - self.percent[:, run].mean(axis=0)
+        return np.asarray((rates.min(axis=1) <= 0) & (rates.max(axis=1) >= 0))
+
+
+def paired_draws(
+    runs: Sequence[Sequence[Sample]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> PairedDraws:
+    """Draw clips once for all runs: of each a sample for every data set, in the same order.
+
+    Raises:
+        ValueError: No run, or runs that are not of the same utterances and clusters.
+    """
+    if not runs:
+        raise ValueError("runs: give at least one")
+    by_set = list(zip(*runs, strict=True))
+    for samples in by_set:
+        for sample in samples[1:]:
+            difference_of(sample, samples[0])  # raises where they do not compare
+    generator = np.random.default_rng(seed)
+    units = [_units(*samples) for samples in by_set]
+    draws = np.stack([_drawn_percent(one, resamples, generator).T for one in units])
+    return PairedDraws(
+        draws[..., np.isfinite(draws).all(axis=(0, 1))],
+        np.array([[sample.percent for sample in samples] for samples in by_set]),
+        tuple(len(one) for one in units),
+    )

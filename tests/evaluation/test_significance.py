@@ -13,6 +13,7 @@ from edge_asr.evaluation import significance
 from edge_asr.evaluation.significance import (
     Sample,
     difference_of,
+    paired_draws,
     wer_interval,
 )
 from edge_asr.store.record import Interval
@@ -32,7 +33,7 @@ def random_sample(seed: int, utterances: int = 200, rate: float = 0.2) -> Sample
 
 def drawn(of: Sample, resamples: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    return significance._drawn_percent(significance._units(of), resamples, generator)
+    return significance._drawn_percent(significance._units(of), resamples, generator)[:, 0]
 
 
 def ends(interval: Interval) -> tuple[float, float, float]:
@@ -238,3 +239,39 @@ def test_samples_that_do_not_fit_are_refused() -> None:
 def test_impossible_intervals_are_refused(values: tuple[float, float, float, float, int]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Interval(*values)
+
+
+@pytest.mark.parametrize("clusters", [None, 20])
+def test_draws_of_many_runs_give_the_interval_of_every_pair(clusters: int | None) -> None:
+    """Exactly that of the two alone, of one data set and of the mean of two."""
+    generator = np.random.default_rng(0)
+
+    def runs(utterances: int) -> list[Sample]:
+        words = generator.integers(3, 30, utterances)
+        speakers = None if clusters is None else generator.integers(0, clusters, utterances)
+        return [
+            Sample(generator.binomial(words, rate), words, speakers) for rate in (0.1, 0.12, 0.5)
+        ]
+
+    for sets in (1, 2):
+        several = [*zip(*(runs(100 + 50 * index) for index in range(sets)), strict=True)]
+        draws = paired_draws(several, seed=3)
+        for run, other in itertools.permutations(range(3), 2):
+            pairs = zip(several[run], several[other], strict=True)
+            wanted = wer_interval([difference_of(*pair) for pair in pairs], seed=3)
+            found = draws.difference(run, other)
+            assert ends(found) == pytest.approx(ends(wanted), abs=1e-9)
+            if found.low <= 0 <= found.high:
+                assert draws.may_equal(run)[other]
+        assert draws.better(0)[0] == 0.5
+        assert draws.better(0)[2] == 1
+        assert draws.better(0)[1] == pytest.approx(1 - draws.better(1)[0])
+        assert not draws.may_equal(0)[2]
+
+
+def test_runs_on_other_clips_are_not_drawn_together() -> None:
+    one, other = sample([1, 0], [4, 4]), sample([1, 0], [4, 5])
+    with pytest.raises(ValueError, match="not of the same utterances"):
+        paired_draws([[one], [other]])
+    with pytest.raises(ValueError, match="at least one"):
+        paired_draws([])
