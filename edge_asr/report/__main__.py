@@ -8,12 +8,13 @@ from pathlib import Path
 
 from edge_asr.cli.main import DONE, FAILED, Parser, exit_code, printable
 from edge_asr.errors import UserError
-from edge_asr.report.console import print_table
+from edge_asr.report.console import print_lines, print_table
 from edge_asr.report.long_form import write_long_form
 from edge_asr.report.markdown import write_markdown
 from edge_asr.report.read import Run, read_runs
+from edge_asr.report.ship import advice, contest, parse_budget
 from edge_asr.report.tables import tables, write_csv
-from edge_asr.report.utterances import speeds
+from edge_asr.report.utterances import read_alignments, speeds
 from edge_asr.settings import nearest
 from edge_asr.store.record import FLOAT_METHOD
 
@@ -48,6 +49,13 @@ def _parser() -> Parser:
         metavar="NAME",
         help="Only runs of this method, and the float ones; may be given several times.",
     )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        metavar="LIMIT",
+        help="Say which recipe to ship within size=20MB (of the file), io=200MB (memory traffic an "
+        "utterance) or bops=50G (bit operations an utterance); may be given several times.",
+    )
     return parser
 
 
@@ -78,13 +86,19 @@ def command(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     found = read_runs(options.results)
     runs = _chosen(found.runs, options.model, options.method)
+    budget = parse_budget(options.budget or [])
     records = [run.record for run in runs]
+    by_id = {run.record.run_id: run for run in runs}
+    alignments = {name: read_alignments(run) for name, run in by_id.items()}
+    aligned = {name: one for name, one in alignments.items() if one}
     folder = options.out or options.results
     written = []
     try:
         for clips, frame in tables(records, speeds(runs)).items():
             written += [write_csv(folder, clips, frame), write_markdown(folder, clips, frame)]
             print_table(clips, frame)
+            if budget:
+                print_lines(advice(contest(frame, by_id, aligned), budget))
             print()
         written += write_long_form(folder, records)
     except OSError as error:

@@ -34,6 +34,15 @@ def print_table(clips: Clips, frame: pd.DataFrame, console: Console | None = Non
         target.print(line, soft_wrap=True)
 
 
+def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
+    """Print sentences, each folded between words where it is too long."""
+    target = console or open_console()
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        for part in _wrapped(line, min(target.width, WIDEST), f"{indent}  "):
+            target.print(Text(part), soft_wrap=True)
+
+
 def table_lines(clips: Clips, frame: pd.DataFrame, width: int) -> list[Text]:
     """The lines of a table, at most `width` wide but for a name that is wider by itself.
 
@@ -65,8 +74,14 @@ def table_lines(clips: Clips, frame: pd.DataFrame, width: int) -> list[Text]:
     return shown
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return wrap(printable(text), width, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return wrap(
+        printable(text),
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _labels(names: Sequence[Sequence[str]], most: int) -> list[str]:

@@ -44,14 +44,21 @@ def speeds(runs: Sequence[Run]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Aligned:
-    """One utterance as it was compared: [[kind, words], [kind, reference, hypothesis], ...]."""
+    """One utterance as it was compared: [[kind, words], [kind, reference, hypothesis], ...].
+
+    Either side is empty where it has no words.
+    """
 
     edits: tuple[tuple[str, ...], ...]
 
     @property
+    def reference(self) -> str:
+        return " ".join(one[1] for one in self.edits if one[1])
+
+    @property
     def words(self) -> int:
         """Of the reference."""
-        return sum(len(one[1].split()) for one in self.edits)
+        return sum(len(one[1].split()) for one in self.edits if one[0] != "insert")
 
     @property
     def errors(self) -> int:
