@@ -11,6 +11,7 @@ from edge_asr.errors import UserError
 from edge_asr.report.console import print_lines, print_table
 from edge_asr.report.long_form import write_long_form
 from edge_asr.report.markdown import write_markdown
+from edge_asr.report.page import page, write_page
 from edge_asr.report.read import Run, read_runs
 from edge_asr.report.ship import advice, contest, parse_budget
 from edge_asr.report.tables import tables, write_csv
@@ -23,7 +24,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m edge_asr.report",
         description="Collect run records into tables, one for every protocol and set of clips: "
-        "printed, as leaderboard_*.csv and .md, and all results and layers as .parquet.",
+        "printed, as leaderboard_*.csv and .md, and all of them as one page, report.html; all "
+        "results and layers as .parquet.",
     )
     parser.add_argument(
         "--results",
@@ -94,19 +96,21 @@ def command(arguments: Sequence[str] | None = None) -> int:
     folder = options.out or options.results
     written = []
     try:
-        for clips, frame in tables(records, speeds(runs)).items():
+        found_tables = tables(records, speeds(runs))
+        for clips, frame in found_tables.items():
             written += [write_csv(folder, clips, frame), write_markdown(folder, clips, frame)]
             print_table(clips, frame)
             if budget:
                 print_lines(advice(contest(frame, by_id, aligned), budget))
             print()
+        written.append(write_page(folder, page(found_tables, by_id, aligned)))
         written += write_long_form(folder, records)
     except OSError as error:
         raise UserError(
             f"out: {folder} cannot be written to ({error.strerror}); "
             "give a folder you may write to, --out FOLDER"
         ) from error
-    print("wrote " + ", ".join(map(str, written)))
+    print_lines([f"wrote to {folder}: {', '.join(path.name for path in written)}"])
     for line in found.lines():
         print(printable(line), file=sys.stderr)
     return FAILED if found.refused else DONE

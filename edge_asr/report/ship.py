@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr
 
 from edge_asr.errors import UserError
 from edge_asr.evaluation.scoring import SPEAKER
@@ -56,7 +56,7 @@ class Rival:
         row: Its place in the table.
         difference: Its WER less that of the lowest, points.
         low, high: Interval of that; None where nothing is known of how sure the two are.
-        better: Share of draws of the clips in which the lowest is lower.
+        better: Share of draws of the clips in which the lowest is lower; None without draws.
         paired: Whether both were compared clip by clip, or only their intervals.
     """
 
@@ -125,19 +125,16 @@ class Contest:
     def _unpaired(self, winner: int, other: int) -> Rival:
         """From the two intervals alone, as if the two had been measured on clips of their own.
 
-        Each stands for a normal distribution as wide as it is; what clips share is not taken out,
-        so that more rows cannot be told apart than clip by clip.
+        Half the interval of the difference is the root of the sum of their squared halves (normal,
+        independent). What both owe to the same clips is not taken out, so that more rows cannot be
+        told apart than clip by clip.
         """
         difference = self._difference(winner, other)
-        widths = (
-            self.frame.loc[[winner, other], "wer_high"] - self.frame.loc[[winner, other], "wer_low"]
-        )
-        half = float(np.sqrt((widths**2).sum(skipna=False))) / 2
-        if np.isnan(half):
+        low, high = self.frame["wer_low"], self.frame["wer_high"]
+        half = math.hypot(*(float(high[row]) - float(low[row]) for row in (winner, other))) / 2
+        if math.isnan(half):
             return Rival(other, difference)
-        spread = half / 1.959964  # of a 95 % interval of a normal distribution
-        share = float(ndtr(difference / spread)) if spread else float(difference > 0)
-        return Rival(other, difference, difference - half, difference + half, share)
+        return Rival(other, difference, difference - half, difference + half)
 
 
 def contest(

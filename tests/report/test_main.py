@@ -41,7 +41,7 @@ def test_making_the_tables_again_changes_nothing(make_record: RecordMaker, tmp_p
     for _ in range(2):
         assert main(["--results", str(tmp_path)]) == 0
         contents.append({p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()})
-    assert len(contents[0]) == 4
+    assert len(contents[0]) == 5
     assert contents[0] == contents[1]
 
 
