@@ -9,6 +9,7 @@ from pathlib import Path
 from edge_asr.cli.main import DONE, FAILED, Parser, exit_code, printable
 from edge_asr.errors import UserError
 from edge_asr.report.console import print_lines, print_table
+from edge_asr.report.figures import require_matplotlib, write_figures
 from edge_asr.report.long_form import write_long_form
 from edge_asr.report.markdown import write_markdown
 from edge_asr.report.page import page, write_page
@@ -52,6 +53,11 @@ def _parser() -> Parser:
         help="Only runs of this method, and the float ones; may be given several times.",
     )
     parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="Write the main figures as .svg and .png too (needs edge_asr[figures]).",
+    )
+    parser.add_argument(
         "--budget",
         action="append",
         metavar="LIMIT",
@@ -86,6 +92,8 @@ def command(arguments: Sequence[str] | None = None) -> int:
     Raises UserError when there is nothing sound to tabulate.
     """
     options = _parser().parse_args(arguments)
+    if options.figures:
+        require_matplotlib()
     found = read_runs(options.results)
     runs = _chosen(found.runs, options.model, options.method)
     budget = parse_budget(options.budget or [])
@@ -105,6 +113,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             print()
         written.append(write_page(folder, page(found_tables, by_id, aligned)))
         written += write_long_form(folder, records)
+        written += write_figures(folder, found_tables) if options.figures else []
     except OSError as error:
         raise UserError(
             f"out: {folder} cannot be written to ({error.strerror}); "

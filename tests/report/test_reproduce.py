@@ -23,9 +23,9 @@ COMMANDS = [
     "method=rtn 'scheme.rules=[{role: fc2, bits: 8}, {name: \"*.0.*\", bits: float}]'",
     "model=custom 'model.path=a folder/with (spaces), é' model.name=mine data.limit=7",
     "data=manifest 'data.path=it'\"'\"'s.jsonl' data.where.set=a data.where.speaker=1688",
-    "data=manifest data.path=a.jsonl 'data.where.set=[a,b]' data.split_by=set calibration.seed=3",
+    "data=manifest data.path=a.jsonl 'data.where.set=[a,b]' data.split_by=set protocol=plain",
     "method=float batch_size=1 max_new_tokens=3 decode.language=de float_bits=16 device=cuda:0",
-    "calibration=hf calibration.path=owner/name calibration.revision=94e0102 protocol=plain protocol.seed=2",
+    "calibration=hf calibration.path=owner/name calibration.revision=94e0102 protocol.seed=2",
 ]
 
 
