@@ -15,6 +15,7 @@ grep -q "method.rounding.damping=0.01" help.txt
 edge-asr run method=rtn bits=3 data.limit=2 >rows.txt 2>log.txt
 python -m edge_asr.run method=gptq bits=4 data.limit=2 calibration.clips=2 >>rows.txt 2>>log.txt
 edge-asr report >>rows.txt
+grep -q "observablehq/plot" runs/report.html
 edge-asr store size >>rows.txt
 status=0
 edge-asr run method=gptqq 2>typo.txt || status=$?

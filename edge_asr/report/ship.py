@@ -211,11 +211,22 @@ def advice(contest: Contest, budget: Mapping[str, float]) -> list[str]:
         lines.append(
             f"  {_named(frame, one.row)}: {told}{often}{unpaired}; {_figures(frame, one.row)}"
         )
+    if smallest := _smallest(frame, winner, close):
+        lines.append(smallest)
     if len(close) < len(rivals):
         lines.append(f"{len(rivals) - len(close)} more are worse by more than chance explains.")
     if rivals:
         lines.append(PAIRED if all(one.paired for one in rivals) else UNPAIRED)
     return lines
+
+
+def _smallest(frame: pd.DataFrame, winner: int, close: Sequence[Rival]) -> str | None:
+    """The smallest file among those that cannot be told from the lowest, where that is smaller."""
+    sizes = frame.loc[[one.row for one in close], "size_mb"].dropna()
+    if sizes.empty or not sizes.min() < frame["size_mb"][winner]:
+        return None
+    row = int(str(sizes.idxmin()))
+    return f"The smallest file of them: {_named(frame, row)}, {_amount('size_mb', sizes[row])}."
 
 
 def _amount(column: str, value: object) -> str:

@@ -104,6 +104,16 @@ def test_alignments_of_other_words_or_counts_are_not_taken(
     assert len(of(tmp_path).rivals(0, [1, 2, 3])) == 3
 
 
+def test_of_those_alike_the_smallest_file_is_named(make_record: RecordMaker) -> None:
+    records = [make_record("awq", 4, 26.0), make_record("gptq", 2, 26.5), make_record("rtn", 3, 27)]
+    (frame,) = tables(records).values()
+    assert "The smallest file of them: whisper-micro gptq W2 g64, 0.0250 MB." in advice(
+        Contest(frame), {"size_mb": 1.0}
+    )
+    (frame,) = tables(records[1:]).values()
+    assert not any("smallest" in line for line in advice(Contest(frame), {"size_mb": 1.0}))
+
+
 def test_nothing_within_the_budget_says_what_is_least(
     make_record: RecordMaker,
 ) -> None:

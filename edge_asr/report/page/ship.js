@@ -63,6 +63,14 @@ function leastCosts() {
   return `Nothing is within this budget; the least of each: ${costs.join(", ")}.`;
 }
 
+/** The smallest file among those that cannot be told from the lowest, where that is smaller. */
+function smallestOf(winner, close) {
+  const { size_mb: size } = view.table.values;
+  const row = d3.least(close.map((one) => one.row), (one) => size[one] ?? Infinity);
+  if (row === undefined || !(size[row] < size[winner])) return null;
+  return element("p", {}, "The smallest file of them: ", runLink(row), `, ${significant(size[row])} MB.`);
+}
+
 function renderAdvice() {
   const [winner, ...others] = rowsWithin(limitsGiven());
   if (winner === undefined) {
@@ -79,6 +87,7 @@ function renderAdvice() {
     close.length ? element("p", {}, `${close.length} are not distinguishable from it on these clips (difference in WER [95 %]):`) : null,
     close.length ? element("ul", {}, ...first) : null,
     rest.length ? element("details", {}, element("summary", {}, `${rest.length} more`), element("ul", {}, ...rest)) : null,
+    smallestOf(winner, close),
     worse ? element("p", {}, `${worse} are worse by more than chance explains.`) : null,
     others.length ? element("p", { className: "note" }, close.every((one) => one.paired) ? report.paired : report.unpaired) : null,
   );
