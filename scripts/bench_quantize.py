@@ -198,7 +198,6 @@ def run_to_last_input(context: BlockContext) -> None:
     """Run a block on all batches, each until every site's layers have been given their input, for
     the rows that GPTQ asks for."""
     modules = [context.layer(site.layers[0]) for site in context.block.sites]
-    block, calls = context.on_counted_rows
     waiting: set[nn.Module] = set()
 
     def watch(module: nn.Module) -> Callable[..., None]:
@@ -212,7 +211,7 @@ def run_to_last_input(context: BlockContext) -> None:
     with ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_pre_hook(watch(module)))
-        for call in calls:
+        for block, call, _ in context.parts():
             waiting.update(modules)
             with suppress(_LastInput):
                 call.run(block)
@@ -241,7 +240,6 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
                 for start in range(0, columns, UPDATE_BLOCK):
                     stop = min(start + UPDATE_BLOCK, columns)
                     weight[:, stop:] -= weight[:, start:stop] @ upper[start:stop, stop:]
-        captured.outputs()
 
 
 def main() -> None:

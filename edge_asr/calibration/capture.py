@@ -18,6 +18,10 @@ from transformers import PreTrainedModel
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block, counted_rows
 
+# Rows that pass through a block at once: two of Whisper's windows. What a block computes on the way
+# is many times as large as its inputs, and that of few clips stays in the processor's cache.
+ROWS_AT_ONCE = 3000
+
 
 class Batch(Protocol):
     """What quantization needs of a calibration batch."""
@@ -48,6 +52,16 @@ class Call:
         """The module's first output."""
         output = module(*self.args, **self.kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def run_in_parts(self, module: Callable[..., Any]) -> Tensor:
+        """The same, a few clips at a time; for modules that give as many rows as they read."""
+        return torch.cat([self.select(clips).run(module) for clips in self.parts()])
+
+    def parts(self) -> Sequence[Tensor]:
+        """Numbers of the clips of the batch, as many together as have `ROWS_AT_ONCE` rows."""
+        values = (*self.args, *self.kwargs.values())
+        rows = [one.shape[1] for one in values if isinstance(one, Tensor) and one.ndim == 3]
+        return torch.arange(len(self.hidden)).split(max(1, ROWS_AT_ONCE // max(rows)))
 
     def select(self, clips: Tensor) -> Call:
         """The same call for `clips` (their numbers) of its batch alone."""
@@ -109,7 +123,7 @@ class OutputsOnDemand(Outputs):
     @torch.no_grad()
     def of(self, index: int, clips: Tensor | None = None) -> Tensor:
         call = self._calls[index]
-        return (call if clips is None else call.select(clips)).run(self._module)
+        return (call if clips is None else call.select(clips)).run_in_parts(self._module)
 
 
 class SharedMemory(nn.Module):
@@ -133,14 +147,14 @@ class CapturedBlock:
     Attributes:
         block: The block's map.
         module: Runs the block.
-        calls: Its inputs, one call a batch.
+        calls: Its inputs, one call a batch; gone once the next block is asked for.
         row_weights: What the rows of every batch count, [batch, positions].
         bulky: The outputs are many times as large as the inputs, so they are not kept.
     """
 
     block: Block
     module: nn.Module
-    calls: Sequence[Call]
+    calls: list[Call]
     row_weights: Sequence[Tensor]
     bulky: bool = False
     _outputs: Outputs = field(default_factory=KeptOutputs)
@@ -155,8 +169,16 @@ class CapturedBlock:
         if self.bulky:
             return OutputsOnDemand(self.module, self.calls)
         if not self._outputs:
-            self._outputs = KeptOutputs(call.run(self.module) for call in self.calls)
+            self._outputs = KeptOutputs(call.run_in_parts(self.module) for call in self.calls)
         return self._outputs
+
+    @torch.no_grad()
+    def go_on(self) -> None:
+        """Turn the calls, one by one, into those of the next block."""
+        for index, call in enumerate(self.calls):
+            output = self._outputs[index] if self._outputs else call.run_in_parts(self.module)
+            self.calls[index] = call.follow(output)
+        self._outputs = KeptOutputs()
 
 
 class _FirstBlockReached(Exception):
@@ -180,7 +202,7 @@ class CalibrationPass:
         for block in encoder:
             captured = self._captured(block, calls, frames)
             yield captured
-            calls = _following(captured)
+            captured.go_on()
         block = self.architecture.memory_block(self.model.config)
         norm = self.model.get_submodule(block.module)
         layers = [self.model.get_submodule(name) for name in block.layers]
@@ -194,16 +216,17 @@ class CalibrationPass:
             bulky=True,
         )
         with torch.no_grad():
-            memory = [norm(call.hidden) for call in calls]
+            memory = [norm(calls.pop(0).hidden) for _ in self.batches]
         tokens = [batch.token_mask.to(self.model.device).float() for batch in self.batches]
         calls = self._enter_decoder(decoder[0], memory)
-        for block in decoder:
+        for index, block in enumerate(decoder):
+            if index:
+                captured.go_on()
             captured = self._captured(block, calls, tokens)
             yield captured
-            calls = _following(captured)
 
     def _captured(
-        self, block: Block, calls: Sequence[Call], row_weights: Sequence[Tensor]
+        self, block: Block, calls: list[Call], row_weights: Sequence[Tensor]
     ) -> CapturedBlock:
         return CapturedBlock(block, self.model.get_submodule(block.module), calls, row_weights)
 
@@ -251,10 +274,3 @@ class CalibrationPass:
             except _FirstBlockReached:
                 return caught[0]
         raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
-
-
-def _following(captured: CapturedBlock) -> list[Call]:
-    """The calls of the next block."""
-    return [
-        call.follow(output) for call, output in zip(captured.calls, captured.outputs(), strict=True)
-    ]

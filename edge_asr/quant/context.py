@@ -197,12 +197,14 @@ class BlockContext:
             yield
 
     @torch.no_grad()
-    def calls_of(self, module: nn.Module) -> list[Call]:
-        """The calls that `module`, a part of the block, receives: one a calibration batch.
+    def calls_of(self, module: nn.Module) -> list[tuple[Call, Tensor]]:
+        """The calls that `module`, a part of the block, receives, and what their rows count.
 
-        Its hidden states have the positions that `output_rows` tells.
+        Every calibration batch is passed a few clips at a time, and of these only rows that count
+        where others can be left out.
         """
         caught: list[Call] = []
+        row_weights: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             names = dict(kwargs)
@@ -211,10 +213,18 @@ class BlockContext:
             caught.append(Call(args, names))
 
         with module.register_forward_pre_hook(catch, with_kwargs=True):
-            block, calls = self.on_counted_rows
-            for call in calls:
+            for block, call, weights in self.parts():
+                row_weights.append(weights)
                 call.run(block)
-        return caught
+        return list(zip(caught, row_weights, strict=True))
+
+    def parts(self) -> Iterator[tuple[nn.Module, Call, Tensor]]:
+        """What to call, how, and what the rows of the outputs count, a few clips at a time."""
+        block, calls = self.on_counted_rows
+        for call, row_weights in zip(calls, self.row_weights, strict=True):
+            for clips in call.parts():
+                weights = row_weights[clips.to(row_weights.device)]
+                yield block, call.select(clips), weights[:, self.output_rows(weights)]
 
     @torch.no_grad()
     def _observe(self) -> dict[Site, InputStatistics]:
@@ -240,9 +250,8 @@ class BlockContext:
             for site in statistics:
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(site)))
-            block, calls = self.on_counted_rows
-            for call, weights in zip(calls, self.row_weights, strict=True):
-                current[:] = [weights[:, self.output_rows(weights)]]
+            for block, call, weights in self.parts():
+                current[:] = [weights]
                 waiting.update(statistics)
                 # What the last site's layers make of their input nobody asks for.
                 with suppress(_AllSeen):

@@ -177,9 +177,11 @@ class BlockLoss:
     def over_all(self, tensors: Mapping[str, Tensor]) -> float:
         """The loss over all batches, every row counted by its weight."""
         total = sum(
-            float(self.of_step(tensors, index)) * rows for index, rows in enumerate(self.rows)
+            float(self.of_step(tensors, index, clips, 1.0))
+            for index, call in enumerate(self._calls)
+            for clips in call.parts()
         )
-        return total / max(sum(self.rows), 1)
+        return total / (sum(self.rows) or 1)
 
 
 def reconstruct(context: BlockContext, learnable: Learnable, schedule: Schedule) -> Reconstruction:

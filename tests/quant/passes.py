@@ -165,7 +165,7 @@ def rewrite_blocks(
     for captured in CalibrationPass(model, architecture, batches).captured_blocks():
         context = BlockContext(
             model, architecture, captured.block, captured.module,
-            captured.calls, captured.row_weights, formats,
+            list(captured.calls), captured.row_weights, formats,
         )  # fmt: skip
         # As in a run that measures errors: statistics are there before anything is rewritten.
         for site in captured.block.sites:
@@ -328,6 +328,6 @@ def contexts_with_targets(checkpoint: Checkpoint) -> Iterator[BlockContext]:
     ).captured_blocks():
         yield BlockContext(
             model, checkpoint.architecture, captured.block, captured.module,
-            captured.calls, captured.row_weights, formats_of(checkpoint, Grid(4)),
+            list(captured.calls), captured.row_weights, formats_of(checkpoint, Grid(4)),
             captured.outputs(),
         )  # fmt: skip

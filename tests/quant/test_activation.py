@@ -338,7 +338,7 @@ def test_observing_again_bypasses_the_quantizers(whisper: Checkpoint) -> None:
     captured = next(CalibrationPass(model, whisper.architecture, batches).captured_blocks())
     context = BlockContext(
         model, whisper.architecture, captured.block, captured.module,
-        captured.calls, captured.row_weights, formats_of(whisper, Grid(4)),
+        list(captured.calls), captured.row_weights, formats_of(whisper, Grid(4)),
     )  # fmt: skip
     with_quantizers = {site: context.statistics(site) for site in captured.block.sites}
     for layer in map(context.layer, captured.block.layers):

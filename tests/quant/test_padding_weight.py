@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quant.passes import GRID, batches_of, formats_of
 from torch import Tensor
 
+from edge_asr.calibration import capture
 from edge_asr.calibration.batches import CalibrationBatch, frame_weights
 from edge_asr.calibration.capture import CalibrationPass, KeptOutputs
 from edge_asr.models.loading import Checkpoint
@@ -24,6 +25,13 @@ from edge_asr.quant.transform.awq import attention_losses, rounded_under
 WEIGHT = 0.25
 
 
+@pytest.fixture(autouse=True, params=[1, capture.ROWS_AT_ONCE])
+def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips one by one, and all of a batch together."""
+    monkeypatch.setattr(capture, "ROWS_AT_ONCE", request.param)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=4),
     st.integers(0, 25),
@@ -67,7 +75,7 @@ def padded_contexts(checkpoint: Checkpoint, stride: int) -> Iterator[BlockContex
     for captured in passing.captured_blocks():
         yield BlockContext(
             model, architecture, captured.block, captured.module,
-            captured.calls, captured.row_weights, formats_of(checkpoint, GRID),
+            list(captured.calls), captured.row_weights, formats_of(checkpoint, GRID),
             KeptOutputs(one + 0.1 * torch.randn_like(one) for one in captured.outputs()),
         )  # fmt: skip
 

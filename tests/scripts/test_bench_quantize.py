@@ -121,7 +121,8 @@ def test_products_run_every_layer_as_often_as_gptq_does(checkpoint: Checkpoint) 
     counts = counted(checkpoint, gptq)
     assert counted(checkpoint, alone) == counts
     blocks = checkpoint.architecture.blocks(checkpoint.model.config)
-    assert set(counts) == {name for block in blocks for name in block.layers}
+    names = [name for block in blocks for name in block.layers]
+    assert set(counts) == set(names[:-1]), "nobody reads what the last layer gives"
     assert set(counts.values()) == {len(batches), 2 * len(batches)}
 
 

@@ -112,10 +112,9 @@ def attention_losses(
         name for name in memory if name.startswith(f"{reader}.") and name not in site.layers
     ]
     losses = [0.0] * len(candidates)
-    for call, weights in zip(context.calls_of(attention), context.row_weights, strict=True):
+    for call, weights in context.calls_of(attention):
         if not weights.any():
             continue
-        weights = weights[:, context.output_rows(weights)]
         counted = weights > 0
         weight = weights[counted][:, None].double()
         with _outputs(context.model, unchanged) as known:
