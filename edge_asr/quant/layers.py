@@ -8,7 +8,7 @@ the model and rebuilt by its name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,13 @@ modules: Registry[StoredModule] = Registry("module")
 
 
 class RuntimeOp(StoredModule):
-    """An operation on activations that runs with the model."""
+    """An operation on activations that runs with the model.
+
+    Attributes:
+        in_float32: It computes in float32, whatever the layers around it compute in.
+    """
+
+    in_float32: ClassVar[bool] = True
 
     @property
     def macs_per_row(self) -> int:
