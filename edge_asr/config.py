@@ -17,7 +17,7 @@ from pydantic import Field
 
 import edge_asr
 from edge_asr.errors import UserError
-from edge_asr.models.decoding import Decoding
+from edge_asr.models.decoding import Decoding, Dtype
 from edge_asr.quant.scheme import DEFAULT, Scheme
 from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, Seed, build
 from edge_asr.store.files import parse_size
@@ -82,20 +82,23 @@ class SchemeSettings(Checked):
 
 
 @dataclass(frozen=True)
-class Shorthands(Checked):
-    """The same for one stack.
+class StackSettings(Checked):
+    """Settings of one stack: shorthands of the scheme, and what it computes in.
 
     Attributes:
         bits: Weight bits of this stack.
         group_size: Columns that share a scale in this stack.
         symmetric: No zero point in this stack, and by which convention.
         act_bits: Activation bits of this stack.
+        dtype: What this stack transcribes in; null: float32 on a CPU, as the checkpoint is stored
+            elsewhere.
     """
 
     bits: WeightBits = DEFAULT
     group_size: GroupSize = DEFAULT
     symmetric: Symmetric = DEFAULT
     act_bits: ActivationBits = DEFAULT
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,8 @@ class Settings(Checked):
         calibration: Clips to calibrate on.
         protocol: How hypotheses are scored.
         decode: How the decoder is told to write.
-        encoder: Shorthands for the encoder alone.
-        decoder: Shorthands for the decoder alone.
+        encoder: Settings of the encoder alone.
+        decoder: Settings of the decoder alone.
         bits: Shorthand of the scheme: weight bits; default: what recipe and scheme say, else 4.
         act_bits: Shorthand: activation bits, a scale a token; null: float.
         group_size: Shorthand: columns that share a scale; null: one scale an output channel.
@@ -194,8 +197,8 @@ class Settings(Checked):
     calibration: CalibrationSettings
     protocol: ProtocolSettings
     decode: Decoding = field(default_factory=Decoding)
-    encoder: Shorthands = field(default_factory=Shorthands)
-    decoder: Shorthands = field(default_factory=Shorthands)
+    encoder: StackSettings = field(default_factory=StackSettings)
+    decoder: StackSettings = field(default_factory=StackSettings)
     bits: WeightBits = DEFAULT
     act_bits: ActivationBits = DEFAULT
     group_size: GroupSize = DEFAULT
@@ -225,13 +228,10 @@ class Settings(Checked):
     @property
     def shorthands(self) -> dict[str, dict[str, Any]]:
         """The shorthands of the scheme by stack, "" for both; later ones win."""
-        everywhere = {
-            name: getattr(self, name) for name in ("bits", "group_size", "symmetric", "act_bits")
-        }
+        names = ("bits", "group_size", "symmetric", "act_bits")
+        stacks = {"": self, "encoder": self.encoder, "decoder": self.decoder}
         return {
-            "": everywhere,
-            "encoder": dataclasses.asdict(self.encoder),
-            "decoder": dataclasses.asdict(self.decoder),
+            stack: {name: getattr(given, name) for name in names} for stack, given in stacks.items()
         }
 
     @property

@@ -13,7 +13,7 @@ from rich.text import Text
 from edge_asr.cli.catalogue import MISSING, Choice, Setting, choices, class_settings
 from edge_asr.cli.compose import NEEDED, SHARED, Composer
 from edge_asr.cli.overrides import parse
-from edge_asr.config import Settings, Shorthands
+from edge_asr.config import Settings, StackSettings
 from edge_asr.models.decoding import Decoding
 from edge_asr.settings import show_value
 
@@ -79,7 +79,7 @@ def _sections(
     run = [one for one in class_settings(Settings) if one.name not in nested]
     yield "The run", (_row(one, "", plain.get(one.name)) for one in run)
     yield "Decoding", _rows(class_settings(Decoding), "decode", plain["decode"])
-    stacks = class_settings(Shorthands)
+    stacks = class_settings(StackSettings)
     yield (
         "One stack alone",
         (

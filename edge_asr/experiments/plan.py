@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edge_asr.calibration.batches import DrawnClip, draw_clips
 from edge_asr.config import CalibrationSettings, Settings
 from edge_asr.data.corpus import Corpus
@@ -16,6 +18,7 @@ from edge_asr.data.sources import Source, sources
 from edge_asr.errors import UserError
 from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.experiments.labels import folder_name, method_label
+from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
 from edge_asr.models.loading import read_config
@@ -112,6 +115,11 @@ class Plan:
     def tokens_per_second(self) -> float | None:
         """Cap on generated tokens a second of audio, or None."""
         return _tokens_per_second(self.settings, self.architecture)
+
+    @property
+    def dtypes(self) -> StackDtypes:
+        """What the stacks transcribe in."""
+        return _dtypes(self.settings, self.files)
 
     @property
     def model_name(self) -> str:
@@ -276,6 +284,13 @@ def _tokens_per_second(settings: Settings, architecture: Architecture) -> float 
     return architecture.usual_tokens_per_second(settings.decode.language) if own is None else own
 
 
+def _dtypes(settings: Settings, files: CheckpointFiles) -> StackDtypes:
+    own: Any = "float32"
+    if torch.device(settings.device).type != "cpu":
+        own = str(files.usual_dtype).removeprefix("torch.")
+    return StackDtypes(settings.encoder.dtype or own, settings.decoder.dtype or own)
+
+
 def _calibrate(
     settings: Settings,
     files: CheckpointFiles,
@@ -353,7 +368,7 @@ def _transcribe(
             "max_new_tokens": settings.max_new_tokens,
             "tokens_per_second": _tokens_per_second(settings, architecture),
             "decode": dataclasses.asdict(settings.decode),
-            "dtype": "float32",
+            "dtype": dataclasses.asdict(_dtypes(settings, files)),
             # Nobody has shown that an accelerator finds the same digits as a processor.
             "device": settings.device.partition(":")[0],
             "runtime": [settings.runtime, runtimes[settings.runtime].version],

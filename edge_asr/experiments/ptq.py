@@ -213,6 +213,8 @@ def _record(
             "language": first.notes["language"],
             "task": first.notes["task"],
             "suppression": settings.decode.suppression,
+            "encoder_dtype": plan.dtypes.encoder,
+            "decoder_dtype": plan.dtypes.decoder,
         },
         worst=worst_utterances(scored),
     )

@@ -20,6 +20,7 @@ from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
 from edge_asr.experiments.plan import DataSet, Plan
 from edge_asr.experiments.sections import layer_sections, quantized_summary
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
+from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.languages import language_conflict
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model, save_model
@@ -282,7 +283,7 @@ class Steps:
             stage = f"transcribe {data.name} ({which} model)"
             self.progress(stage, 0, len(data.corpus))
             rows = transcribe(
-                self._runtime(checkpoint),
+                self._runtime(checkpoint, plan.dtypes),
                 data.corpus,
                 DecodeSettings(
                     settings.batch_size, settings.max_new_tokens, too_long=settings.decode.too_long
@@ -308,9 +309,9 @@ class Steps:
 
         return build
 
-    def _runtime(self, checkpoint: Checkpoint) -> Runtime:
+    def _runtime(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> Runtime:
         runtime: Any = runtimes[self.plan.settings.runtime]
-        return runtime(checkpoint)
+        return runtime(checkpoint, dtypes)
 
 
 def check_languages(data: DataSet, language: str | None) -> None:

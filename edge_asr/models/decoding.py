@@ -11,6 +11,16 @@ from edge_asr.settings import Checked
 
 Task = Literal["transcribe", "translate"]
 TooLong = Literal["cut", "error"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class StackDtypes:
+    """What each stack computes in while it transcribes; runtime ops and input quantizers always
+    compute in float32."""
+
+    encoder: Dtype = "float32"
+    decoder: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -52,3 +62,4 @@ class Decoding(Checked):
 
 
 AS_PUBLISHED = Decoding()
+IN_FLOAT32 = StackDtypes()

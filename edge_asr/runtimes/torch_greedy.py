@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from edge_asr.errors import UserError, first_line
+from edge_asr.memory import is_out_of_memory
+from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.families.base import end_tokens
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
@@ -26,10 +29,11 @@ class TorchRuntime(Runtime):
     # 2: a search of our own in place of the library's.
     version = 2
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> None:
         self.checkpoint = checkpoint
+        self.dtypes = dtypes
         architecture = checkpoint.architecture
-        self._model = decoding_model(checkpoint)
+        self._model = decoding_model(checkpoint, dtypes)
         self._encoder = self._model.get_submodule(architecture.encoder_module)
         self._decoder = self._model.get_submodule(architecture.decoder_module)
         self._head = self._model.get_submodule(architecture.head)
@@ -51,6 +55,18 @@ class TorchRuntime(Runtime):
         """The encoder's keyword inputs, on the processor."""
         return self.checkpoint.architecture.model_inputs(self.checkpoint.feature_extractor, clips)
 
+    def warm_up(self) -> None:
+        """Raises UserError where the device cannot compute in the dtypes."""
+        try:
+            super().warm_up()
+        except (RuntimeError, TypeError) as error:
+            if self.dtypes == IN_FLOAT32 or is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"encoder.dtype={self.dtypes.encoder}, decoder.dtype={self.dtypes.decoder}: "
+                f"{self._model.device} cannot compute in them ({first_line(error)}); use float32"
+            ) from error
+
     def decode(self, prepared: Features, limits: Sequence[int]) -> DecodedBatch:
         clock = _Clock(self._model.device)
         with torch.inference_mode():
@@ -65,11 +81,12 @@ class TorchRuntime(Runtime):
     def _encode(self, features: Features) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The encoder's output [clips, frames, width], and what hides padding from the decoder."""
         model = self._model
+        dtypes = [getattr(torch, one) for one in (self.dtypes.encoder, self.dtypes.decoder)]
         inputs = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            name: value.to(model.device, dtypes[0] if value.is_floating_point() else None)
             for name, value in features.items()
         }
-        memory = self._encoder(**inputs).last_hidden_state
+        memory = self._encoder(**inputs).last_hidden_state.to(dtypes[1])
         return memory, self.checkpoint.architecture.memory_mask(inputs, memory.shape[1])
 
     def _transcripts(self, found: Sequence[FoundTokens]) -> tuple[Transcript, ...]:

@@ -292,8 +292,9 @@ class Stage:
 class Record:
     """Everything one run found and everything needed to repeat it.
 
-    `keys` are those of its steps in a store. `decoding` is what the decoder was told (language,
-    task, suppression). Up to schema 3 `hypotheses_file` names the hypotheses of the only data set.
+    `keys` are those of its steps in a store. `decoding` is what was decoded and how (language,
+    task, suppression, dtypes). Up to schema 3 `hypotheses_file` names the hypotheses of the only
+    data set.
     """
 
     run_id: str

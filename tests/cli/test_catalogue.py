@@ -18,7 +18,7 @@ from edge_asr.config import (
     ProtocolSettings,
     SchemeSettings,
     Settings,
-    Shorthands,
+    StackSettings,
 )
 
 CHOICES = [one for one in choices() if one.group != "runtime"]
@@ -48,7 +48,7 @@ def test_every_choice_and_setting_has_a_sentence(choice: Choice) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        Settings, ModelSettings, SchemeSettings, Shorthands, DataSettings, CalibrationSettings,
+        Settings, ModelSettings, SchemeSettings, StackSettings, DataSettings, CalibrationSettings,
         ProtocolSettings,
     ],
 )  # fmt: skip

@@ -308,3 +308,19 @@ def test_quantized_models_beyond_the_cap_go_and_their_results_stay(
     assert done == []
     assert again.record.method == first.record.method
     assert again.record.cost == first.record.cost
+
+
+def test_a_dtype_is_of_transcribing_alone(plan: Callable[..., Plan]) -> None:
+    """Null is float32 on a processor; nothing is calibrated or quantized in another one."""
+    plain, *others = (
+        plan("method=gptq", *more)
+        for more in (
+            (),
+            ("encoder.dtype=float32", "decoder.dtype=null"),
+            ("encoder.dtype=bfloat16",),
+            ("decoder.dtype=float16",),
+        )
+    )
+    assert all(one.quantize == plain.quantize for one in others)
+    assert [one.run_id == plain.run_id for one in others] == [True, False, False]
+    assert others[1].run_id != others[2].run_id
