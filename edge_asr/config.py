@@ -138,7 +138,7 @@ class CalibrationSettings(Checked):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     seed: Seed = 0
     allow_overlap: bool = False
-    padding_weight: Fraction = 0.0
+    padding_weight: Fraction = 0.125
     pack: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
