@@ -229,7 +229,8 @@ def heard_data(
     """The utterances of a table, and what every run heard otherwise; None without hypotheses.
 
     Of a run and utterance: 0, or what differs, as [place in the reference, its words from there
-    on, the words heard instead]. Utterances with most errors come first.
+    on, the words heard instead]. Of an utterance: id, reference, and its place in the data. Those
+    with most errors come first.
     """
     ids = [str(frame["run_id"][row]) for row in contest.places] or [
         str(run_id) for run_id in frame["run_id"] if run_id in aligned
@@ -237,17 +238,16 @@ def heard_data(
     if not ids:
         return None
     first = aligned[ids[0]]
-    places = [(name, key) for name, utterances in first.items() for key in utterances]
-    errors = {
-        place: sum(aligned[one][place[0]][place[1]].errors for one in ids) for place in places
-    }
-    places.sort(key=lambda place: -errors[place])
+    given = [(name, key) for name, utterances in first.items() for key in utterances]
+    errors = {place: sum(aligned[one][place[0]][place[1]].errors for one in ids) for place in given}
+    order = sorted(range(len(given)), key=lambda place: -errors[given[place]])
+    places = [given[place] for place in order]
     several = len(first) > 1
     return {
         "total": len(places),
         "utterances": [
-            [f"{name}: {key}" if several else key, first[name][key].reference]
-            for name, key in places
+            [f"{name}: {key}" if several else key, first[name][key].reference, place]
+            for place, (name, key) in zip(order, places, strict=True)
         ],
         "runs": {
             one: [_differences(aligned[one][name][key]) or 0 for name, key in places] for one in ids

@@ -22,6 +22,7 @@ from edge_asr.report.clips import Clips
 from edge_asr.report.page import page
 from edge_asr.report.page_data import packed_details
 from edge_asr.report.read import Run
+from edge_asr.report.ship import Contest, advice
 from edge_asr.report.tables import tables
 from edge_asr.store.record import Interval, Record
 
@@ -90,7 +91,8 @@ def test_the_page_holds_what_the_table_and_the_files_hold(report: Path) -> None:
     assert run["command"] is None  # its settings are not a run's
     heard = details["heard"][table["slug"]]
     assert heard["total"] == len(heard["utterances"]) == 60
-    place = [name for name, _ in heard["utterances"]].index("clip 1")
+    place = [name for name, *_ in heard["utterances"]].index("clip 1")
+    assert heard["utterances"][place][2] == 1
     words = heard["utterances"][place][1].split()
     edits = heard["runs"][table["values"]["run_id"][2]][place]
     assert all(start + count <= len(words) for start, count, _ in edits)
@@ -188,6 +190,27 @@ def test_a_budget_is_answered_as_on_the_command_line(
     assert "Nothing is within this budget; the least of each: 0.0500 MB" in shown.inner_text(
         "#advice"
     )
+    assert said == []
+
+
+@pytest_browser
+def test_rows_without_hypotheses_are_compared_as_the_command_does(
+    browser: Any, make_record: RecordMaker, tmp_path: Path
+) -> None:
+    runs = {
+        one.run_id: Run(tmp_path, one)
+        for one in (make_record("awq", 4, 26.0), make_record("gptq", 2, 26.5))
+    }
+    found = tables([run.record for run in runs.values()])
+    path = tmp_path / "report.html"
+    path.write_text(page(found, runs, {}), encoding="utf-8")
+    shown, said = opened(browser, path)
+    (frame,) = found.values()
+    told = advice(Contest(frame), {})[3].strip()
+    assert ": +0.5 [-2.0, 3.0], unpaired; 26.5 [24.8, 28.3]" in told
+    assert told.replace(" %,", " % WER,") in shown.inner_text("#advice")
+    assert "The smallest file of them: whisper-micro gptq" in shown.inner_text("#advice")
+    assert "No hypotheses lay beside these records" in shown.inner_text("#heard-count")
     assert said == []
 
 

@@ -10,7 +10,7 @@ const byId = (id) => document.getElementById(id);
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
-    if (key in made && key !== "list") made[key] = value;
+    if (key in made) made[key] = value;
     else made.setAttribute(key, value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));

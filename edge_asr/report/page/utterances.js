@@ -50,19 +50,19 @@ function utteranceItem(one) {
 
 function collect(heard, rows) {
   const query = byId("words").value.toLowerCase().trim();
-  const utterances = heard.utterances.map(([id, text], place) => {
+  const utterances = heard.utterances.map(([id, text, given], place) => {
     const runs = rows.map((row) => {
       const edits = heard.runs[view.table.values.run_id[row]][place] || [];
       return { row, edits, errors: errorsIn(edits) };
     });
     const total = d3.sum(runs, (run) => run.errors);
     const apart = d3.max(runs, (run) => run.errors) - d3.min(runs, (run) => run.errors);
-    return { id, text, words: text.split(" "), runs, total, apart, place };
+    return { id, text, words: text.split(" "), runs, total, apart, given };
   });
   const matches = ({ id, text, runs }) =>
     [id, text, ...runs.flatMap((run) => run.edits.map((edit) => edit[2]))].some((one) => one.toLowerCase().includes(query));
-  const order = { worst: (one) => -one.total, apart: (one) => -one.apart, given: (one) => one.place }[byId("order").value];
-  return d3.sort(query ? utterances.filter(matches) : utterances, order, (one) => one.place);
+  const order = { worst: (one) => -one.total, apart: (one) => -one.apart, given: (one) => one.given }[byId("order").value];
+  return d3.sort(query ? utterances.filter(matches) : utterances, order, (one) => one.given);
 }
 
 function showUtterances() {
