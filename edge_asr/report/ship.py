@@ -214,7 +214,7 @@ def advice(contest: Contest, budget: Mapping[str, float]) -> list[str]:
     if smallest := _smallest(frame, winner, close):
         lines.append(smallest)
     if len(close) < len(rivals):
-        lines.append(f"{len(rivals) - len(close)} more are worse by more than chance explains.")
+        lines.append(f"Worse by more than chance explains: {len(rivals) - len(close)}.")
     if rivals:
         lines.append(PAIRED if all(one.paired for one in rivals) else UNPAIRED)
     return lines

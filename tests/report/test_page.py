@@ -184,8 +184,8 @@ def test_a_budget_is_answered_as_on_the_command_line(
     assert text.startswith("whisper-micro gptq W4 g64: ")
     figures = text.partition(": ")[2].partition(";")[0].replace(" % WER", " %")
     assert f"whisper-micro gptq W4 g64: {figures}" in printed
-    assert "2 are worse by more than chance explains" in text
-    assert "2 more are worse by more than chance explains" in printed
+    assert "Worse by more than chance explains: 2." in text
+    assert "Worse by more than chance explains: 2." in printed
     shown.fill("#budget-size_mb", "0.0001")
     assert "Nothing is within this budget; the least of each: 0.0500 MB" in shown.inner_text(
         "#advice"

@@ -71,7 +71,7 @@ def test_the_advice_names_the_lowest_and_those_like_it(tmp_path: Path) -> None:
     assert said[0] == "Within 0.100 MB, the lowest WER of 3:"
     assert said[1].startswith(f"  whisper-micro {lowest} W4 g64: ")
     assert said[3].startswith(f"  whisper-micro {like_it} W4 g64: +")
-    assert said[4] == "1 more are worse by more than chance explains."
+    assert said[4] == "Worse by more than chance explains: 1."
     assert said[5].startswith("Compared clip by clip")
 
 

@@ -17,6 +17,14 @@ function widthOf(chart) {
   return Math.max(320, chart.clientWidth);
 }
 
+/** Room for names beside a plot, at most part of its width; what they lose is in the pointer's text. */
+function namesBeside(names, chart) {
+  const longest = d3.max(names, (name) => name.length);
+  const most = Math.max(14, Math.min(longest, Math.floor((0.45 * widthOf(chart)) / 6.8)));
+  const short = (name) => (name.length > most ? `…${name.slice(1 - most)}` : name);
+  return { marginLeft: 20 + 6.8 * Math.min(most, longest), tickFormat: short };
+}
+
 /** Put a plot in its place, one picture to those who do not see it. */
 function drawn(chart, plot, label) {
   const svg = plot.tagName === "svg" ? plot : [...plot.querySelectorAll(":scope > svg")].at(-1); // legends come first
@@ -129,7 +137,7 @@ function renderHeat() {
   const methods = d3.sort(d3.groups(cells, (cell) => cell.method),
     ([, own]) => -own.length, ([, own]) => d3.median(own, (cell) => cell.value)).map(([name]) => name);
   const models = new Set(cells.map((cell) => cell.model)).size;
-  const marginLeft = Math.min(520, 20 + 6.8 * d3.max(methods, (name) => name.length));
+  const { marginLeft, tickFormat } = namesBeside(methods, chart);
   const least = d3.min(cells, (cell) => cell.value);
   const most = Math.max(d3.quantile(cells, 0.8, (cell) => cell.value), least + 1e-6);
   const dark = (cell) => (cell.value - least) / (most - least) > 0.55;
@@ -137,7 +145,7 @@ function renderHeat() {
     width: Math.max(widthOf(chart), marginLeft + 56 * schemes.length),
     height: 90 + models * (30 + 22 * methods.length), marginLeft, marginTop: 80, marginRight: models > 1 ? 110 : 10,
     x: { domain: schemes, axis: "top", label: null, tickRotate: -35 },
-    y: { domain: methods, label: null }, fy: { label: null },
+    y: { domain: methods, label: null, tickFormat }, fy: { label: null },
     color: { scheme: "YlOrRd", domain: [least, most], clamp: true, label: MEASURES[byId("measure").value], legend: true },
     marks: [
       Plot.cell(cells, { x: "scheme", y: "method", fy: models > 1 ? "model" : undefined, fill: "value", inset: 0.5 }),

@@ -38,13 +38,13 @@ function layerChart(layers, chart) {
   const nearest = measured.filter((one) => one.before > 0);
   const rows = measured.length ? measured : layers;
   const value = measured.length ? "after" : "bits";
-  const marginLeft = 20 + 6.4 * d3.max(rows, (one) => one.name.length);
+  const { marginLeft, tickFormat } = namesBeside(rows.map((one) => one.name), chart);
   const plot = Plot.plot({
-    width: Math.max(widthOf(chart), marginLeft + 260), height: 80 + 15 * rows.length, marginTop: 50, marginLeft, marginRight: 20,
+    width: widthOf(chart), height: 80 + 15 * rows.length, marginTop: 50, marginLeft, marginRight: 20,
     x: measured.length
-      ? { label: "output error, in units of the output's variance", type: "log", tickFormat: "~g", grid: true, axis: "top", inset: 8, labelOffset: 40 }
+      ? { label: "output error, in units of the output's variance", type: "log", tickFormat: "~g", ticks: widthOf(chart) / 120, grid: true, axis: "top", inset: 8, labelOffset: 40 }
       : { label: "stored bits a weight", grid: true, axis: "top", zero: true },
-    y: { domain: rows.map((one) => one.name), label: null, grid: true },
+    y: { domain: rows.map((one) => one.name), label: null, grid: true, tickFormat },
     color: { legend: true, domain: [...new Set(rows.map((one) => one.stack))], range: ["#4269d0", "#d0641e"] },
     marks: [
       Plot.link(nearest, { y: "name", x1: "before", x2: "after", stroke: "stack", strokeOpacity: 0.5 }),

@@ -84,11 +84,11 @@ function renderAdvice() {
   fill(
     byId("advice"),
     element("p", {}, element("strong", {}, runLink(winner)), `: ${figuresOf(winner)}; the lowest WER of ${others.length + 1} within the budget.`),
-    close.length ? element("p", {}, `${close.length} are not distinguishable from it on these clips (difference in WER [95 %]):`) : null,
+    close.length ? element("p", {}, `Not distinguishable from it on these clips: ${close.length} (difference in WER [95 %])`) : null,
     close.length ? element("ul", {}, ...first) : null,
     rest.length ? element("details", {}, element("summary", {}, `${rest.length} more`), element("ul", {}, ...rest)) : null,
     smallestOf(winner, close),
-    worse ? element("p", {}, `${worse} are worse by more than chance explains.`) : null,
+    worse ? element("p", {}, `Worse by more than chance explains: ${worse}.`) : null,
     others.length ? element("p", { className: "note" }, close.every((one) => one.paired) ? report.paired : report.unpaired) : null,
   );
 }
