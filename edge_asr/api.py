@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from edge_asr.calibration.batches import calibration_batches
 from edge_asr.cli.compose import Composer, compose_settings
@@ -189,6 +190,7 @@ def quantize(
         formats,
         stored_dtype=model.stored_dtype,
         layer_errors=bool(batches),
+        dtype=getattr(torch, settings.calibration.dtype),
     )
     warnings = (*model.warnings, *said, *result.warnings)
     return dataclasses.replace(model, model=network, warnings=warnings)

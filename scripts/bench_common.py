@@ -189,7 +189,7 @@ def quantize(
     recipe: Recipe,
     formats: Mapping[str, TensorFormat],
 ) -> Quantization:
-    """Quantize the checkpoint's model in place, as a run does."""
+    """Quantize the checkpoint's model in place, as a run does by default."""
     return quantize_model(
         checkpoint.model,
         checkpoint.architecture,
@@ -197,6 +197,7 @@ def quantize(
         recipe,
         formats,
         stored_dtype=checkpoint.stored_dtype,
+        dtype=getattr(torch, CalibrationSettings.dtype),
     )
 
 

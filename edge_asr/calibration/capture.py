@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, overload
 
 import torch
@@ -38,10 +38,14 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of a module; hidden states are the first positional one."""
+    """The arguments of one call of a module; hidden states are the first positional one.
+
+    `dtype` is that of products and attention when it is run; the rest stays as the model is.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
 
     @property
     def hidden(self) -> Tensor:
@@ -50,7 +54,10 @@ class Call:
 
     def run(self, module: Callable[..., Any]) -> Tensor:
         """The module's first output."""
-        output = module(*self.args, **self.kwargs)
+        with torch.autocast(
+            self.hidden.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
+        ):
+            output = module(*self.args, **self.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def run_in_parts(self, module: Callable[..., Any]) -> Tensor:
@@ -74,11 +81,12 @@ class Call:
                 return type(value)(chosen(one) for one in value)
             return value
 
-        return Call(chosen(self.args), {name: chosen(value) for name, value in self.kwargs.items()})
+        kwargs = {name: chosen(value) for name, value in self.kwargs.items()}
+        return replace(self, args=chosen(self.args), kwargs=kwargs)
 
     def follow(self, hidden: Tensor) -> Call:
         """The same call with other hidden states, for the block that comes next."""
-        return Call((hidden, *self.args[1:]), self.kwargs)
+        return replace(self, args=(hidden, *self.args[1:]))
 
 
 class Outputs(Sequence[Tensor]):
@@ -186,12 +194,17 @@ class _FirstBlockReached(Exception):
 
 
 class CalibrationPass:
-    """One pass of calibration batches through one model."""
+    """One pass of calibration batches through one model, its blocks run in `dtype`."""
 
     def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, batches: Sequence[Batch]
+        self,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        batches: Sequence[Batch],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.architecture, self.batches = model, architecture, batches
+        self.dtype = dtype
 
     def captured_blocks(self) -> Iterator[CapturedBlock]:
         """Every block in forward order, the shared cross-attention memory between the stacks."""
@@ -211,7 +224,10 @@ class CalibrationPass:
         yield CapturedBlock(
             block,
             SharedMemory(norm, layers),
-            [Call((call.hidden[:, rows],), {}) for call, rows in zip(calls, counted, strict=True)],
+            [
+                Call((call.hidden[:, rows],), {}, self.dtype)
+                for call, rows in zip(calls, counted, strict=True)
+            ],
             [weights[:, rows] for weights, rows in zip(frames, counted, strict=True)],
             bulky=True,
         )
@@ -263,7 +279,7 @@ class CalibrationPass:
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not args:
                 args = (kwargs.pop("hidden_states"),)
-            caught.append(Call(args, dict(kwargs)))
+            caught.append(Call(args, dict(kwargs), self.dtype))
             raise _FirstBlockReached
 
         module = self.model.get_submodule(first.module)

@@ -333,6 +333,7 @@ def _quantize(
             "family": _family(architecture),
             "calibrate": None if calibrate is None else calibrate.key,
             "padding": _padding(settings, architecture) if calibrate else None,
+            "dtype": settings.calibration.dtype if calibrate else None,
             "recipe": recipe.identity,
             "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
             # The folder that is written holds the processor's files too.

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
 from edge_asr.cost.records import ModelSummary
 from edge_asr.errors import UserError
@@ -257,6 +259,7 @@ class Steps:
             plan.formats,
             stored_dtype=checkpoint.stored_dtype,
             layer_errors=plan.layer_errors,
+            dtype=getattr(torch, plan.settings.calibration.dtype),
             finished=working,
             progress=lambda text, done, total: self.progress(stage, done, total, text),
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -174,7 +174,7 @@ class BlockContext:
         if self._cut is None:
             return self.module, self.calls
         return self._cut, [
-            Call(call.args, {**call.kwargs, "weights": weights})
+            replace(call, kwargs={**call.kwargs, "weights": weights})
             for call, weights in zip(self.calls, self.row_weights, strict=True)
         ]
 
@@ -210,7 +210,7 @@ class BlockContext:
             names = dict(kwargs)
             if not args:
                 args = (names.pop("hidden_states"),)
-            caught.append(Call(args, names))
+            caught.append(Call(args, names, self.calls[0].dtype))
 
         with module.register_forward_pre_hook(catch, with_kwargs=True):
             for block, call, weights in self.parts():
@@ -238,7 +238,9 @@ class BlockContext:
 
         def watch(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                statistics[site].update(args[0], current[0])
+                # Products of statistics are none of the model's: they stay in float32.
+                with torch.autocast(args[0].device.type, enabled=False):
+                    statistics[site].update(args[0], current[0])
                 waiting.discard(site)
                 if not waiting:
                     raise _AllSeen

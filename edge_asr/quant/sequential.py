@@ -52,6 +52,7 @@ def quantize_model(
     *,
     stored_dtype: StoredDtype = lambda _: torch.float32,
     layer_errors: bool = True,
+    dtype: torch.dtype = torch.float32,
     finished: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Quantization:
@@ -66,6 +67,8 @@ def quantize_model(
         stored_dtype: The dtype in which a parameter is stored that stays floating point. Those that
             a part changes are rounded to it before later blocks see them.
         layer_errors: Measure the output error of every layer on `batches`, a diagnostic.
+        dtype: Of the products and attention of blocks that calibration batches pass through,
+            float32 or bfloat16.
         finished: A folder in which finished blocks are kept, and found again by a later call with
             the same arguments.
         progress: Called with (what goes on, blocks done, total) while a part learns, and with
@@ -77,10 +80,12 @@ def quantize_model(
         model, architecture, recipe, formats, stored_dtype, layer_errors, finished
     )
     engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
-    captured_blocks = CalibrationPass(model, architecture, batches).captured_blocks()
+    captured_blocks = CalibrationPass(model, architecture, batches, dtype).captured_blocks()
     reference = None
     if recipe.learned:
-        reference = CalibrationPass(copy.deepcopy(model), architecture, batches).captured_blocks()
+        reference = CalibrationPass(
+            copy.deepcopy(model), architecture, batches, dtype
+        ).captured_blocks()
     for done in range(len(blocks)):
         with engine.clock.phase("forward"):
             captured = next(captured_blocks)

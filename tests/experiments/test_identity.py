@@ -214,6 +214,9 @@ def test_padding_counts_in_the_key_where_it_is_heard(
     assert len({one.run_id for one in masked}) == 1
     data_free = [plan("method=hqq", *change) for change in changes]
     assert len({one.run_id for one in data_free}) == 1
+    narrow = plan("method=gptq", "calibration.dtype=bfloat16")
+    assert narrow.run_id not in {one.run_id for one in heard}
+    assert plan("method=hqq", "calibration.dtype=bfloat16").run_id == data_free[0].run_id
 
 
 class Work:

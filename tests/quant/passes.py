@@ -318,13 +318,15 @@ def quantized_by_options(
     return model, with_weights(model, result)
 
 
-def contexts_with_targets(checkpoint: Checkpoint) -> Iterator[BlockContext]:
+def contexts_with_targets(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
+) -> Iterator[BlockContext]:
     """Every block of a copy of the model, with its own outputs as targets."""
     model = copy.deepcopy(checkpoint.model)
     blocks = checkpoint.architecture.blocks(model.config)
     install_layers(model, [name for block in blocks for name in block.layers])
     for captured in CalibrationPass(
-        model, checkpoint.architecture, batches_of(checkpoint)
+        model, checkpoint.architecture, batches_of(checkpoint), dtype
     ).captured_blocks():
         yield BlockContext(
             model, checkpoint.architecture, captured.block, captured.module,
