@@ -23,6 +23,9 @@ from edge_asr.quant.stages import SiteRounding, roundings
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.settings import Count
 
+# Columns up to which a triangular matrix is inverted as a whole.
+HALVED_ABOVE = 256
+
 
 @dataclass(frozen=True)
 class InverseFactor:
@@ -94,9 +97,21 @@ def factorize(
 
 
 def inverse_of_lower(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix [columns, columns]."""
-    unit = torch.eye(len(lower), dtype=lower.dtype)
-    return torch.linalg.solve_triangular(lower, unit, upper=False)
+    """The inverse of a lower triangular matrix [columns, columns].
+
+    By halves, for solving against the unit matrix does not know which half of it is zero and so
+    takes twice the time: of [A 0; B C] it is [A^-1 0; -C^-1 B A^-1 C^-1].
+    """
+    columns = len(lower)
+    if columns <= HALVED_ABOVE:
+        unit = torch.eye(columns, dtype=lower.dtype)
+        return torch.linalg.solve_triangular(lower, unit, upper=False)
+    half = columns // 2
+    first, last = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = -(last @ (lower[half:, :half] @ first))
+    return inverse
 
 
 def gptq_round(

@@ -13,7 +13,13 @@ from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
+from edge_asr.quant.rounding.gptq import (
+    HALVED_ABOVE,
+    Gptq,
+    factorize,
+    gptq_round,
+    inverse_of_lower,
+)
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.weight import round_nearest
 
@@ -202,3 +208,13 @@ def test_dynamic_groups_refit_on_updated_weights() -> None:
 def test_impossible_settings_are_refused_by_name(options: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Gptq(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("columns", [1, 7, HALVED_ABOVE, HALVED_ABOVE + 1, 2 * HALVED_ABOVE + 3])
+def test_the_inverse_by_halves_is_that_of_the_whole(columns: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(2 * columns, columns, generator=generator, dtype=torch.float64)
+    lower = torch.linalg.cholesky(rows.T @ rows)
+    inverse = inverse_of_lower(lower)
+    torch.testing.assert_close(inverse, torch.linalg.inv(lower), rtol=1e-9, atol=1e-12)
+    assert not inverse.triu(1).any()
