@@ -15,19 +15,19 @@ with suppress(ImportError):  # Windows has none
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not allocate memory", "could not create a memory")
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 RESET_PEAK = "5"  # proc(5): "Reset the peak resident set size"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory, the processor's or an accelerator's, was not enough.
 
-    PyTorch has an exception of its own for accelerators; what allocates on the processor says so
-    in words (c10/core/impl/alloc_cpu.cpp, v2.13).
+    PyTorch has an exception of its own for accelerators, and names its allocator of the processor's
+    memory in a plain RuntimeError (c10/core/impl/alloc_cpu.cpp, v2.13).
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
 
 
 def release_freed_memory() -> None:

@@ -266,8 +266,8 @@ def bench(arguments: argparse.Namespace) -> Bench:
 def show(made: Bench) -> None:
     """Print the table, and where our time goes."""
     table = Table(
-        "model", "plain s", "ours s", "ratio", "other texts", "unexplained", "near ties", "WER plain",
-        "ours", "difference", box=None,
+        "model", "plain s", "ours s", "ratio", "other texts", "unexplained", "near ties",
+        "WER plain", "ours", "difference", box=None,
     )  # fmt: skip
     for name, one in made.comparisons.items():
         gap = one.difference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,3 +59,26 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
     reset_peak_memory()
     assert peak() < before - 100e6
     assert len(kept) == 20_000
+
+
+LIMITED = """
+import resource, numpy, torch
+from edge_asr.memory import is_out_of_memory
+before = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (before + 2**28, -1))
+for work in (torch.empty, numpy.empty, lambda count: torch.empty(count // 8).repeat(16)):
+    try:
+        work(2**28)
+    except Exception as error:
+        print(is_out_of_memory(error))
+for other in (RuntimeError("shapes do not match"), ValueError("DefaultCPUAllocator")):
+    print(is_out_of_memory(other))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_what_the_allocators_say_is_known() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "True", "True", "False", "False"]

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import compress, islice
 from pathlib import Path
@@ -21,10 +22,18 @@ from edge_asr.data.corpus import Corpus, DamagedClip, Utterance
 from edge_asr.data.overlap import audio_digest
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
+from edge_asr.memory import is_out_of_memory
 from edge_asr.models.decoding import TooLong
 from edge_asr.runtimes.base import Runtime
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.phases import PhaseSeconds
+
+
+class BatchTooLarge(MemoryError):
+    """Memory is not enough for batches of so many clips."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(f"for batches of {batch_size} clips")
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,9 @@ def transcribe(
             uninterrupted one.
         on_batch: Called with (clips done, clips in the corpus) after every batch.
 
-    Raises UserError for a clip longer than the window where the settings want an error.
+    Raises:
+        UserError: for a clip longer than the window where the settings want an error.
+        BatchTooLarge: where memory is not enough for the batch size.
     """
     earlier = {row.index: row for row in read_outputs(journal)} if journal else {}
     if journal:
@@ -108,14 +119,16 @@ def transcribe(
         # A batch is kept or decoded as a whole: its padding can change its hypotheses.
         missing = [any(one.index not in earlier for one in batch) for batch in batches]
         if any(missing) and not warm:
-            runtime.warm_up()
+            with _memory_watched(settings):
+                runtime.warm_up()
             warm = True
         prepared = _one_ahead(
             lambda batch: _prepare(runtime, batch, settings), compress(batches, missing)
         )
         for batch, wanted in zip(batches, missing, strict=True):
             if wanted:
-                rows = _decode(runtime, next(prepared), settings)
+                with _memory_watched(settings):
+                    rows = _decode(runtime, next(prepared), settings)
                 if journal:
                     _append(journal, rows)
             else:
@@ -176,6 +189,16 @@ def _prepare(runtime: Runtime, batch: Sequence[_Clip], settings: DecodeSettings)
     began = time.perf_counter()
     features = runtime.prepare(waves)
     return _Prepared(batch, waves, features, time.perf_counter() - began)
+
+
+@contextmanager
+def _memory_watched(settings: DecodeSettings) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise BatchTooLarge(settings.batch_size) from error
+        raise
 
 
 def _decode(runtime: Runtime, prepared: _Prepared, settings: DecodeSettings) -> list[ClipOutput]:

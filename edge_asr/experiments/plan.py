@@ -251,6 +251,23 @@ def float_plan(plan: Plan) -> Plan:
     )
 
 
+def with_batch_size(plan: Plan, batch_size: int) -> Plan:
+    """The same with another number of clips decoded together, so another run."""
+    settings = dataclasses.replace(plan.settings, batch_size=batch_size)
+
+    def step(one: Step) -> Step:
+        return dataclasses.replace(one, inputs={**one.inputs, "batch_size": batch_size})
+
+    data_sets = tuple(
+        dataclasses.replace(
+            one, transcribe=step(one.transcribe), transcribe_float=step(one.transcribe_float)
+        )
+        for one in plan.data_sets
+    )
+    run_id = _run_id(settings, data_sets, plan.quantize)
+    return dataclasses.replace(plan, settings=settings, data_sets=data_sets, run_id=run_id)
+
+
 def overlap_warnings(settings: Settings, shared: int) -> list[str]:
     """That `shared` calibration clips are transcribed too, if there are any and that is allowed.
 

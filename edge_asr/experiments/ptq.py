@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +25,16 @@ from edge_asr.evaluation.scoring import (
     score_data_set,
     worst_utterances,
 )
+from edge_asr.evaluation.transcribe import BatchTooLarge
 from edge_asr.experiments.files import write_alignments, write_manifest
-from edge_asr.experiments.plan import DataSet, Plan, float_plan, make_plan, overlap_warnings
+from edge_asr.experiments.plan import (
+    DataSet,
+    Plan,
+    float_plan,
+    make_plan,
+    overlap_warnings,
+    with_batch_size,
+)
 from edge_asr.experiments.sections import (
     data_section,
     float_summary,
@@ -58,6 +69,7 @@ from edge_asr.store.record import (
     write_record,
 )
 
+log = logging.getLogger(__name__)
 LONGEST_SOURCE = 120  # of a damaged clip, in a warning
 
 
@@ -94,13 +106,31 @@ def run_experiment(settings: Settings, progress: Progress = silent) -> Outcome:
 
 
 def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
+    """The run, or with half of the batch size, whole, as often as memory is not enough."""
+    steps = Steps(plan, store, progress)
+    while True:
+        asked = steps.plan.settings.batch_size
+        try:
+            return _complete(steps)
+        except BatchTooLarge as error:
+            if asked == 1:
+                raise
+            said = f"batch_size={asked // 2}: memory was not enough {error}"
+        with suppress(OSError):
+            steps.plan.folder.rmdir()  # there if it was made for this
+        log.warning(said)
+        smaller = with_batch_size(steps.plan, asked // 2)
+        steps = dataclasses.replace(steps, plan=smaller, warnings=[said])
+
+
+def _complete(steps: Steps) -> Outcome:
+    plan, store = steps.plan, steps.store
     settings, plain = plan.settings, float_plan(plan)
     done, baseline = _stored(plan), _stored(plain)
     if done is not None and not settings.rerun and (plan.quantize is None or _compared(done)):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
     _make_writable(plan)
     store.check_writable()
-    steps = Steps(plan, store, progress)
     floats: list[Artefact | None] = [None] * len(plan.data_sets)
     if plan.quantize is not None:
         # First, while the model that is loaded is the float one.
@@ -117,7 +147,7 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
     known = [found for found in floats if found is not None]
     complete = len(known) == len(floats)
     if complete and baseline is None:
-        baseline = _write(plain, Steps(plain, store), known, None)
+        baseline = _write(plain, Steps(plain, store, warnings=steps.warnings), known, None)
     record = _write(plan, steps, heard, known if complete else None)
     store.prune(settings.store_cap_bytes, QUANTIZE)
     return Outcome(record, plan.folder, False, baseline)
@@ -203,7 +233,7 @@ def _record(
         cost=CostSection(cost_of(quantized, workloads), cost_of(plain, workloads)),
         stages=tuple(stages.values()),
         seeds={"calibration": settings.calibration.seed, "bootstrap": settings.protocol.seed},
-        warnings=_warnings(plan, heard, scored),
+        warnings=(*steps.warnings, *_warnings(plan, heard, scored)),
         keys=keys,
         data=tuple(
             data_section(plan, data, output_rows(artefact))

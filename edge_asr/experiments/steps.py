@@ -81,12 +81,14 @@ class Steps:
     Attributes:
         plan, store, progress: See there.
         stages: Seconds of what has been made or taken.
+        warnings: What the record is to say of the run.
     """
 
     plan: Plan
     store: Store
     progress: Progress = silent
     stages: list[Stage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _float: Checkpoint | None = None
     _quantized: Checkpoint | None = None
     _quantized_anew: bool = False
