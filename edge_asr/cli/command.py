@@ -26,6 +26,7 @@ from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.cli.progress import logged, shown_progress
 from edge_asr.config import CONF, Settings
 from edge_asr.errors import UserError, first_line
+from edge_asr.processes import Processes
 
 if TYPE_CHECKING:
     from edge_asr.experiments.ptq import Outcome
@@ -144,12 +145,17 @@ def run_one(
 ) -> None:
     """Make one run and show what came of it, by default its row.
 
+    Where several processes make it, the main one does the showing.
+
     Raises UserError for what the user can mend.
     """
     from edge_asr.experiments.plan import check_settings
     from edge_asr.experiments.ptq import run_experiment
 
     check_settings(settings)
+    if not Processes.of_environment().is_main:
+        run_experiment(settings)
+        return
     if first:
         _tell_store(settings)
     with logged(), shown_progress() as progress:

@@ -90,6 +90,7 @@ def transcribe(
     settings: DecodeSettings,
     journal: Path | None = None,
     on_batch: Callable[[int, int], None] = lambda *_: None,
+    part: tuple[int, int] = (0, 1),
 ) -> list[ClipOutput]:
     """Transcribe every clip of `corpus` greedily, in corpus order.
 
@@ -101,6 +102,7 @@ def transcribe(
             with the same arguments left there are kept, so that the result is that of an
             uninterrupted one.
         on_batch: Called with (clips done, clips in the corpus) after every batch.
+        part: Which of how many parts of the batches; the rows are then only of those.
 
     Raises:
         UserError: for a clip longer than the window where the settings want an error.
@@ -115,7 +117,7 @@ def transcribe(
     while window := list(islice(items, settings.sort_window)):
         clips = [one for one in window if isinstance(one, _Clip)]
         done |= {one.index: one for one in window if isinstance(one, ClipOutput)}
-        batches = list(_batches(clips, settings.batch_size))
+        batches = list(_batches(clips, settings.batch_size))[part[0] :: part[1]]
         # A batch is kept or decoded as a whole: its padding can change its hypotheses.
         missing = [any(one.index not in earlier for one in batch) for batch in batches]
         if any(missing) and not warm:

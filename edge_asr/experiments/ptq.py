@@ -54,6 +54,7 @@ from edge_asr.experiments.steps import (
     stage_name,
 )
 from edge_asr.models.loading import check_device
+from edge_asr.processes import Processes
 from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.environment import current_environment
@@ -95,7 +96,8 @@ def run_experiment(settings: Settings, progress: Progress = silent) -> Outcome:
     Raises:
         UserError: for whatever the user can mend; no record is written then.
     """
-    check_device(settings.device)
+    processes = Processes.of_environment()
+    check_device(processes.device(settings.device))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     store = Store(settings.store_folder)
@@ -125,8 +127,8 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
 
 def _complete(steps: Steps) -> Outcome:
     plan, store = steps.plan, steps.store
-    settings, plain = plan.settings, float_plan(plan)
-    done, baseline = _stored(plan), _stored(plain)
+    settings, plain, processes = plan.settings, float_plan(plan), steps.processes
+    done, baseline = processes.from_main((_stored(plan), _stored(plain)))
     if done is not None and not settings.rerun and (plan.quantize is None or _compared(done)):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
     _make_writable(plan)
@@ -146,10 +148,14 @@ def _complete(steps: Steps) -> Outcome:
         ]
     known = [found for found in floats if found is not None]
     complete = len(known) == len(floats)
-    if complete and baseline is None:
-        baseline = _write(plain, Steps(plain, store, warnings=steps.warnings), known, None)
-    record = _write(plan, steps, heard, known if complete else None)
-    store.prune(settings.store_cap_bytes, QUANTIZE)
+    record = None
+    if processes.is_main:
+        if complete and baseline is None:
+            baseline = _write(plain, Steps(plain, store, warnings=steps.warnings), known, None)
+        record = _write(plan, steps, heard, known if complete else None)
+        store.prune(settings.store_cap_bytes, QUANTIZE)
+    record, baseline = processes.from_main((record, baseline))
+    assert record is not None, "the main process has written it"
     return Outcome(record, plan.folder, False, baseline)
 
 

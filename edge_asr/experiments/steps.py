@@ -8,28 +8,32 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
 
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
 from edge_asr.cost.records import ModelSummary
+from edge_asr.data.corpus import Corpus
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
-from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
+from edge_asr.evaluation.transcribe import BatchTooLarge, DecodeSettings, transcribe
 from edge_asr.experiments.plan import DataSet, Plan
 from edge_asr.experiments.sections import layer_sections, quantized_summary
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.languages import language_conflict
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.processes import Processes
 from edge_asr.quant.model_folder import load_model, save_model
 from edge_asr.quant.result import Quantization
 from edge_asr.quant.sequential import quantize_model
 from edge_asr.runtimes.base import Runtime, runtimes
-from edge_asr.store.artefacts import Artefact, Step, Store
+from edge_asr.store.artefacts import Artefact, Build, Step, Store
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite, parse
 from edge_asr.store.record import FLOAT_METHOD, LayerSection, Stage
@@ -82,6 +86,7 @@ class Steps:
         plan, store, progress: See there.
         stages: Seconds of what has been made or taken.
         warnings: What the record is to say of the run.
+        processes: Those that make them together.
     """
 
     plan: Plan
@@ -89,6 +94,7 @@ class Steps:
     progress: Progress = silent
     stages: list[Stage] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    processes: Processes = field(default_factory=Processes.of_environment)
     _float: Checkpoint | None = None
     _quantized: Checkpoint | None = None
     _quantized_anew: bool = False
@@ -103,7 +109,7 @@ class Steps:
             self._float = load_checkpoint(
                 self.plan.files,
                 name=self.plan.model_name,
-                device=settings.device,
+                device=self.processes.device(settings.device),
                 tokens_per_second=settings.model.tokens_per_second,
                 decoding=settings.decode,
             )
@@ -116,7 +122,8 @@ class Steps:
         if self._quantized is None:
             self.progress("load the quantized model")
             settings = self.plan.settings
-            loaded = load_model(artefact.folder, settings.device, settings.decode)
+            device = self.processes.device(settings.device)
+            loaded = load_model(artefact.folder, device, settings.decode)
             # Names and caps are of this run, not of the one that quantized.
             self._quantized = dataclasses.replace(
                 loaded,
@@ -130,7 +137,7 @@ class Steps:
         step = self.plan.quantize
         assert step is not None, "a float run quantizes nothing"
         again = self.plan.settings.rerun and not self._quantized_anew
-        if not again and (found := self.store.find(step)):
+        if not again and (found := self._find(step)):
             return self._taken(found)
         # Before the step itself, whose seconds and memory are its own.
         said: list[str] = []
@@ -147,7 +154,7 @@ class Steps:
     def transcribe(self, data: DataSet) -> Artefact:
         """The transcribe step of this plan's model on one data set."""
         step, again = data.transcribe, self.plan.settings.rerun
-        if not again and (found := self.store.find(step)):
+        if not again and (found := self._find(step)):
             # It tells of the steps before it, whose artefacts need not be there any more.
             known = {stage.name for stage in self.stages}
             earlier = [Stage(**{**one, "stored": True}) for one in found.notes["stages"]]
@@ -158,16 +165,20 @@ class Steps:
         else:
             checkpoint = self.quantized_checkpoint()
             build = self._transcriber(data, checkpoint, self.quantize())
-        return self._make(step, build, again=again, name=stage_name(self.plan, data))
+        name = stage_name(self.plan, data)
+        return self._make(step, build, again=again, name=name, together=True)
 
     def transcribe_float_if_free(self, data: DataSet) -> Artefact | None:
         """The float model's hypotheses; None while another process is making them, for no
         quantized run waits for a float run."""
         step = data.transcribe_float
-        if found := self.store.find(step):
+        if found := self._find(step):
             return found
-        build = self._transcriber(data, self.float_checkpoint())
-        artefact = self.store.make_if_free(step, build)
+        artefact = self._by_main(
+            lambda build: self.store.make_if_free(step, build),
+            self._transcriber(data, self.float_checkpoint()),
+            together=True,
+        )
         if artefact is None:
             log.info("another process is making the float hypotheses; going on without")
         else:
@@ -182,6 +193,7 @@ class Steps:
         *,
         again: bool,
         name: str | None = None,
+        together: bool = False,
     ) -> Artefact:
         """Make a step or take it from the store, and note it as the stage `name`, or its own."""
         made, stage = False, name or step.name
@@ -191,11 +203,42 @@ class Steps:
             made = True
             return build(folder, working)
 
-        artefact = self.store.make(step, noting, again=again, on_wait=self.progress)
+        artefact = self._by_main(
+            lambda build: self.store.make(step, build, again=again, on_wait=self.progress),
+            noting,
+            together=together,
+        )
+        assert artefact is not None, "it is waited for"
         self._note(stage, artefact.seconds, artefact.peak_memory_bytes, stored=not made)
         what = f"{artefact.seconds:.1f} s" if made else "taken from the store"
         log.info("%s %s: %s", stage, self.plan.label, what)
         return artefact
+
+    def _by_main(
+        self, make: Callable[[Build], Artefact | None], build: Build, *, together: bool
+    ) -> Artefact | None:
+        """What the main process gets by `make`; with `together` all processes build it."""
+        artefact: Artefact | None = None
+        working: Path | None = None
+
+        def asking(folder: Path, place: Path) -> Mapping[str, Any]:
+            nonlocal working
+            working = self.processes.from_main(place)
+            return build(folder, place)
+
+        if self.processes.is_main:
+            artefact = make(asking if together else build)
+            if together and working is None:
+                self.processes.from_main(None)
+        elif together:
+            working = self.processes.from_main(working)
+            if working is not None:
+                with TemporaryDirectory() as folder:
+                    build(Path(folder), working)
+        return self.processes.from_main(artefact)
+
+    def _find(self, step: Step) -> Artefact | None:
+        return self.processes.from_main(self.store.find(step) if self.processes.is_main else None)
 
     def _taken(self, artefact: Artefact, name: str | None = None) -> Artefact:
         """Note a step that the store had, as the stage `name` or its own."""
@@ -283,17 +326,14 @@ class Steps:
         check_languages(data, checkpoint.language)
 
         def build(folder: Path, working: Path) -> Mapping[str, Any]:
-            plan, settings = self.plan, self.plan.settings
+            plan = self.plan
             which = "float" if quantized is None else "quantized"
             stage = f"transcribe {data.name} ({which} model)"
             self.progress(stage, 0, len(data.corpus))
-            rows = transcribe(
+            rows = self._heard(
                 self._runtime(checkpoint, plan.dtypes),
                 data.corpus,
-                DecodeSettings(
-                    settings.batch_size, settings.max_new_tokens, too_long=settings.decode.too_long
-                ),
-                working / OUTPUTS,
+                working,
                 lambda done, total: self.progress(stage, done, total),
             )
             write_text_atomically(folder / OUTPUTS, to_lines(rows))
@@ -313,6 +353,33 @@ class Steps:
             }
 
         return build
+
+    def _heard(
+        self,
+        runtime: Runtime,
+        corpus: Corpus,
+        working: Path,
+        on_batch: Callable[[int, int], None],
+    ) -> list[ClipOutput]:
+        """A row for every clip; the processes take turns at the batches.
+
+        Raises BatchTooLarge in all of them where one has too little memory.
+        """
+        settings, processes = self.plan.settings, self.processes
+        decoding = DecodeSettings(
+            settings.batch_size, settings.max_new_tokens, too_long=settings.decode.too_long
+        )
+        journal = working / (OUTPUTS if processes.is_main else f"{processes.index}-{OUTPUTS}")
+        part = (processes.index, processes.count)
+        rows: list[ClipOutput] | None = None
+        with suppress(BatchTooLarge):
+            rows = transcribe(runtime, corpus, decoding, journal, on_batch, part)
+        heard: dict[int, ClipOutput] = {}
+        for other in processes.gathered(rows):
+            if other is None:
+                raise BatchTooLarge(settings.batch_size)
+            heard |= {row.index: row for row in other}
+        return [heard[index] for index in sorted(heard)]
 
     def _runtime(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> Runtime:
         runtime: Any = runtimes[self.plan.settings.runtime]
