@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ MARKERS = "o^sDvP*X"
 FORMATS = ("svg", "png")
 PER_INCH = 150
 # A name may hold a dollar; the same figure is the same file.
-SETTINGS = {"svg.hashsalt": "edge_asr", "font.size": 8, "text.parse_math": False}
+SETTINGS: Any = {"svg.hashsalt": "edge_asr", "font.size": 8, "text.parse_math": False}
 
 
 def require_matplotlib() -> None:
@@ -102,7 +102,7 @@ def _point(axes: Axes, row: pd.Series, cost: str, color: object, marker: str) ->
         axes.axhline(wer, color="black", linestyle="--", linewidth=0.6)
 
 
-def _legend(figure: Figure, colors: Mapping[str, object], models: list[str]) -> None:
+def _legend(figure: Figure, colors: Mapping[str, Any], models: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
