@@ -261,7 +261,7 @@ class DataSection:
     `name` is that of its results, `origin` where it was published (path, config, split, resolved
     revision), `hypotheses_file` its manifest beside the record. `seconds` is what transcribing it
     took; `rtfx`, of a float run alone, the seconds of audio over those that the Open ASR
-    Leaderboard times.
+    Leaderboard times. Neither is a part of what is compared.
     """
 
     name: str
@@ -269,8 +269,8 @@ class DataSection:
     audio_digest: str
     origin: dict[str, str] = field(default_factory=dict)
     hypotheses_file: str | None = None
-    seconds: PhaseSeconds | None = None
-    rtfx: float | None = None
+    seconds: PhaseSeconds | None = field(default=None, compare=False)
+    rtfx: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

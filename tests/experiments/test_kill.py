@@ -84,7 +84,9 @@ def without_times(folder: Path) -> dict[str, Any]:
     for name in ("created", "stages"):
         del record[name]
     for block in record["method"]["blocks"]:
-        del block["seconds"]
+        del block["seconds"], block["phases"]
+    for data in record["data"]:
+        del data["seconds"]
     transcribed = {
         manifest.name: [
             {**json.loads(line), "time": None} for line in manifest.read_text().splitlines()
