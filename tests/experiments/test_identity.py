@@ -204,7 +204,7 @@ def test_a_recipe_that_looks_at_no_clips_has_no_calibration_in_its_key(
 def test_padding_counts_in_the_key_where_it_is_heard(
     plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    changes = (), ("calibration.padding_weight=0.125",), ("calibration.pack=true",)
+    changes = (), ("calibration.padding_weight=0.25",), ("calibration.pack=true",)
     heard = [plan("method=gptq", *change) for change in changes]
     assert len({one.run_id for one in heard}) == 3
     for one in heard[1:]:
