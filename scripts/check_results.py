@@ -21,9 +21,8 @@ import pandas as pd
 
 from edge_asr.cli.main import USAGE_ERROR
 from edge_asr.errors import UserError
-from edge_asr.report.read import newest_versions, read_runs
+from edge_asr.report.read import newest_versions
 from edge_asr.report.tables import table_csv, table_path, tables
-from edge_asr.report.utterances import speeds
 from edge_asr.store.record import FLOAT_METHOD, Record, find_records, read_record
 
 NEAREST = "rtn"
@@ -89,7 +88,7 @@ def beside_nearest(record: Record, nearest: Sequence[Record]) -> Iterator[str]:
 
 def of_leaderboards(results: Path, records: Sequence[Record]) -> Iterator[str]:
     """Lines of leaderboards that are not what the records give."""
-    frames = tables(newest_versions(records), speeds(read_runs(results).runs))
+    frames = tables(newest_versions(records))
     paths = {table_path(results, clips, ".csv"): frame for clips, frame in frames.items()}
     for path in sorted({*paths, *results.glob("leaderboard_*.csv")}):
         if path not in paths or not path.is_file():

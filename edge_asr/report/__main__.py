@@ -16,7 +16,7 @@ from edge_asr.report.page import page, write_page
 from edge_asr.report.read import Run, read_runs
 from edge_asr.report.ship import advice, contest, parse_budget
 from edge_asr.report.tables import tables, write_csv
-from edge_asr.report.utterances import read_alignments, speeds
+from edge_asr.report.utterances import read_alignments
 from edge_asr.settings import nearest
 from edge_asr.store.record import FLOAT_METHOD
 
@@ -104,7 +104,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     folder = options.out or options.results
     written = []
     try:
-        found_tables = tables(records, speeds(runs))
+        found_tables = tables(records)
         for clips, frame in found_tables.items():
             written += [write_csv(folder, clips, frame), write_markdown(folder, clips, frame)]
             print_table(clips, frame)

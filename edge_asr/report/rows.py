@@ -131,8 +131,8 @@ def scheme_of(method: MethodSection) -> str:
     return " ".join(words)
 
 
-def row(record: Record, protocol: str, rtfx: float | None = None) -> dict[str, Any]:
-    """One table row: a record's results under one protocol, and how fast its float model was.
+def row(record: Record, protocol: str) -> dict[str, Any]:
+    """One table row: a record's results under one protocol.
 
     `wer_average` is the unweighted mean over the data sets of the record, `datasets` their number.
     """
@@ -148,7 +148,7 @@ def row(record: Record, protocol: str, rtfx: float | None = None) -> dict[str, A
         "model": record.model.name,
         "method": record.method.name,
         "scheme": scheme_of(record.method),
-        SPEED: rtfx,
+        SPEED: record.rtfx,
         "effective_bits": record.method.effective_bits,
         **_cost_cells(record.cost),
         **_rate_cells(record, whole, protocol),

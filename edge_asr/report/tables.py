@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -31,20 +30,18 @@ from edge_asr.store.record import ALL, FLOAT_METHOD, Record
 FORMULA = ("=", "+", "-", "@")
 
 
-def tables(
-    records: Sequence[Record], speeds: Mapping[str, float] = MappingProxyType({})
-) -> dict[Clips, pd.DataFrame]:
+def tables(records: Sequence[Record]) -> dict[Clips, pd.DataFrame]:
     """A table for every protocol and set of clips; a record under several has a row in each.
 
     Rows are sorted by model, the float run first, then by average WER. A column for a setting is
-    there where rows differ in it. `speeds` has the RTFx of float runs by run id.
+    there where rows differ in it.
     """
     groups: dict[Clips, list[Record]] = {}
     for record in records:
         for protocol in {result.protocol for result in record.results}:
             groups.setdefault(clips_of(record, protocol), []).append(record)
     named = {replace(one, limits=_limits(group)): group for one, group in sorted(groups.items())}
-    return {clips: _table(group, clips, speeds) for clips, group in named.items()}
+    return {clips: _table(group, clips) for clips, group in named.items()}
 
 
 def _limits(records: Sequence[Record]) -> tuple[str, ...]:
@@ -59,8 +56,8 @@ def _limits(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _table(records: Sequence[Record], clips: Clips, speeds: Mapping[str, float]) -> pd.DataFrame:
-    rows = [row(record, clips.protocol, speeds.get(record.run_id)) for record in records]
+def _table(records: Sequence[Record], clips: Clips) -> pd.DataFrame:
+    rows = [row(record, clips.protocol) for record in records]
     raw = [math.nan if cells["p_value"] is None else cells["p_value"] for cells in rows]
     for cells, adjusted in zip(rows, holm(raw), strict=True):
         cells["p_holm"] = None if math.isnan(adjusted) else adjusted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import Hypothesis, read_hypotheses
 from edge_asr.experiments.files import ALIGNMENTS_NAME
 from edge_asr.report.read import Run
-from edge_asr.store.record import ALL, FLOAT_METHOD, Result
+from edge_asr.store.record import ALL, Result
 
 KINDS = ("equal", "substitute", "delete", "insert")
 
@@ -26,31 +26,6 @@ def read_manifests(run: Run) -> dict[str, tuple[Hypothesis, ...]]:
         }
     except UserError:
         return {}
-
-
-def speeds(runs: Sequence[Run]) -> dict[str, float]:
-    """Seconds of audio a second of decoding (RTFx) of the float runs, by run id.
-
-    Quantized runs are simulated: how long they take says nothing.
-    """
-    found = {}
-    for run in runs:
-        if run.record.method.name != FLOAT_METHOD:
-            continue
-        times = _decoding(run)
-        if taken := sum(seconds for _, seconds in times):
-            found[run.record.run_id] = sum(audio for audio, _ in times) / taken
-    return found
-
-
-def _decoding(run: Run) -> list[tuple[float, float]]:
-    """Seconds of audio, and of decoding it, of every data set; up to schema 4 of every clip."""
-    audio = {one.dataset: one.seconds for one in run.record.results if one.condition == ALL}
-    timed = {one.name: one.rtfx for one in run.record.data}
-    if timed and all(timed.values()) and timed.keys() <= audio.keys():
-        return [(audio[name], audio[name] / rtfx) for name, rtfx in timed.items() if rtfx]
-    clips = (clip for rows in read_manifests(run).values() for clip in rows)
-    return [(clip.duration, clip.time) for clip in clips]
 
 
 @dataclass(frozen=True)

@@ -324,6 +324,16 @@ class Record:
             return {result.dataset: self.hypotheses_file for result in self.results}
         return {one.name: one.hypotheses_file for one in self.data if one.hypotheses_file}
 
+    @property
+    def rtfx(self) -> float | None:
+        """Seconds of audio a second of transcribing over all data sets; None where nobody timed
+        one: up to schema 4, and of quantized runs, which are simulated."""
+        audio = {one.dataset: one.seconds for one in self.results if one.condition == ALL}
+        taken = [audio.get(one.name, 0.0) / one.rtfx for one in self.data if one.rtfx]
+        if not sum(taken) or len(taken) < len(self.data):
+            return None
+        return sum(audio.get(one.name, 0.0) for one in self.data) / sum(taken)
+
     def __post_init__(self) -> None:
         if self.schema_version not in READABLE_VERSIONS:
             raise ValueError(f"schema_version: {self.schema_version} is unknown")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,11 @@ from edge_asr.evaluation.hypotheses import Hypothesis
 from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.evaluation.stored import read_stored
 from edge_asr.report.__main__ import main
-from edge_asr.report.read import Run, read_runs
+from edge_asr.report.read import read_runs
 from edge_asr.report.ship import Contest, advice, contest, parse_budget
 from edge_asr.report.tables import tables
-from edge_asr.report.utterances import read_alignments, speeds
-from edge_asr.store.record import DataSection, Record
+from edge_asr.report.utterances import read_alignments
+from edge_asr.store.record import Record
 
 RecordMaker = Callable[..., Record]
 RunMaker = Callable[..., Path]
@@ -121,27 +120,6 @@ def test_nothing_within_the_budget_says_what_is_least(
     (frame,) = tables([make_record()]).values()
     (line,) = advice(Contest(frame), {"size_mb": 0.001})
     assert line.startswith("Nothing is within 0.00100 MB; the least of each: 0.0500 MB")
-
-
-def test_a_float_runs_speed_is_that_of_its_clips(folders: dict[str, Path], tmp_path: Path) -> None:
-    runs = read_runs(tmp_path).runs
-    assert len(folders) == 4
-    assert list(speeds(runs).values()) == [pytest.approx(10)]  # 5 s of audio in 0.5 s each
-    (folders["float"] / "MODEL_any_DATASET_speech.jsonl").unlink()
-    assert speeds(runs) == {}
-
-
-def test_a_float_runs_speed_is_told_by_its_record(make_record: RecordMaker) -> None:
-    """250 s of audio at 10 and 250 s at 40 times real time take 31.25 s."""
-    record = make_record("float", 32)
-    (one,) = record.results
-    two = replace(one, dataset="other")
-    data = tuple(
-        DataSection(name, 100, "ab", rtfx=rtfx)
-        for name, rtfx in (("speech", 10.0), ("other", 40.0))
-    )
-    run = Run(Path(), replace(record, results=(one, two), data=data))
-    assert speeds([run]) == {record.run_id: pytest.approx(500 / 31.25)}
 
 
 @pytest.mark.parametrize(

@@ -273,9 +273,12 @@ def test_a_setting_has_a_column_where_rows_differ_in_it(make_record: RecordMaker
 
 
 def test_only_a_float_row_has_a_speed(make_record: RecordMaker) -> None:
-    record = make_record("float", 32, 20.0)
-    (frame,) = tables([record, make_record()], {record.run_id: 31.5}).values()
-    assert frame["RTFx"].tolist()[0] == 31.5
+    timed, untimed = (
+        dataclasses.replace(record, data=(DataSection("speech", 100, "ab", rtfx=rtfx),))
+        for record, rtfx in ((make_record("float", 32, 20.0), 31.5), (make_record(), None))
+    )
+    (frame,) = tables([timed, untimed]).values()
+    assert frame["RTFx"].tolist()[0] == pytest.approx(31.5)
     assert pd.isna(frame["RTFx"][1])
 
 
@@ -382,3 +385,19 @@ def test_escaped_text_renders_as_itself(text: str) -> None:
     page = rendered(f"| h |\n|---|\n| {escape(text)} |\n")
     assert page.cells[1:] == [" ".join(text.split())]
     assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_a_float_runs_speed_is_over_all_its_data_sets(make_record: RecordMaker) -> None:
+    """250 s of audio at 10 and 250 s at 40 times real time take 31.25 s."""
+    record = make_record("float", 32)
+    (one,) = record.results
+    speeds = {one.dataset: 10.0, "other": 40.0}
+    results = one, dataclasses.replace(one, dataset="other")
+
+    def timed(rates: dict[str, float | None]) -> Record:
+        data = tuple(DataSection(name, 100, "ab", rtfx=rtfx) for name, rtfx in rates.items())
+        return dataclasses.replace(record, results=results, data=data)
+
+    assert timed({**speeds}).rtfx == pytest.approx(500 / 31.25)
+    assert timed({**speeds, "other": None}).rtfx is None
+    assert record.rtfx is None
