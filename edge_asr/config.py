@@ -19,7 +19,7 @@ import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.models.decoding import Decoding, Dtype
 from edge_asr.quant.scheme import DEFAULT, Scheme
-from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, Seed, build
+from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, ScheduleName, Seed, build
 from edge_asr.store.files import parse_size
 from edge_asr.store.plain_json import finite
 
@@ -179,6 +179,7 @@ class Settings(Checked):
         act_bits: Shorthand: activation bits, a scale a token; null: float.
         group_size: Shorthand: columns that share a scale; null: one scale an output channel.
         symmetric: Shorthand: no zero point, and by which convention.
+        schedule: How long learned parts train: short, or paper for their authors' own schedules.
         runtime: Who transcribes.
         batch_size: Clips decoded together; 1 is Moonshine's exact mode.
         max_new_tokens: Cap on every clip's tokens below the model's own; null: none.
@@ -206,6 +207,7 @@ class Settings(Checked):
     act_bits: ActivationBits = DEFAULT
     group_size: GroupSize = DEFAULT
     symmetric: Symmetric = DEFAULT
+    schedule: ScheduleName = "short"
     runtime: Text = "torch"
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     max_new_tokens: Count | None = None
@@ -256,7 +258,8 @@ class Settings(Checked):
     def provenance(self) -> dict[str, Any]:
         """What was asked for, as plain JSON: all but where results go."""
         plain: dict[str, Any] = finite(dataclasses.asdict(self))
-        for name in ("results", "store", "store_cap", "rerun", "threads"):
+        # The parts that train have their schedule among their own settings.
+        for name in ("results", "store", "store_cap", "rerun", "threads", "schedule"):
             del plain[name]
         return plain
 

@@ -30,6 +30,7 @@ Iterations = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Bits = Annotated[int, Field(ge=2, le=8)]
+ScheduleName = Literal["short", "paper"]
 
 # JSON and arithmetic can hold neither infinity nor what is no number.
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False)

@@ -53,6 +53,7 @@ from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.files import find_files
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.context import BlockContext
+from edge_asr.quant.recipe import Recipe
 from edge_asr.store.plain_json import parse
 
 METHODS = (
@@ -63,7 +64,7 @@ METHODS = (
 STEPS = {
     "omniquant": ("method.transform.iterations", "method.range.iterations"),
     "tesseraq": ("method.rounding.iterations",),
-    "spinquant": ("method.transform.steps",),
+    "spinquant": ("method.transform.iterations",),
     "autoround": ("method.rounding.iterations",),
     "adaround": ("method.rounding.iterations",),
 }
@@ -183,9 +184,9 @@ def measure(arguments: argparse.Namespace, method: str) -> Measurement:
 
 def schedule_steps(arguments: argparse.Namespace, method: str) -> int:
     """Steps a block, or of the whole model, in the method's own schedule."""
-    stages = settings_of(arguments, method).method.stages
+    parts = Recipe.build(settings_of(arguments, method).method.stages).identity
     _, stage, name = STEPS[method][0].split(".")
-    steps = stages[stage][name]
+    steps = parts[stage][name]
     assert isinstance(steps, int)
     return steps
 

@@ -61,8 +61,11 @@ class Choice:
 
     @property
     def node(self) -> dict[str, Any]:
-        """Name and defaults, as Hydra composes them."""
-        return {"name": self.name, **{one.name: one.default for one in self.settings}}
+        """Name and defaults, as Hydra composes them; the run's schedule is that of its parts."""
+        defaults = {one.name: one.default for one in self.settings}
+        if "schedule" in defaults:
+            defaults["schedule"] = "${schedule}"
+        return {"name": self.name, **defaults}
 
 
 def choices() -> tuple[Choice, ...]:

@@ -81,7 +81,7 @@ def _refuse_for_learned_transforms(
             f"{chosen['transform']} with {chosen['range']}: a learned rewrite changes the weights "
             "at every step, so their range must follow it; use method/range=lwc or minmax"
         )
-    if parts.range.learned and parts.transform.schedule != parts.range.schedule:
+    if parts.range.learned and parts.transform.training != parts.range.training:
         raise UserError(
             f"{chosen['transform']} with {chosen['range']}: they are trained together; "
             "give method.transform and method.range the same iterations, clips, patience, seed and "

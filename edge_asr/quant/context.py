@@ -83,11 +83,11 @@ class Reconstruction:
     """What learning did to one block.
 
     Attributes:
-        loss_before: Loss of the starting point as it would be stored, over all batches: squared
-            distance summed over channels, weighted mean over rows.
+        loss_before: Loss of the starting point as it would be stored: squared distance summed over
+            channels, weighted mean over the rows of the clips that evaluations look at.
         loss_after: The same of the best iterate, which is the one kept.
         iterations: Steps taken.
-        step_seconds: Wall time of all steps, without the looks at the loss over all batches.
+        step_seconds: Wall time of all steps, without evaluations.
     """
 
     loss_before: float

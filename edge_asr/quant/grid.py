@@ -206,6 +206,18 @@ def parameters_from_range(
     return GridParameters(scale, zero, group_size)
 
 
+def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The ends of the range that `parameters_from_range` makes `parameters` of."""
+    scale, zero = parameters.scale, parameters.zero
+    if grid.signed_scale:
+        extreme = scale * grid.lowest
+        return extreme.clamp(max=0), extreme.clamp(min=0)
+    if grid.symmetric:
+        reach = scale * (grid.highest if grid.signed else grid.steps / 2)
+        return -reach, reach
+    return scale * (grid.lowest - zero), scale * (grid.highest - zero)
+
+
 def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Ranges whose zero point float16 can hold.
 

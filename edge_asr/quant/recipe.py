@@ -113,7 +113,7 @@ class Recipe:
         transform = self.transform.trainable_transform(context) if self.transform.learned else None
         ranges = self.range.trainable_range(context)
         block = RewrittenBlock(context, transform, ranges).to(context.model.device)
-        schedule = (self.range if self.range.learned else self.transform).schedule
+        schedule = (self.range if self.range.learned else self.transform).training
         reconstruct(context, block, schedule)
         if transform is not None:
             for path, value in block.rewritten().items():

@@ -15,7 +15,8 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,19 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from edge_asr.quant.context import BlockContext, Reconstruction
-from edge_asr.settings import Checked, Count, Iterations, Seed
+from edge_asr.settings import Checked, Count, Iterations, ScheduleName, Seed
+
+# Clips, evenly spread over all, that an evaluation of a block looks at.
+EVALUATED_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class Length:
+    """What the name of a schedule stands for: see the settings of these names in `Scheduled`."""
+
+    iterations: int
+    clips: int
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Schedule:
     Attributes:
         iterations: Optimizer steps.
         clips: Calibration clips a step, drawn from one calibration batch; None for all of it.
-        evaluations: How often, evenly spread, the rounded block is measured on all batches.
+        evaluations: How often, evenly spread, the rounded block is measured.
         patience: Evaluations without a better one before training stops, or None.
         seed: Seed of the order of the clips.
         aug_loss: A step also counts the distance to what the float block makes of the same inputs,
@@ -58,35 +71,70 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Scheduled(Checked):
-    """Settings that every part has which is trained block by block.
+class Trained(Checked):
+    """Settings that every part has which is trained.
+
+    Those that the schedule's name stands for are null until one is made, and then what it says.
 
     Attributes:
-        iterations: Optimizer steps a block.
-        clips: Calibration clips a step, or null for a whole calibration batch.
-        patience: Evaluations of the loss without a better one before a block's training stops, or
-            null to train to the end.
+        schedule: How long it trains: short, or paper for as long as its authors.
+        iterations: Optimizer steps, of every block where blocks are trained, unless it stops
+            early; null: by schedule.
+        clips: Calibration clips a step, or batch for a whole calibration batch; null: by schedule.
         seed: Seed of the order of the calibration clips.
-        aug_loss: Train also towards what the float block makes of the quantized blocks' outputs.
     """
 
-    iterations: Iterations
-    clips: Count | None
-    patience: Count | None = None
+    lengths: ClassVar[Mapping[ScheduleName, Length]]
+    # 2: evaluations look at some clips, and schedules have names.
+    version: ClassVar[int] = 2
+
+    schedule: ScheduleName = "short"
+    iterations: Iterations | None = None
+    clips: Count | Literal["batch"] | None = None
     seed: Seed = 0
-    aug_loss: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in vars(self.lengths[self.schedule]).items():
+            if getattr(self, name, value) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the rounded block, evenly spread over its training."""
+        """Evaluations of what is trained, evenly spread over its training."""
         return 10
 
     @property
-    def schedule(self) -> Schedule:
-        """How a block is trained."""
-        return Schedule(
-            self.iterations, self.clips, self.evaluations, self.patience, self.seed, self.aug_loss
-        )
+    def training(self) -> Schedule:
+        """How it is trained."""
+        assert self.iterations is not None
+        clips = None if self.clips == "batch" else self.clips
+        return Schedule(self.iterations, clips, self.evaluations, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Scheduled(Trained):
+    """Settings that every part has which is trained block by block.
+
+    Attributes:
+        patience: Of ten evaluations of a block, how many in a row may find no better loss before
+            its training stops; ten for never; null: by schedule.
+        aug_loss: Train also towards what the float block makes of the quantized blocks' outputs.
+    """
+
+    patience: Count | None = None
+    aug_loss: bool = False
+
+    @property
+    def training(self) -> Schedule:
+        return replace(super().training, patience=self.patience, aug_loss=self.aug_loss)
+
+
+# OmniQuant's authors train 20 epochs of 128 samples (40 at 2 bits), one a step.
+OMNIQUANT_LENGTHS: Mapping[ScheduleName, Length] = {
+    "short": Length(300, clips=1, patience=5),
+    "paper": Length(2560, clips=1),
+}
 
 
 class Trainable(nn.Module):
@@ -122,16 +170,19 @@ class Learnable(Trainable):
 
 
 class BlockLoss:
-    """The reconstruction loss of a block under replaced parameters."""
+    """The reconstruction loss of a block under replaced parameters.
 
-    def __init__(self, context: BlockContext) -> None:
+    Evaluations look at `most` clips.
+    """
+
+    def __init__(self, context: BlockContext, most: int = EVALUATED_CLIPS) -> None:
         if len(context.targets) != len(context.calls):
             raise ValueError("the block has no float outputs to learn from")
         self.context = context
         self._block, self._calls = context.on_counted_rows
         self._relative = {id(value): name for name, value in self._block.named_parameters()}
         self._fixed = {name: value.detach() for name, value in self._block.named_parameters()}
-        self.rows = [float(weights.sum()) for weights in context.row_weights]
+        self._evaluated = evenly_spread(context.row_weights, most)
 
     def of_step(
         self,
@@ -174,14 +225,17 @@ class BlockLoss:
         return (distance * weights[:, rows]).sum() / total
 
     @torch.no_grad()
-    def over_all(self, tensors: Mapping[str, Tensor]) -> float:
-        """The loss over all batches, every row counted by its weight."""
-        total = sum(
-            float(self.of_step(tensors, index, clips, 1.0))
-            for index, call in enumerate(self._calls)
-            for clips in call.parts()
-        )
-        return total / (sum(self.rows) or 1)
+    def evaluated(self, tensors: Mapping[str, Tensor]) -> float:
+        """The loss over all clips, or `EVALUATED_CLIPS` of them, every row counted by its weight.
+
+        They are the same ones at every call.
+        """
+        total = rows = 0.0
+        for index, clips in self._evaluated:
+            for part in self._calls[index].select(clips).parts():
+                total += float(self.of_step(tensors, index, clips[part], 1.0))
+            rows += float(self.context.row_weights[index][clips].sum())
+        return total / (rows or 1)
 
 
 def reconstruct(context: BlockContext, learnable: Learnable, schedule: Schedule) -> Reconstruction:
@@ -243,9 +297,9 @@ def _best_iterate(
     context: BlockContext, learnable: Learnable, schedule: Schedule
 ) -> Reconstruction:
     loss = BlockLoss(context)
-    before = best = loss.over_all(learnable.stored_tensors())
+    before = best = loss.evaluated(learnable.stored_tensors())
     kept = copy.deepcopy(learnable.state_dict())
-    if not any(loss.rows):
+    if not any(bool(weights.any()) for weights in context.row_weights):
         return Reconstruction(before, before, 0)
     optimizers = learnable.optimizers(schedule.iterations)
     order = _clip_order(context.row_weights, schedule)
@@ -270,7 +324,7 @@ def _best_iterate(
             learnable.after_step(step, schedule.iterations)
         seconds += time.perf_counter() - began
         if step in measured:
-            current = loss.over_all(learnable.stored_tensors())
+            current = loss.evaluated(learnable.stored_tensors())
             context.on_evaluation(step, schedule.iterations, current)
             waited = 0 if current < best else waited + 1
             if current < best:
@@ -309,6 +363,19 @@ def _one_round(
         shuffled = transcribed[torch.randperm(len(transcribed), generator=generator)]
         steps += [(index, part) for part in shuffled.split(count) if len(part)]
     return steps
+
+
+def evenly_spread(row_weights: Sequence[Tensor], most: int) -> list[tuple[int, Tensor]]:
+    """Every batch's number and those of its clips, at most so many in all, that have rows."""
+    clips = [
+        (index, int(clip))
+        for index, weights in enumerate(row_weights)
+        for clip in weights.any(1).nonzero().flatten()
+    ]
+    chosen: dict[int, list[int]] = {}
+    for index, clip in clips[:: max(1, math.ceil(len(clips) / most))]:
+        chosen.setdefault(index, []).append(clip)
+    return [(index, torch.tensor(some)) for index, some in chosen.items()]
 
 
 def _usual_rows(row_weights: Sequence[Tensor], schedule: Schedule) -> float:

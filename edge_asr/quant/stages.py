@@ -57,7 +57,7 @@ class Part(Checked):
         return format
 
     @property
-    def schedule(self) -> Schedule:
+    def training(self) -> Schedule:
         """How a block is trained, if the part is learned."""
         raise TypeError(f"{type(self).__name__} is not learned")
 

@@ -33,13 +33,28 @@ GRID = Grid(3, granularity="group", group_size=16)
 LEARNED: dict[str, dict[str, dict[str, Any]]] = {
     "adaround": {"rounding": {"name": "adaround", "iterations": 60}},
     "signround": {"rounding": {"name": "signround", "iterations": 60}},
-    "tesseraq": {"rounding": {"name": "tesseraq", "iterations": 100, "learning_rate": 1e-2}},
-    "let": {"transform": {"name": "let", "iterations": 60}},
-    "let and lwc": {
-        "transform": {"name": "let", "iterations": 60},
-        "range": {"name": "lwc", "iterations": 60},
+    "tesseraq": {
+        "rounding": {
+            "name": "tesseraq",
+            "iterations": 100,
+            "learning_rate": 1e-2,
+            "scale_learning_rate": 5e-4,
+        }
     },
-    "lwc": {"range": {"name": "lwc", "iterations": 60, "learning_rate": 5e-2}},
+    "let": {"transform": {"name": "let", "iterations": 60, "patience": 10}},
+    "let and lwc": {
+        "transform": {"name": "let", "iterations": 60, "patience": 10},
+        "range": {"name": "lwc", "iterations": 60, "patience": 10},
+    },
+    "lwc": {
+        "range": {
+            "name": "lwc",
+            "iterations": 60,
+            "patience": 10,
+            "learning_rate": 5e-2,
+            "initial_logit": 4.0,
+        },
+    },
 }
 
 

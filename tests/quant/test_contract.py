@@ -33,7 +33,6 @@ from edge_asr.quant.weight import QuantizedWeight, round_nearest
 
 # Training just long enough to move something, by setting.
 SHORT = {"iterations": 12}
-STEPS = {"spin": 3}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PARTS = [(stage, name) for stage, registry in STAGES.items() for name in registry if name != "none"]
 # On tiny models `let` turns on the last bit of a sum; it has a test of its own.
@@ -51,8 +50,8 @@ def short(stage: str, name: str) -> dict[str, Any]:
     """A part with as little training as it takes."""
     names = {field.name for field in dataclasses.fields(STAGES[stage][name])}  # type: ignore[arg-type]
     settings = {key: value for key, value in SHORT.items() if key in names}
-    if name in STEPS:
-        settings["steps"] = STEPS[name]
+    if name == "spin":
+        settings["iterations"] = 3
     return {"name": name, **settings}
 
 

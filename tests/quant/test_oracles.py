@@ -160,7 +160,7 @@ def trained(
         after_step(step, iterations)
 
     block.after_step = record  # type: ignore[method-assign]
-    return reconstruct(context, block, replace(part.schedule, evaluations=evaluations)), path
+    return reconstruct(context, block, replace(part.training, evaluations=evaluations)), path
 
 
 def rounded(problem: Problem, part: Any, evaluations: int = 1) -> tuple[Any, Reconstruction, Path]:
@@ -198,7 +198,9 @@ def test_adaround(problem: Problem) -> None:
         return problem.loss(fake_quantized) + pull * (1 - (2 * up - 1).abs() ** beta).sum()
 
     own = descend(loss, steps, (logits, rate, 0.0))
-    part = AdaRound(iterations=steps, clips=None, learning_rate=rate, regularization=regularization)
+    part = AdaRound(
+        iterations=steps, clips="batch", learning_rate=rate, regularization=regularization
+    )
     trainable, result, path = rounded(problem, part)
     close(path, own, "rounding.logits.0")
     codes = (down + (rectified(logits) >= 0.5)).clamp(0, HIGHEST)
@@ -228,7 +230,7 @@ def test_tesseraq(problem: Problem) -> None:
         groups = (logits, rate, 0.0), (factor, scale_rate, decay)
         own += descend(lambda _: loss(down + rectified(logits)), length, *groups)
     part = TesseraQ(
-        iterations=length * len(shares), clips=None, trained_shares=shares, learning_rate=rate,
+        iterations=length * len(shares), clips="batch", trained_shares=shares, learning_rate=rate,
         scale_learning_rate=scale_rate, scale_weight_decay=decay,
     )  # fmt: skip
     trainable, result, path = rounded(problem, part)
@@ -262,7 +264,7 @@ def test_signround(problem: Problem, rate: float | None) -> None:
             value.data.clamp_(low, low + 1)
         if loss().item() < best:
             best, kept = loss().item(), list(map(variable, values))
-    part = SignRound(iterations=steps, clips=None, learning_rate=rate)
+    part = SignRound(iterations=steps, clips="batch", learning_rate=rate)
     trainable, result, path = rounded(problem, part, evaluations=steps)
     close(path, own, "rounding.offset.0", "rounding.high.0", "rounding.low.0")
     offset, alpha, beta = kept
@@ -283,7 +285,7 @@ def test_lwc(problem: Problem) -> None:
         return problem.loss(values_of(*clipped()))
 
     own = descend(lambda _: loss(), steps, (low, rate, 0.0), (high, rate, 0.0))
-    part = LearnedWeightClipping(steps, clips=None, learning_rate=rate)
+    part = LearnedWeightClipping(steps, clips="batch", learning_rate=rate)
     ranges = part.trainable_range(context)
     result, path = trained(context, RewrittenBlock(context, None, ranges), part)
     close(path, own, "ranges.low.0", "ranges.high.0")
@@ -319,7 +321,7 @@ def test_let(problem: Problem) -> None:
         problem, rows = replace(problem, targets=module(problem.inputs)), norm(problem.inputs)
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
     context = context_of(module, site, problem, grid)
-    part = LearnedEquivalentTransformation(steps, clips=None, learning_rate=rate)
+    part = LearnedEquivalentTransformation(steps, clips="batch", learning_rate=rate)
     transform = cast(Any, part.trainable_transform(context).double())  # statistics are in float32
     scale, shift, logit = (variable(getattr(transform, one)["0"]) for one in names)
     valid, stacked = rows[problem.mask], torch.cat([weights[f"{one}.weight"] for one in "qkv"])
@@ -348,7 +350,7 @@ def test_let(problem: Problem) -> None:
     rates = [(value, rate, 0.0) for value in (scale, shift, logit)]
     rates += [(value, range_rate, 0.0) for value in logits]
     own = descend(lambda _: loss(), steps, *rates)
-    clipping = LearnedWeightClipping(steps, clips=None, learning_rate=range_rate)
+    clipping = LearnedWeightClipping(steps, clips="batch", learning_rate=range_rate)
     ranges = clipping.trainable_range(context)
     block = RewrittenBlock(context, transform, ranges)
     result, path = trained(context, block, part)

@@ -125,7 +125,7 @@ def test_block_losses_are_weighted_sums_over_every_row(whisper: Checkpoint) -> N
             counts.append(weights.sum(1))
         loss = BlockLoss(context)
         whole = float(torch.cat(sums).sum() / torch.cat(counts).sum())
-        assert loss.over_all({}) == pytest.approx(whole, rel=1e-4)
+        assert loss.evaluated({}) == pytest.approx(whole, rel=1e-4)
         for index, (total, count) in enumerate(zip(sums, counts, strict=True)):
             expected = float(total[1] / count[1])
             assert float(loss.of_step({}, index, shortest)) == pytest.approx(expected, rel=1e-4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from quant.passes import LEARNED, batches_of, contexts_with_targets, quantized_with, stages
@@ -106,14 +109,62 @@ def test_every_clip_comes_once_in_a_round() -> None:
         ("transform", "let", 10),
         ("range", "lwc", 10),
         ("rounding", "adaround", 10),
-        ("rounding", "signround", 20),
+        ("rounding", "signround", 10),
         ("rounding", "tesseraq", 10),
     ],
 )
 def test_parts_hand_their_settings_to_the_schedule(stage: str, name: str, evaluations: int) -> None:
-    settings = {"iterations": 30, "clips": None, "patience": 3, "seed": 5, "aug_loss": True}
+    settings = {"iterations": 30, "clips": "batch", "patience": 3, "seed": 5, "aug_loss": True}
     part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
-    assert part.schedule == Schedule(30, None, evaluations, patience=3, seed=5, aug_loss=True)
+    assert part.training == Schedule(30, None, evaluations, patience=3, seed=5, aug_loss=True)
+
+
+PAPER_LENGTHS = {
+    ("transform", "let"): (2560, 1),
+    ("range", "lwc"): (2560, 1),
+    ("rounding", "adaround"): (10_000, 4),
+    ("rounding", "signround"): (200, 8),
+    ("rounding", "tesseraq"): (2500, 2),
+}
+
+
+@pytest.mark.parametrize(("stage", "name"), PAPER_LENGTHS)
+def test_a_schedule_has_a_name_and_each_setting_may_differ(stage: str, name: str) -> None:
+    def training(**settings: Any) -> Schedule:
+        part = getattr(Recipe.build(stages(**{stage: {"name": name, **settings}})), stage)
+        made = part.training
+        assert isinstance(made, Schedule)
+        assert dataclasses.asdict(part)["iterations"] == made.iterations  # so the key has it
+        return made
+
+    paper, short = training(schedule="paper"), training()
+    assert (paper.iterations, paper.clips) == PAPER_LENGTHS[stage, name]
+    assert (short.iterations, short.clips) <= (min(paper.iterations, 500), 1)
+    changed = training(schedule="paper", iterations=40)
+    assert (changed.iterations, changed.clips) == (40, paper.clips)
+
+
+def test_an_evaluation_looks_at_a_few_clips_of_all_batches(checkpoint: Checkpoint) -> None:
+    """By hand over every other of the clips that have rows."""
+    for context in contexts_with_targets(checkpoint):
+        context.targets = KeptOutputs(one + 0.1 * torch.randn_like(one) for one in context.targets)
+        clips = [
+            (index, clip)
+            for index, weights in enumerate(context.row_weights)
+            for clip in range(len(weights))
+            if weights[clip].any()
+        ]
+        chosen = clips[::2]
+        distance = rows = 0.0
+        for index, clip in chosen:
+            weights = context.row_weights[index][clip]
+            with torch.no_grad():
+                output = context.calls[index].run(context.module)[clip]
+            change = (output - context.targets[index][clip]).square().sum(1)
+            distance += float((change * weights)[weights > 0].sum())
+            rows += float(weights.sum())
+        loss = BlockLoss(context, most=len(chosen))
+        assert loss.evaluated({}) == pytest.approx(distance / rows, rel=1e-4)
 
 
 def test_the_second_loss_is_the_distance_to_the_float_block_on_the_same_inputs(
@@ -216,7 +267,7 @@ def test_block_loss_ignores_padding(moonshine: Checkpoint) -> None:
     context = first_block(moonshine)
     assert any(not weights.all() for weights in context.row_weights)
     width = context.targets[0].shape[-1]
-    assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
+    assert BlockLoss(context).evaluated({}) == pytest.approx(width * 0.01**2, rel=1e-3)
     for target, weights in zip(context.targets, context.row_weights, strict=True):
         target[weights == 0] = 1e6
-    assert BlockLoss(context).over_all({}) == pytest.approx(width * 0.01**2, rel=1e-3)
+    assert BlockLoss(context).evaluated({}) == pytest.approx(width * 0.01**2, rel=1e-3)

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.reconstruction import Length, Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
-from edge_asr.settings import Count, Iterations, Rate
+from edge_asr.settings import Rate, ScheduleName
 
 # BRECQ's settings: no pull towards the grid at first, then an exponent that falls.
 WARM_UP = 0.2
@@ -36,7 +36,7 @@ class PulledCodes(TrainableCodes):
     """Trainable codes that a regularizer draws to 0 or 1: sum of 1 - |2 h - 1|^beta (eq. 24)."""
 
     def __init__(
-        self, starts: Mapping[str, LayerStart], learning_rate: float, regularization: float
+        self, starts: Mapping[str, LayerStart], learning_rate: float | None, regularization: float
     ) -> None:
         super().__init__(starts)
         self._rate, self._regularization = learning_rate, regularization
@@ -52,8 +52,8 @@ class PulledCodes(TrainableCodes):
         return self._regularization * total
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
-        del iterations
-        return [torch.optim.Adam(self.parameters(), lr=self._rate, fused=True)]
+        rate = self._rate or 10 / iterations
+        return [torch.optim.Adam(self.parameters(), lr=rate, fused=True)]
 
 
 @roundings.register("adaround")
@@ -62,19 +62,20 @@ class AdaRound(Scheduled, LearnedRounding):
     """Learn of every weight whether it rounds up or down.
 
     Attributes:
-        iterations: Optimizer steps a block. The authors take 10,000 at a rate of 1e-3; the
-            default here is a tenth of the steps at ten times the rate.
-        clips: Calibration clips a step, or null for a whole calibration batch; the authors take 32
-            images, and a clip holds hundreds of rows.
-        learning_rate: Step size of Adam.
+        learning_rate: Step size of Adam; null: 10 / iterations, which is the authors' 1e-3 with
+            their 10,000 iterations.
         regularization: Weight of the pull towards 0 and 1.
     """
 
     moves_scales: ClassVar[bool] = False
 
-    iterations: Iterations = 1000
-    clips: Count | None = 4
-    learning_rate: Rate = 1e-2
+    # A clip holds hundreds of rows, where the authors take 32 images a step.
+    lengths: ClassVar[Mapping[ScheduleName, Length]] = {
+        "short": Length(500, clips=1),
+        "paper": Length(10_000, clips=4),
+    }
+
+    learning_rate: Rate | None = None
     regularization: Rate = 0.01
 
     def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:

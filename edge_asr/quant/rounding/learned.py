@@ -24,7 +24,7 @@ class LearnedRounding(Rounding):
 
     @property
     @abstractmethod
-    def schedule(self) -> Schedule:
+    def training(self) -> Schedule:
         """How a block is trained."""
 
     @abstractmethod
@@ -43,5 +43,5 @@ class LearnedRounding(Rounding):
         kept = {name: weight.to(device) for site in sites for name, weight in site.kept.items()}
         rounding = self.trainable_rounding(starts).to(device)
         outliers = {name: kept.get(name) for name in starts}
-        reconstruct(context, RoundedBlock(rounding, outliers), self.schedule)
+        reconstruct(context, RoundedBlock(rounding, outliers), self.training)
         return {name: rounding.quantized(name).to("cpu") for name in starts}

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
     code_dtype,
     dequantize,
     parameters_from_range,
     quantize,
+    range_of,
     reduce_groups,
     straight_through_round,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.reconstruction import Length, Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
 from edge_asr.quant.weight import QuantizedWeight
-from edge_asr.settings import Count, Iterations, Rate
+from edge_asr.settings import Rate, ScheduleName
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -47,18 +48,6 @@ class SignSGD(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.sub_(parameter.grad.sign(), alpha=group["lr"] * left)
-
-
-def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The ends of the range that `parameters_from_range` makes `parameters` of."""
-    scale, zero = parameters.scale, parameters.zero
-    if grid.signed_scale:
-        extreme = scale * grid.lowest
-        return extreme.clamp(max=0), extreme.clamp(min=0)
-    if grid.symmetric:
-        reach = scale * (grid.highest if grid.signed else grid.steps / 2)
-        return -reach, reach
-    return scale * (grid.lowest - zero), scale * (grid.highest - zero)
 
 
 def first_range(start: LayerStart, snapped: bool) -> tuple[Tensor, Tensor]:
@@ -148,15 +137,13 @@ class SignRound(Scheduled, LearnedRounding):
             unless this is set; set, it often ends lower at 2 bits.
     """
 
-    iterations: Iterations = 200
-    clips: Count | None = 8
+    lengths: ClassVar[Mapping[ScheduleName, Length]] = {
+        "short": Length(200, clips=1, patience=3),
+        "paper": Length(200, clips=8),
+    }
+
     learning_rate: Rate | None = None
     snapped: bool = False
-
-    @property
-    def evaluations(self) -> int:
-        # The authors keep the parameters of the best loss of all steps.
-        return 20
 
     def trainable_rounding(self, starts: Mapping[str, LayerStart]) -> TrainableRounding:
         return SignedOffsets(starts, self.learning_rate, self.snapped)

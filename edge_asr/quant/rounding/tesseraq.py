@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,12 +16,12 @@ from torch import nn
 
 from edge_asr.errors import UserError
 from edge_asr.quant.grid import GridParameters, as_half
-from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.reconstruction import Length, Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
 from edge_asr.quant.stages import roundings
 from edge_asr.quant.trainable import LayerStart, TrainableRounding
-from edge_asr.settings import Count, Fraction, Iterations, Rate, show_value
+from edge_asr.settings import Fraction, Rate, ScheduleName, show_value
 
 TRAINED_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005)
 HARD = 1e4  # a logit that stands for infinity and still has a finite gradient
@@ -55,16 +55,16 @@ class HardeningCodes(TrainableCodes):
         return replace(fitted, scale=scale)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
-        del iterations
+        rate = 1.25 / iterations
         groups = [
             {"params": list(self.logits.values()), "weight_decay": 0.0},
             {
                 "params": list(self.scale_logits.values()),
                 "weight_decay": self._part.scale_weight_decay,
-                "lr": self._part.scale_learning_rate,
+                "lr": self._part.scale_learning_rate or rate,
             },
         ]
-        self._optimizer = torch.optim.Adam(groups, lr=self._part.learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(groups, lr=self._part.learning_rate or rate, fused=True)
         return [self._optimizer]
 
     def after_step(self, step: int, iterations: int) -> None:
@@ -102,21 +102,25 @@ class TesseraQ(Scheduled, LearnedRounding):
     """Learn the rounding, hardened stretch by stretch, and the scales.
 
     Attributes:
-        iterations: Optimizer steps a block over all stretches; the authors take 10 x 250.
-        patience: Evaluations of the loss without a better one before a block's training stops, or
-            null to train to the end. Before the last stretch is over most trained codes are far
+        iterations: Optimizer steps a block over all stretches; null: by schedule.
+        patience: Evaluations, one after every stretch, without a better one before a block's
+            training stops; null: never. Before the last stretch is over most trained codes are far
             from where they will be stored, so this seldom pays here.
         trained_shares: Share of the weights that is still trained in every stretch, falling.
-        learning_rate: Step size of Adam for the codes.
-        scale_learning_rate: Step size of Adam for the factors on the scales.
+        learning_rate: Step size of Adam for the codes; null: 1.25 / iterations, which is the
+            authors' 5e-4 with their 2,500 iterations.
+        scale_learning_rate: Step size of Adam for the factors on the scales; null: the same.
         scale_weight_decay: Weight decay of the factors on the scales.
     """
 
-    iterations: Iterations = 2500
-    clips: Count | None = 2
+    lengths: ClassVar[Mapping[ScheduleName, Length]] = {
+        "short": Length(500, clips=1),
+        "paper": Length(2500, clips=2),
+    }
+
     trained_shares: tuple[Fraction, ...] = TRAINED_SHARES
-    learning_rate: Rate = 5e-4
-    scale_learning_rate: Rate = 5e-4
+    learning_rate: Rate | None = None
+    scale_learning_rate: Rate | None = None
     scale_weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
 
     def __post_init__(self) -> None:
@@ -127,7 +131,7 @@ class TesseraQ(Scheduled, LearnedRounding):
                 f"method.rounding.trained_shares={show_value(shares)}: give one or more shares, "
                 "from the largest to the smallest"
             )
-        if self.iterations < len(shares):
+        if self.training.iterations < len(shares):
             raise UserError(
                 f"method.rounding.iterations={self.iterations}: "
                 f"must be at least one for each of the {len(shares)} trained_shares"

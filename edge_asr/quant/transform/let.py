@@ -18,11 +18,11 @@ from edge_asr.models.tensors import Slot
 from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import straight_through
-from edge_asr.quant.reconstruction import Scheduled
+from edge_asr.quant.reconstruction import OMNIQUANT_LENGTHS, Scheduled
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.trainable import TrainableTransform
 from edge_asr.quant.transform.fold import can_fold
-from edge_asr.settings import Count, Fraction, Iterations, Rate
+from edge_asr.settings import Fraction, Rate
 
 # The authors keep scales away from zero.
 SMALLEST_SCALE = 1e-2
@@ -133,7 +133,6 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
     4-bit weights and activations of OPT).
 
     Attributes:
-        iterations: Optimizer steps a block; the authors' 20 epochs of 128 samples.
         aug_loss: Train also towards what the float block makes of the quantized blocks' outputs, as
             the authors do at W4A4 and 2 bits.
         learning_rate: Step size of AdamW, without weight decay.
@@ -142,9 +141,8 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
     """
 
     learned: ClassVar[bool] = True
+    lengths = OMNIQUANT_LENGTHS
 
-    iterations: Iterations = 2560
-    clips: Count | None = 1
     learning_rate: Rate = 5e-3
     alpha: Fraction = 0.5
     shift: bool = True

@@ -29,7 +29,7 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import dequantize, quantize, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.reconstruction import Schedule
+from edge_asr.quant.reconstruction import EVALUATED_CLIPS, Length, Trained, evenly_spread
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.cayley import CayleySGD, orthogonal_again
 from edge_asr.quant.transform.hadamard import rotate_model
@@ -40,10 +40,8 @@ from edge_asr.quant.transform.rotation import (
     rotate_outputs,
     stream_tensors,
 )
-from edge_asr.settings import Count, Rate, Seed, Steps
+from edge_asr.settings import Rate, ScheduleName
 
-# How often the loss over all clips is looked at; the rotations of the least are kept.
-EVALUATIONS = 5
 # Encoder frames that are trained through at once: two of Whisper's windows. Memory grows with it,
 # and the gradients of a step's clips add up to the same.
 FRAMES_AT_ONCE = 3000
@@ -117,7 +115,7 @@ def _change_bias(tensors: dict[str, Tensor], layer: str, matrix: Tensor) -> None
 
 @transforms.register("spin")
 @dataclass(frozen=True)
-class Spin(Transform):
+class Spin(Trained, Transform):
     """Rotations like those of `hadamard`, learned on the quantized network's own loss.
 
     The network that is trained through has quantized activations and float weights where the run
@@ -127,24 +125,24 @@ class Spin(Transform):
     and no outlier is kept, for ranges and outliers are chosen on the rotated model.
 
     Attributes:
-        steps: Optimizer steps.
-        clips: Calibration clips a step, or null for a whole calibration batch; the authors take one
-            on each of eight devices.
         learning_rate: Step size of Cayley SGD at first; it falls along a cosine.
         max_grad_norm: Largest norm of the gradients of all rotations together; longer ones are
             shortened to it, as the authors' trainer does unless told otherwise.
-        seed: Seed of the first rotations and of the order of the clips.
+        seed: Seed of the first rotations and of the order of the calibration clips.
         untie: Store a head of its own instead of two explicit rotations a token.
     """
 
     reads_statistics: ClassVar[bool] = True
     trains_model: ClassVar[bool] = True
 
-    steps: Steps = 100
-    clips: Count | None = 8
+    # The authors take one sample on each of eight devices.
+    lengths: ClassVar[Mapping[ScheduleName, Length]] = {
+        "short": Length(100, clips=1),
+        "paper": Length(100, clips=8),
+    }
+
     learning_rate: Rate = 1.5
     max_grad_norm: Rate = 1.0
-    seed: Seed = 0
     untie: bool = False
 
     def rewrite_model(self, context: ModelContext) -> None:
@@ -161,37 +159,40 @@ class Spin(Transform):
             for path, value in spins.rotated(tensors).items():
                 tensors[path].copy_(value)
 
+    @property
+    def evaluations(self) -> int:
+        return 5
+
     def _train(self, context: ModelContext, spins: Spins) -> None:
-        """Train `spins` and leave them at the best of a few looks; the start is one of them."""
+        """Train `spins` and leave them at the best iterate that was evaluated."""
         fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
         before = best = _mean_loss(context, spins, fixed)
         kept = copy.deepcopy(spins.state_dict())
-        measured = Schedule(self.steps, evaluations=EVALUATIONS).evaluation_steps
+        training = self.training
+        measured, steps = training.evaluation_steps, training.iterations
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         generator = torch.Generator().manual_seed(self.seed)
         seconds = 0.0
-        for done in range(1, self.steps + 1):
+        for done in range(1, steps + 1):
             began = time.perf_counter()
             batch = context.batches[
                 int(torch.randint(len(context.batches), (1,), generator=generator))
             ]
             order = torch.randperm(len(batch.token_mask), generator=generator)
             optimizer.zero_grad()
-            _add_gradients(context, batch, spins, fixed, order[: self.clips])
+            _add_gradients(context, batch, spins, fixed, order[: training.clips])
             torch.nn.utils.clip_grad_norm_(spins.parameters(), self.max_grad_norm)
             optimizer.step()
             schedule.step()
             seconds += time.perf_counter() - began
-            context.on_step(done, self.steps)
+            context.on_step(done, steps)
             if done in measured and (current := _mean_loss(context, spins, fixed)) < best:
                 best, kept = current, copy.deepcopy(spins.state_dict())
         spins.load_state_dict(kept)
         if not best < before:
-            context.warnings.append(
-                f"spin: {self.steps} steps did not lower the loss of {before:.3g}"
-            )
-        context.reconstructions.append(Reconstruction(before, best, self.steps, seconds))
+            context.warnings.append(f"spin: {steps} steps did not lower the loss of {before:.3g}")
+        context.reconstructions.append(Reconstruction(before, best, steps, seconds))
 
 
 def _add_gradients(
@@ -222,11 +223,12 @@ def _add_gradients(
 
 @torch.no_grad()
 def _mean_loss(context: ModelContext, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
-    """Cross-entropy a token over all batches."""
+    """Cross-entropy a token over some clips, the same ones at every call."""
     tensors = _trained_through(context, spins, fixed)
     total, tokens = 0.0, 0
-    for batch in context.batches:
-        loss, count = _summed_loss(context, batch, tensors)
+    masks = [batch.token_mask for batch in context.batches]
+    for index, clips in evenly_spread(masks, EVALUATED_CLIPS):
+        loss, count = _summed_loss(context, context.batches[index], tensors, clips)
         total, tokens = total + float(loss), tokens + count
     return total / max(tokens, 1)
 

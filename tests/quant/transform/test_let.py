@@ -31,7 +31,7 @@ def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoin
                 parameter.mul_(torch.exp(0.3 * noise)).add_(0.05 * noise)
         block = RewrittenBlock(context, trainable, MinMax().trainable_range(context))
         size = sum(float(target.square().sum(-1).mean()) for target in context.targets)
-        assert BlockLoss(context).over_all(block.rewritten()) < 1e-8 * size, context.block.module
+        assert BlockLoss(context).evaluated(block.rewritten()) < 1e-8 * size, context.block.module
         shifts += len(trainable.shift)
     assert bool(shifts) == (checkpoint.architecture.family == "whisper")
 

@@ -30,7 +30,7 @@ def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
     checkpoint: Checkpoint, activation: ActivationGrid | None
 ) -> None:
     context = model_context(checkpoint, activation)
-    Spin(steps=8).rewrite_model(context)
+    Spin(iterations=8).rewrite_model(context)
     (learned,) = context.reconstructions
     assert learned.loss_after < learned.loss_before
     assert 0 < largest_change(checkpoint, checkpoint.model, context.model) < 1e-4
@@ -44,7 +44,7 @@ def test_training_lowers_the_loss_and_leaves_the_float_model_as_it_is(
 
 def test_an_untied_model_spins_too(whisper: Checkpoint) -> None:
     context = model_context(whisper)
-    Spin(steps=3, untie=True).rewrite_model(context)
+    Spin(iterations=3, untie=True).rewrite_model(context)
     assert 0 < largest_change(whisper, whisper.model, context.model) < 1e-4
 
 
@@ -86,7 +86,7 @@ def test_gradients_are_the_same_however_many_clips_pass_at_once(
 def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -> None:
     """With a loss to lower, the weights are those of other rotations than Hadamard's."""
     spun, started = model_context(moonshine), model_context(moonshine)
-    Spin(steps=8).rewrite_model(spun)
+    Spin(iterations=8).rewrite_model(spun)
     rotate_model(started, seed=0, untie=False, across_heads=False, dense=True)
     name = moonshine.architecture.encoder_block(0).layers[0]
     before, after = (one.model.get_submodule(name).weight for one in (started, spun))
