@@ -285,7 +285,9 @@ def test_lwc(problem: Problem) -> None:
         return problem.loss(values_of(*clipped()))
 
     own = descend(lambda _: loss(), steps, (low, rate, 0.0), (high, rate, 0.0))
-    part = LearnedWeightClipping(steps, clips="batch", learning_rate=rate)
+    part = LearnedWeightClipping(
+        iterations=steps, clips="batch", learning_rate=rate, initial_logit=4.0
+    )
     ranges = part.trainable_range(context)
     result, path = trained(context, RewrittenBlock(context, None, ranges), part)
     close(path, own, "ranges.low.0", "ranges.high.0")
@@ -321,7 +323,7 @@ def test_let(problem: Problem) -> None:
         problem, rows = replace(problem, targets=module(problem.inputs)), norm(problem.inputs)
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
     context = context_of(module, site, problem, grid)
-    part = LearnedEquivalentTransformation(steps, clips="batch", learning_rate=rate)
+    part = LearnedEquivalentTransformation(iterations=steps, clips="batch", learning_rate=rate)
     transform = cast(Any, part.trainable_transform(context).double())  # statistics are in float32
     scale, shift, logit = (variable(getattr(transform, one)["0"]) for one in names)
     valid, stacked = rows[problem.mask], torch.cat([weights[f"{one}.weight"] for one in "qkv"])
@@ -350,7 +352,9 @@ def test_let(problem: Problem) -> None:
     rates = [(value, rate, 0.0) for value in (scale, shift, logit)]
     rates += [(value, range_rate, 0.0) for value in logits]
     own = descend(lambda _: loss(), steps, *rates)
-    clipping = LearnedWeightClipping(steps, clips="batch", learning_rate=range_rate)
+    clipping = LearnedWeightClipping(
+        iterations=steps, clips="batch", learning_rate=range_rate, initial_logit=4.0
+    )
     ranges = clipping.trainable_range(context)
     block = RewrittenBlock(context, transform, ranges)
     result, path = trained(context, block, part)
