@@ -188,16 +188,16 @@ def parameters_from_range(
         low, high = _without_far_zero(low, high, grid)
     if grid.signed_scale:
         extreme = torch.where(high.abs() >= low.abs(), high, low)
-        scale = _stored_scale(extreme / grid.lowest, grid)
+        scale = stored_scale(extreme / grid.lowest, grid)
         return GridParameters(scale, torch.zeros_like(scale), group_size)
     if grid.symmetric:
         magnitude = torch.maximum(low.abs(), high.abs())
         if grid.signed:
-            scale = _stored_scale(magnitude / grid.highest, grid)
+            scale = stored_scale(magnitude / grid.highest, grid)
             return GridParameters(scale, torch.zeros_like(scale), group_size)
-        scale = _stored_scale(2 * magnitude / grid.steps, grid)
+        scale = stored_scale(2 * magnitude / grid.steps, grid)
         return GridParameters(scale, torch.full_like(scale, (grid.steps + 1) / 2), group_size)
-    scale = _stored_scale((high - low) / grid.steps, grid)
+    scale = stored_scale((high - low) / grid.steps, grid)
     zero = grid.lowest - low / scale
     if grid.zero_point == "integer":
         zero = round_values(zero).clamp(grid.lowest, grid.highest)
@@ -232,7 +232,7 @@ def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
     )
 
 
-def _stored_scale(scale: Tensor, grid: Grid) -> Tensor:
+def stored_scale(scale: Tensor, grid: Grid) -> Tensor:
     """`scale` as it is kept: at least the smallest, and at the width it is charged with."""
     scale = away_from_zero(scale, grid)
     return as_half(scale) if grid.half_scales else scale
