@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from edge_asr.calibration.batches import DrawnClip, draw_clips
-from edge_asr.config import CalibrationSettings, Settings
+from edge_asr.calibration.batches import DrawnClip
+from edge_asr.config import Settings
 from edge_asr.data.corpus import Corpus
-from edge_asr.data.overlap import audio_digest, overlap
-from edge_asr.data.sources import Source, sources
+from edge_asr.data.overlap import audio_digest
 from edge_asr.errors import UserError
 from edge_asr.evaluation.protocols import protocol_named
+from edge_asr.experiments.clips import Clips, DrawnClips, calibration_source, data_source
 from edge_asr.experiments.labels import folder_name, method_label
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.families.base import Architecture
@@ -147,8 +147,9 @@ class Plan:
         return self.settings.results_folder / name
 
 
-def check_settings(settings: Settings) -> tuple[Recipe, Source]:
-    """The parts and the source of clips that `settings` name; nothing is opened.
+def check_settings(settings: Settings) -> Recipe:
+    """The parts that `settings` name, and whether sources of clips can be named so; nothing is
+    opened.
 
     Raises:
         UserError: for a setting out of its range, or parts that cannot work together or serve the
@@ -159,25 +160,27 @@ def check_settings(settings: Settings) -> tuple[Recipe, Source]:
     if recipe.quantizes:
         recipe.check(settings.rules())
     calibration_source(settings.calibration)
-    return recipe, sources.build({"name": settings.data.name, **settings.data.options}, "data")
+    data_source(settings)
+    return recipe
 
 
-def calibration_source(calibration: CalibrationSettings) -> Source:
-    """Where calibration clips come from. Raises UserError for a setting out of its range."""
-    return sources.build({"name": calibration.name, **calibration.options}, "calibration")
-
-
-def make_plan(settings: Settings, store: Store) -> Plan:
+def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> Plan:
     """Resolve `settings`: read what decides about keys, load nothing.
+
+    Args:
+        settings: Of the run.
+        store: Remembers digests.
+        clips: What opens clips; to be given where several runs are planned.
 
     Raises:
         UserError: for whatever the user can mend before work begins.
     """
-    recipe, source = check_settings(settings)
+    recipe = check_settings(settings)
+    clips = clips or Clips(store.digests)
     scheme = settings.rules()
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
-    corpora = _data_sets(settings, source)
+    corpora = clips.data_sets(settings)
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
     formats, served = {}, {}
     if recipe.quantizes:
@@ -191,18 +194,10 @@ def make_plan(settings: Settings, store: Store) -> Plan:
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True
     )
-    warnings: list[str] = []
-    drawn: list[DrawnClip] = []
-    calibrate = quantize = None
+    drawn, calibrate, quantize = DrawnClips(), None, None
     if wants_clips:
-        chosen = calibration_source(settings.calibration).calibration_clips()
-        drawn = draw_clips(
-            chosen, settings.calibration.clips, settings.calibration.seed, warnings.append
-        )
-        digests = chosen.audio_digests(store.digests, [clip.index for clip in drawn])
-        shared = overlap([clip.utterance for clip in drawn], corpora, store.digests)
-        overlap_warnings(settings, shared)
-        calibrate = _calibrate(settings, files, architecture, drawn, digests)
+        drawn = clips.drawn(settings)
+        calibrate = _calibrate(settings, files, architecture, drawn)
     if recipe.quantizes:
         quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
     data_sets = []
@@ -222,8 +217,8 @@ def make_plan(settings: Settings, store: Store) -> Plan:
         formats=formats,
         served=served,
         data_sets=tuple(data_sets),
-        drawn=tuple(drawn),
-        draw_warnings=tuple(warnings),
+        drawn=drawn.clips,
+        draw_warnings=drawn.warnings,
         calibrate=calibrate,
         quantize=quantize,
         run_id=_run_id(settings, data_sets, quantize),
@@ -268,30 +263,6 @@ def with_batch_size(plan: Plan, batch_size: int) -> Plan:
     return dataclasses.replace(plan, settings=settings, data_sets=data_sets, run_id=run_id)
 
 
-def overlap_warnings(settings: Settings, shared: int) -> list[str]:
-    """That `shared` calibration clips are transcribed too, if there are any and that is allowed.
-
-    Raises UserError where it is not.
-    """
-    if not shared:
-        return []
-    said = f"calibration: {shared} clips are transcribed too, so the error is not that of unknown"
-    if not settings.calibration.allow_overlap:
-        raise UserError(f"{said} speech; choose other clips, or set calibration.allow_overlap=true")
-    return [f"{said} speech (calibration.allow_overlap=true)"]
-
-
-def _data_sets(settings: Settings, source: Source) -> tuple[Corpus, ...]:
-    """The clips to transcribe. Raises UserError for two data sets of one name, or clips of another
-    language than is decoded."""
-    corpora = source.data_sets(settings.protocol.name, settings.data.limit)
-    names = [corpus.name for corpus in corpora]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"data: two data sets are called {twice!r}; give each a name of its own")
-    return corpora
-
-
 def _family(architecture: Architecture) -> list[Any]:
     return [architecture.family, architecture.version]
 
@@ -312,8 +283,7 @@ def _calibrate(
     settings: Settings,
     files: CheckpointFiles,
     architecture: Architecture,
-    drawn: Sequence[DrawnClip],
-    digests: Sequence[str],
+    drawn: DrawnClips,
 ) -> Step:
     return Step(
         "calibrate",
@@ -323,7 +293,8 @@ def _calibrate(
             "processing": files.processing_fingerprint,
             "family": _family(architecture),
             "clips": [
-                [digest, clip.utterance.text] for digest, clip in zip(digests, drawn, strict=True)
+                [digest, clip.utterance.text]
+                for digest, clip in zip(drawn.digests, drawn.clips, strict=True)
             ],
             "count": settings.calibration.clips,
             "seed": settings.calibration.seed,

@@ -26,13 +26,13 @@ from edge_asr.evaluation.scoring import (
     worst_utterances,
 )
 from edge_asr.evaluation.transcribe import BatchTooLarge
+from edge_asr.experiments.clips import overlap_warnings
 from edge_asr.experiments.files import write_alignments, write_manifest
 from edge_asr.experiments.plan import (
     DataSet,
     Plan,
     float_plan,
     make_plan,
-    overlap_warnings,
     with_batch_size,
 )
 from edge_asr.experiments.sections import (
@@ -47,12 +47,12 @@ from edge_asr.experiments.steps import (
     QUANTIZE,
     Progress,
     Steps,
-    check_languages,
     output_rows,
     quantize_result,
     silent,
     stage_name,
 )
+from edge_asr.experiments.transcription import check_languages
 from edge_asr.models.loading import check_device
 from edge_asr.processes import Processes
 from edge_asr.quant.result import Quantization
@@ -179,7 +179,7 @@ def _write(
 def _scored(plan: Plan, data: DataSet, heard: Artefact, floats: Artefact | None) -> DataSetScore:
     """One data set, scored. Raises UserError for clips that calibration must not have seen."""
     rows = output_rows(heard)
-    check_languages(data, heard.notes["language"])
+    check_languages(data.corpus, heard.notes["language"])
     _ = _overlap(plan, heard)
     entries, baseline = data.corpus.entries, None
     if floats is not None:

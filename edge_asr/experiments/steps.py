@@ -8,7 +8,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,15 +17,12 @@ import torch
 
 from edge_asr.calibration.batches import CalibrationBatch, batches_of, decoder_tokens
 from edge_asr.cost.records import ModelSummary
-from edge_asr.data.corpus import Corpus
-from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import ClipOutput, read_outputs, to_lines
-from edge_asr.evaluation.transcribe import BatchTooLarge, DecodeSettings, transcribe
 from edge_asr.experiments.plan import DataSet, Plan
 from edge_asr.experiments.sections import layer_sections, quantized_summary
+from edge_asr.experiments.transcription import OUTPUTS, check_languages, heard_together
 from edge_asr.memory import peak_memory_bytes, reset_peak_memory
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
-from edge_asr.models.languages import language_conflict
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.processes import Processes
 from edge_asr.quant.model_folder import load_model, save_model
@@ -42,10 +38,7 @@ log = logging.getLogger(__name__)
 
 TOKENS = "tokens.json"
 RESULT = "result.json"
-OUTPUTS = "heard.jsonl"
 QUANTIZE = "quantize"
-# Where a corpus says what is spoken.
-LANGUAGE_FIELDS = ("language", "lang", "locale")
 
 
 class Progress(Protocol):
@@ -323,18 +316,20 @@ class Steps:
     ) -> Callable[[Path, Path], Mapping[str, Any]]:
         """What transcribes a data set with a model, that of the artefact `quantized` if it is no
         float one."""
-        check_languages(data, checkpoint.language)
+        check_languages(data.corpus, checkpoint.language)
 
         def build(folder: Path, working: Path) -> Mapping[str, Any]:
             plan = self.plan
             which = "float" if quantized is None else "quantized"
             stage = f"transcribe {data.name} ({which} model)"
             self.progress(stage, 0, len(data.corpus))
-            rows = self._heard(
+            rows = heard_together(
+                plan.settings,
                 self._runtime(checkpoint, plan.dtypes),
                 data.corpus,
                 working,
                 lambda done, total: self.progress(stage, done, total),
+                self.processes,
             )
             write_text_atomically(folder / OUTPUTS, to_lines(rows))
             warnings, stages, label = list(checkpoint.warnings), [], FLOAT_METHOD
@@ -354,47 +349,9 @@ class Steps:
 
         return build
 
-    def _heard(
-        self,
-        runtime: Runtime,
-        corpus: Corpus,
-        working: Path,
-        on_batch: Callable[[int, int], None],
-    ) -> list[ClipOutput]:
-        """A row for every clip; the processes take turns at the batches.
-
-        Raises BatchTooLarge in all of them where one has too little memory.
-        """
-        settings, processes = self.plan.settings, self.processes
-        decoding = DecodeSettings(
-            settings.batch_size, settings.max_new_tokens, too_long=settings.decode.too_long
-        )
-        journal = working / (OUTPUTS if processes.is_main else f"{processes.index}-{OUTPUTS}")
-        part = (processes.index, processes.count)
-        rows: list[ClipOutput] | None = None
-        with suppress(BatchTooLarge):
-            rows = transcribe(runtime, corpus, decoding, journal, on_batch, part)
-        heard: dict[int, ClipOutput] = {}
-        for other in processes.gathered(rows):
-            if other is None:
-                raise BatchTooLarge(settings.batch_size)
-            heard |= {row.index: row for row in other}
-        return [heard[index] for index in sorted(heard)]
-
     def _runtime(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> Runtime:
         runtime: Any = runtimes[self.plan.settings.runtime]
         return runtime(checkpoint, dtypes)
-
-
-def check_languages(data: DataSet, language: str | None) -> None:
-    """Raises UserError for a clip that says it is of another language than is decoded."""
-    for entry in data.corpus.entries if language else ():
-        declared = next(filter(None, map(entry.metadata.get, LANGUAGE_FIELDS)), None)
-        if declared and language and language_conflict(language, declared):
-            raise UserError(
-                f"data: clip {entry.id!r} of {data.name!r} is of language {declared!r}, but "
-                f"{language!r} is decoded; set decode.language, or choose other clips"
-            )
 
 
 def stage_name(plan: Plan, data: DataSet) -> str:

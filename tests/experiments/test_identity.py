@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import soundfile
@@ -14,7 +15,7 @@ from options import composed
 from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.errors import UserError
-from edge_asr.experiments import steps
+from edge_asr.experiments import steps, transcription
 from edge_asr.experiments.plan import Plan, make_plan
 from edge_asr.experiments.ptq import Outcome, run_experiment
 from edge_asr.store.artefacts import Store
@@ -224,17 +225,18 @@ class Work:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
-        for name in ("load_checkpoint", "quantize_model", "transcribe", "decoder_tokens"):
-            self._watch(monkeypatch, name)
+        for name in ("load_checkpoint", "quantize_model", "decoder_tokens"):
+            self._watch(monkeypatch, steps, name)
+        self._watch(monkeypatch, transcription, "transcribe")
 
-    def _watch(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        real = getattr(steps, name)
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+        real = getattr(module, name)
 
         def counted(*args: object, **kwargs: object) -> object:
             self.done.append(name)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(steps, name, counted)
+        monkeypatch.setattr(module, name, counted)
 
     def of(self, *overrides: str) -> tuple[list[str], Outcome]:
         """What a run with `overrides` does, and its outcome."""
