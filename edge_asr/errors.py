@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see, and what another says in a line."""
+"""The exceptions a user is meant to see, and what another says in a line."""
 
 
 class UserError(Exception):
@@ -6,6 +6,10 @@ class UserError(Exception):
 
     The message names the field, the value and the remedy.
     """
+
+
+class FailedRuns(Exception):
+    """Runs of a sweep that failed, told in one line; each has been told before."""
 
 
 def first_line(error: BaseException) -> str:

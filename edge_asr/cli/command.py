@@ -12,18 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edge_asr.cli.arguments import Arguments, take_apart
-from edge_asr.cli.compose import Composer, settings_of
+from edge_asr.cli.compose import Composer
 from edge_asr.cli.help import print_help
 from edge_asr.cli.main import printable
 from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.cli.progress import logged, shown_progress
+from edge_asr.cli.sweep import run_sweep
 from edge_asr.config import CONF, Settings
 from edge_asr.errors import UserError, first_line
 from edge_asr.processes import Processes
@@ -41,7 +40,8 @@ def run_command(
 
     Raises:
         UserError: for the first mistake, before anything is made.
-        Exception: what ended a run; a sweep goes on to its other runs first.
+        FailedRuns: runs of a sweep failed; the others are made.
+        Exception: what ended a single run.
     """
     asked = take_apart(arguments)
     sweep = bool(asked.flags.multirun)
@@ -56,9 +56,10 @@ def run_command(
         if asked.runs and not sweep:
             run_one(_settings(composer, words), show_outcome=show_outcome)
             return
-        if sweep:
-            _check_sweep(composer, words)
-        elif not asked.flags.shell_completion:
+        if asked.runs:
+            run_sweep(composer, words)
+            return
+        if not asked.flags.shell_completion:
             composer.config(words)
     _hydra(asked, words)
 
@@ -77,72 +78,24 @@ def _experiment(words: Sequence[str]) -> str:
     return next((word for word in words if "experiment=" in word), "hydra.sweeper.params")
 
 
-def _check_sweep(composer: Composer, words: Sequence[str]) -> None:
-    """Check every value of a sweep with the first ones of the others.
-
-    Raises UserError for the first that does not fit, so that no sweep ends half-way for a typo.
-    """
-    overrides = parse(words)
-    several = [one for one in overrides if one.get_key_element() == "experiment"]
-    if several and several[0].is_sweep_override():
-        raise UserError(
-            f"{several[0].input_line}: each may be a sweep of its own; run one after the other"
-        )
-    first = [next(values(one)) for one in overrides]
-    config = composer.config(first, with_hydra=True)
-    overrides += [
-        _sweep_override(str(name), str(value))
-        for name, value in (config.hydra.sweeper.params or {}).items()
-    ]
-    first = [next(values(one)) for one in overrides]
-    members = [
-        composer.settings([*first[:index], value, *first[index + 1 :]])
-        for index, override in enumerate(overrides)
-        for value in values(override)
-    ]
-    # What is chosen is there; whether its settings are in range only the parts know.
-    from edge_asr.experiments.plan import check_settings
-
-    for settings in members:
-        check_settings(settings)
-
-
-def _sweep_override(name: str, value: str) -> Override:
-    return parse(prepare([f"{name}={value}"], sweep=True))[0]
-
-
 def _hydra(asked: Arguments, words: Sequence[str]) -> None:
-    """Leave a sweep, or a look at the configuration, to Hydra."""
-    # Otherwise Hydra prints what ended a run, many lines, and exits.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    """Leave a look at the configuration to Hydra."""
+    # Otherwise Hydra prints what ends it, many lines, and exits.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = [*asked.hydra_flags, *words]
     try:
-        job()
+        looked_at()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(composed: DictConfig) -> None:
-    """One run of a sweep, in whatever process a launcher puts it.
-
-    Raises whatever ends it, when it has been told.
-    """
-    hydra_config = HydraConfig.get()
-    try:
-        run_one(settings_of(composed), first=hydra_config.job.num == 0)
-    except Exception as error:
-        overrides = " ".join(hydra_config.overrides.task)
-        print(printable(f"failed: {overrides}: {error}"), file=sys.stderr)
-        raise
+def looked_at(composed: DictConfig) -> None:
+    """Nothing: Hydra is asked to show, not to run."""
+    del composed
 
 
-def run_one(
-    settings: Settings,
-    *,
-    first: bool = True,
-    show_outcome: Callable[[Outcome], None] | None = None,
-) -> None:
+def run_one(settings: Settings, *, show_outcome: Callable[[Outcome], None] | None = None) -> None:
     """Make one run and show what came of it, by default its row.
 
     Where several processes make it, the main one does the showing.
@@ -156,14 +109,13 @@ def run_one(
     if not Processes.of_environment().is_main:
         run_experiment(settings)
         return
-    if first:
-        _tell_store(settings)
+    tell_store(settings)
     with logged(), shown_progress() as progress:
         outcome = run_experiment(settings, progress.show)
     (show_outcome or show)(outcome)
 
 
-def _tell_store(settings: Settings) -> None:
+def tell_store(settings: Settings) -> None:
     """Say, before anything is made, what may stay on the disk."""
     from edge_asr.store.artefacts import Store
     from edge_asr.store.files import show_size

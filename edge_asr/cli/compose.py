@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -48,6 +49,9 @@ SHARED: dict[str, type] = {
     "calibration": CalibrationSettings,
     "protocol": ProtocolSettings,
 }
+LAUNCHER = "hydra/launcher"
+# What the plugin brings that each extra installs.
+PLUGINS = {"joblib": "joblib", "slurm": "submitit_slurm"}
 NEEDED = ("model", "method", "scheme", "data", "calibration", "protocol")
 
 
@@ -127,6 +131,22 @@ class Composer:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise self._explained(error, words) from error
 
+    def launched(self, words: Sequence[str]) -> DictConfig:
+        """What Hydra's launchers are told of a sweep with prepared `words`. Raises UserError for a
+        launcher that is not there."""
+        self._check_launcher(words)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None, "it is used within the composer's block"
+        try:
+            return hydra.compose_config(
+                config_name=self.config_name,
+                overrides=list(words),
+                run_mode=RunMode.MULTIRUN,
+                with_log_configuration=False,
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise self._explained(error, words) from error
+
     def _compose(self, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
         return compose(self.config_name, list(words), return_hydra_config=with_hydra)
 
@@ -178,6 +198,17 @@ class Composer:
             if not isinstance(value, str) or value not in known:
                 shown = "null" if value is None else value
                 raise UserError(f"{group}={shown}: {nearest(str(shown), known)}")
+
+    def _check_launcher(self, words: Sequence[str]) -> None:
+        known = self.options(LAUNCHER, words)
+        for name in (str(one.value()) for one in parse(words) if one.key_or_group == LAUNCHER):
+            if name in PLUGINS and PLUGINS[name] not in known:
+                raise UserError(
+                    f"{LAUNCHER}={name}: Hydra's plugin for it is not installed; "
+                    f"pip install 'edge_asr[{name}]'"
+                )
+            if name not in known:
+                raise UserError(f"{LAUNCHER}={name}: {nearest(name, known)}")
 
     def _explained(self, error: Exception, words: Sequence[str]) -> UserError:
         """What Hydra says in many lines, in one."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from edge_asr.errors import UserError
+from edge_asr.errors import FailedRuns, UserError
 
 DONE, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 # What only another name or folder mends; a full disk, say, is none of it.
@@ -43,6 +43,8 @@ def exit_code(command: Callable[[], None], interrupted: str = "interrupted") -> 
         sys.stdout.flush()  # so that a full disk is told here, not while Python ends
     except UserError as error:
         return _told(f"error: {error}", USAGE_ERROR)
+    except FailedRuns as error:
+        return _told(f"error: {error}", FAILED)
     except KeyboardInterrupt:
         return _told(interrupted, INTERRUPTED)
     except BrokenPipeError:

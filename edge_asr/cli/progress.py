@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -103,8 +104,23 @@ def logged() -> Iterator[None]:
         level = logging.WARNING
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         level = logging.INFO
+    with _handled(handler, level):
+        yield
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """The same, all of it, at the end of a file instead."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _handled(logging.FileHandler(path, encoding="utf-8"), logging.INFO):
+        yield
+
+
+@contextmanager
+def _handled(handler: logging.Handler, level: int) -> Iterator[None]:
+    if handler.formatter is None:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     before = log.level
     log.setLevel(level)
     log.addHandler(handler)
@@ -113,3 +129,4 @@ def logged() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+        handler.close()

@@ -1,4 +1,4 @@
-"""What lies beside a record: the hypotheses of every data set, and their alignments."""
+"""A run's folder: its record, and beside it what was heard of every data set, aligned."""
 
 from __future__ import annotations
 
@@ -7,13 +7,35 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import write_hypotheses
 from edge_asr.evaluation.pairs import Edit
 from edge_asr.evaluation.scoring import DataSetScore
 from edge_asr.store.files import write_text_atomically
+from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, Record, read_record
 
 ALIGNMENTS_NAME = "alignments.json"
 LONGEST_PART = 80  # of a file's name
+
+
+def stored_record(folder: Path) -> Record | None:
+    """The finished record of a run's folder; one that cannot be read counts as missing."""
+    if not (folder / RECORD_NAME).exists():
+        return None
+    try:
+        record = read_record(folder / RECORD_NAME)
+    except UserError:
+        return None
+    files = [folder / name for name in record.hypotheses_files.values()]
+    return record if files and all(path.exists() for path in files) else None
+
+
+def is_complete(record: Record) -> bool:
+    """Whether it has all that it can have: of a quantized run, the difference to the float model,
+    whose hypotheses another process may have been making."""
+    if record.method.name == FLOAT_METHOD or not any(row.scored for row in record.results):
+        return True
+    return any(row.difference is not None for row in record.results)
 
 
 def manifest_name(model: str, label: str, data_set: str, origin: Mapping[str, str]) -> str:

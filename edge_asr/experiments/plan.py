@@ -77,6 +77,7 @@ class Plan:
         drawn: The calibration clips, empty where nothing looks at any.
         draw_warnings: What drawing them has to say.
         calibrate, quantize: Their steps, or None where there is nothing to do.
+        references: Fingerprint of what was said in the clips, and of their fields.
         run_id: Identity of the record.
     """
 
@@ -92,6 +93,7 @@ class Plan:
     draw_warnings: tuple[str, ...]
     calibrate: Step | None
     quantize: Step | None
+    references: str
     run_id: str
 
     @property
@@ -208,6 +210,9 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         if quantize is not None:
             own_step = _transcribe(settings, files, architecture, audio, quantize.key)
         data_sets.append(DataSet(corpus, audio, own_step, float_step))
+    references = fingerprint(
+        [[[entry.text, dict(entry.metadata)] for entry in one.entries] for one in corpora]
+    )
     return Plan(
         settings=settings,
         files=files,
@@ -221,7 +226,8 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         draw_warnings=drawn.warnings,
         calibrate=calibrate,
         quantize=quantize,
-        run_id=_run_id(settings, data_sets, quantize),
+        references=references,
+        run_id=_run_id(settings, data_sets, references, quantize),
     )
 
 
@@ -242,7 +248,7 @@ def float_plan(plan: Plan) -> Plan:
         calibrate=None,
         quantize=None,
         data_sets=data_sets,
-        run_id=_run_id(settings, data_sets, None),
+        run_id=_run_id(settings, data_sets, plan.references, None),
     )
 
 
@@ -259,7 +265,7 @@ def with_batch_size(plan: Plan, batch_size: int) -> Plan:
         )
         for one in plan.data_sets
     )
-    run_id = _run_id(settings, data_sets, plan.quantize)
+    run_id = _run_id(settings, data_sets, plan.references, plan.quantize)
     return dataclasses.replace(plan, settings=settings, data_sets=data_sets, run_id=run_id)
 
 
@@ -365,16 +371,15 @@ def _transcribe(
     )
 
 
-def _run_id(settings: Settings, data_sets: Sequence[DataSet], quantize: Step | None) -> str:
+def _run_id(
+    settings: Settings, data_sets: Sequence[DataSet], references: str, quantize: Step | None
+) -> str:
     """Identity of a record: what was heard, against which references, scored how."""
-    references = [
-        [[entry.text, dict(entry.metadata)] for entry in one.corpus.entries] for one in data_sets
-    ]
     identity = {
         "version": SCORE_VERSION,
         "transcribe": [one.transcribe.key for one in data_sets],
         "quantize": None if quantize is None else quantize.key,
-        "references": fingerprint(references),
+        "references": references,
         "protocol": dataclasses.asdict(settings.protocol),
         "protocol_version": protocol_named(settings.protocol.name).version,
         "float_bits": settings.float_bits,

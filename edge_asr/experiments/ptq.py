@@ -27,7 +27,12 @@ from edge_asr.evaluation.scoring import (
 )
 from edge_asr.evaluation.transcribe import BatchTooLarge
 from edge_asr.experiments.clips import overlap_warnings
-from edge_asr.experiments.files import write_alignments, write_manifest
+from edge_asr.experiments.files import (
+    is_complete,
+    stored_record,
+    write_alignments,
+    write_manifest,
+)
 from edge_asr.experiments.plan import (
     DataSet,
     Plan,
@@ -52,6 +57,7 @@ from edge_asr.experiments.steps import (
     silent,
     stage_name,
 )
+from edge_asr.experiments.sweeps import unresolved_folder
 from edge_asr.experiments.transcription import check_languages
 from edge_asr.models.loading import check_device
 from edge_asr.processes import Processes
@@ -59,16 +65,7 @@ from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.environment import current_environment
 from edge_asr.store.failure import failure_noted
-from edge_asr.store.record import (
-    RECORD_NAME,
-    CostSection,
-    LayerSection,
-    Record,
-    Stage,
-    now,
-    read_record,
-    write_record,
-)
+from edge_asr.store.record import CostSection, LayerSection, Record, Stage, now, write_record
 
 log = logging.getLogger(__name__)
 LONGEST_SOURCE = 120  # of a damaged clip, in a warning
@@ -96,15 +93,29 @@ def run_experiment(settings: Settings, progress: Progress = silent) -> Outcome:
     Raises:
         UserError: for whatever the user can mend; no record is written then.
     """
-    processes = Processes.of_environment()
-    check_device(processes.device(settings.device))
+    return run_plan(resolve(settings, progress), progress)
+
+
+def run_plan(plan: Plan, progress: Progress = silent) -> Outcome:
+    """The same of a run that is resolved; what ends it is noted in its folder."""
+    with failure_noted(plan.folder, plan.settings.provenance()):
+        return _run(plan, Store(plan.settings.store_folder), progress)
+
+
+def run_noted(settings: Settings, progress: Progress = silent) -> Outcome:
+    """The same of settings; what keeps them from being resolved is noted too."""
+    with failure_noted(unresolved_folder(settings), settings.provenance()):
+        plan = resolve(settings, progress)
+    return run_plan(plan, progress)
+
+
+def resolve(settings: Settings, progress: Progress = silent) -> Plan:
+    """What the run will do on this machine. Raises UserError for what the user can mend."""
+    check_device(Processes.of_environment().device(settings.device))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    store = Store(settings.store_folder)
     progress("read the checkpoint and the clips")
-    plan = make_plan(settings, store)
-    with failure_noted(plan.folder, settings.provenance()):
-        return _run(plan, store, progress)
+    return make_plan(settings, Store(settings.store_folder))
 
 
 def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
@@ -128,8 +139,9 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
 def _complete(steps: Steps) -> Outcome:
     plan, store = steps.plan, steps.store
     settings, plain, processes = plan.settings, float_plan(plan), steps.processes
-    done, baseline = processes.from_main((_stored(plan), _stored(plain)))
-    if done is not None and not settings.rerun and (plan.quantize is None or _compared(done)):
+    found = stored_record(plan.folder), stored_record(plain.folder)
+    done, baseline = processes.from_main(found)
+    if done is not None and not settings.rerun and is_complete(done):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
     _make_writable(plan)
     store.check_writable()
@@ -319,24 +331,6 @@ def output_warnings(transcription: Transcription) -> list[str]:
             "max_new_tokens or model.tokens_per_second that is too small"
         )
     return warnings
-
-
-def _stored(plan: Plan) -> Record | None:
-    """The finished record of a plan; one that cannot be read counts as missing."""
-    if not (plan.folder / RECORD_NAME).exists():
-        return None
-    try:
-        record = read_record(plan.folder / RECORD_NAME)
-    except UserError:
-        return None
-    files = [plan.folder / name for name in record.hypotheses_files.values()]
-    return record if files and all(path.exists() for path in files) else None
-
-
-def _compared(record: Record) -> bool:
-    """Whether it has its difference to the float model, whose hypotheses another process may have
-    been making."""
-    return any(result.difference is not None for result in record.results)
 
 
 def _make_writable(plan: Plan) -> None:

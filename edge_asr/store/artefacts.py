@@ -135,6 +135,14 @@ class Store:
         shutil.rmtree(self._working(step), ignore_errors=True)
         return artefact
 
+    def holds(self, step: Step) -> bool:
+        """Whether an artefact of `step` is there, at a glance: it may turn out to be damaged."""
+        return (self._place(step) / MANIFEST).is_file()
+
+    def has_begun(self, step: Step) -> bool:
+        """Whether `step` is being made, or was cut short and has left something to go on from."""
+        return self._working(step).is_dir()
+
     def make(
         self,
         step: Step,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_asr
+from edge_asr.errors import UserError, first_line
 from edge_asr.store.files import write_text_atomically
 
 ERROR_NAME = "error.json"
@@ -25,16 +26,34 @@ def failure_noted(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        plain = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "package": edge_asr.__version__,
-            "error": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exception(error),
-            "settings": settings,
-        }
-        with suppress(OSError):  # such as the full disk that it is about
-            write_text_atomically(folder / ERROR_NAME, json.dumps(plain, indent=1, default=str))
+        note_failure(folder, settings, error)
         raise
     with suppress(OSError):
-        (folder / ERROR_NAME).unlink(missing_ok=True)
+        (folder / ERROR_NAME).unlink()
+        folder.rmdir()  # where nothing but the failure was in it
+
+
+def note_failure(folder: Path, settings: Mapping[str, Any], error: Exception) -> None:
+    """Note in `folder` what has ended, or kept from beginning, the run of `settings`."""
+    plain = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "package": edge_asr.__version__,
+        "error": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exception(error),
+        "settings": settings,
+    }
+    with suppress(OSError):  # such as the full disk that it is about
+        write_text_atomically(folder / ERROR_NAME, json.dumps(plain, indent=1, default=str))
+
+
+def failure_in(folder: Path) -> str | None:
+    """What ended the run of a folder, in one line; None where no failure is noted."""
+    try:
+        plain = json.loads((folder / ERROR_NAME).read_text(encoding="utf-8"))
+        kind, message = str(plain["error"]), first_line(Exception(plain["message"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError):
+        return f"{folder / ERROR_NAME} cannot be read"
+    return message if kind == UserError.__name__ else f"{kind}: {message}"

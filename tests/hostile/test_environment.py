@@ -201,7 +201,16 @@ def test_a_sweep_goes_on_after_a_failed_run(parts: Path, tmp_path: Path, run: Ru
     (damaged / "model.safetensors").write_bytes(b"no tensors")
     models = f"model.path={damaged},{parts / 'model'}"
     done = run("-m", "model=custom", models, *options(parts)[2:])
-    assert done.returncode == 2
-    assert len(errors(done.stderr)) == 1
+    assert done.returncode == 1
+    assert errors(done.stderr) == ["error: 1 of 2 runs failed; the same command tries them again"]
+    assert len([line for line in done.stderr.splitlines() if line.startswith("failed: ")]) == 1
+    assert f"failed: model.path='{damaged}': " in done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(tmp_path.rglob("record.json"))) == 2, "of the model that is whole"
+    (noted,) = tmp_path.rglob("error.json")
+    assert "model.safetensors cannot be read" in json.loads(noted.read_text())["message"]
+    shutil.copyfile(parts / "model/model.safetensors", damaged / "model.safetensors")
+    again = run("-m", "model=custom", models, *options(parts)[2:])
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1: damaged rtn W4: WER " in again.stderr, "what is finished is not launched"
+    assert not list(tmp_path.rglob("error.json"))
