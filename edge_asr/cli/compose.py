@@ -132,9 +132,7 @@ class Composer:
             raise self._explained(error, words) from error
 
     def launched(self, words: Sequence[str]) -> DictConfig:
-        """What Hydra's launchers are told of a sweep with prepared `words`. Raises UserError for a
-        launcher that is not there."""
-        self._check_launcher(words)
+        """What Hydra's launchers are told of a sweep with prepared `words`. Raises as `config`."""
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None, "it is used within the composer's block"
         try:
@@ -175,6 +173,8 @@ class Composer:
 
     def _check_choice(self, override: Override, words: Sequence[str]) -> None:
         group = override.key_or_group.partition("@")[0]
+        if group == LAUNCHER:
+            self._check_launcher(str(override.value()), words)
         if group.startswith("hydra"):
             return
         known = self.options(group, words)
@@ -199,16 +199,15 @@ class Composer:
                 shown = "null" if value is None else value
                 raise UserError(f"{group}={shown}: {nearest(str(shown), known)}")
 
-    def _check_launcher(self, words: Sequence[str]) -> None:
+    def _check_launcher(self, name: str, words: Sequence[str]) -> None:
         known = self.options(LAUNCHER, words)
-        for name in (str(one.value()) for one in parse(words) if one.key_or_group == LAUNCHER):
-            if name in PLUGINS and PLUGINS[name] not in known:
-                raise UserError(
-                    f"{LAUNCHER}={name}: Hydra's plugin for it is not installed; "
-                    f"pip install 'edge_asr[{name}]'"
-                )
-            if name not in known:
-                raise UserError(f"{LAUNCHER}={name}: {nearest(name, known)}")
+        if name in PLUGINS and PLUGINS[name] not in known:
+            raise UserError(
+                f"{LAUNCHER}={name}: Hydra's plugin for it is not installed; "
+                f"pip install 'edge_asr[{name}]'"
+            )
+        if name not in known:
+            raise UserError(f"{LAUNCHER}={name}: {nearest(name, known)}")
 
     def _explained(self, error: Exception, words: Sequence[str]) -> UserError:
         """What Hydra says in many lines, in one."""
