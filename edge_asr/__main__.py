@@ -9,6 +9,7 @@ import edge_asr
 
 COMMANDS = {
     "run": ("edge_asr.run", "compress a checkpoint and measure what it costs and gains"),
+    "sweep": ("edge_asr.sweep", "how far a sweep is, what failed and why, hours left"),
     "report": ("edge_asr.report.__main__", "all records of a folder as tables"),
     "compare": ("edge_asr.compare", "finished runs against one another, clip by clip"),
     "rescore": ("edge_asr.rescore", "stored hypotheses by another protocol, without a model"),

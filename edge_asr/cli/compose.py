@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ class Composer:
     config_dir: str | None = None
     config_name: str = "config"
     _outer: Any = None  # of a program that runs under Hydra itself
+    # Asking Hydra for them takes as long as composing a configuration.
+    _options: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
     def __enter__(self) -> Composer:
         register()
@@ -154,9 +156,13 @@ class Composer:
         `words` are looked at for further folders, `hydra.searchpath=[...]`.
         """
         further = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
-        loader = GlobalHydra.instance().config_loader()
-        found = loader.get_group_options(group, config_name=self.config_name, overrides=further)
-        return [name for name in found if (group, name) != ("method", BASE_RECIPE)]
+        asked = (group, *further)
+        if asked not in self._options:
+            loader = GlobalHydra.instance().config_loader()
+            found = loader.get_group_options(group, config_name=self.config_name, overrides=further)
+            known = [name for name in found if (group, name) != ("method", BASE_RECIPE)]
+            self._options[asked] = known
+        return self._options[asked]
 
     def groups(self) -> list[str]:
         """All groups of choices."""

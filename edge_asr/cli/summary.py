@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from edge_asr.cli.main import printable
 from edge_asr.config import Settings
 from edge_asr.errors import FailedRuns
 from edge_asr.experiments.estimate import Estimate, estimate, read_records
-from edge_asr.experiments.sweeps import SweepRun, first_record
+from edge_asr.experiments.sweeps import DONE, SweepRun, first_record
 from edge_asr.report.console import open_console, print_table
 from edge_asr.report.tables import tables
 from edge_asr.store.files import show_size
@@ -37,11 +38,22 @@ def show_start(
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def estimate_of(runs: Sequence[SweepRun], settings: Settings) -> Estimate:
-    """What `runs` will take, by the records in the results folder."""
-    return estimate(
-        [work for run in runs for work in run.work], read_records(settings.results_folder)
-    )
+def states_in_words(runs: Sequence[SweepRun]) -> str:
+    """`12 of 18 runs done, 1 failed, 5 to do`."""
+    counts = Counter(run.state for run in runs)
+    done = f"{counts.pop(DONE, 0)} of {len(runs)} runs done"
+    return ", ".join([done, *(f"{count} {state}" for state, count in counts.items())])
+
+
+def estimate_of(
+    runs: Sequence[SweepRun], settings: Settings, counted: set[str] | None = None
+) -> Estimate:
+    """What `runs` will take, by the records in the results folder, but for steps that are `counted`
+    already, to which theirs are added."""
+    work = [one for run in runs for one in run.work if one.key not in (counted or set())]
+    if counted is not None:
+        counted.update(one.key for one in work)
+    return estimate(work, read_records(settings.results_folder))
 
 
 def estimate_in_words(left: Estimate) -> str:
@@ -85,16 +97,17 @@ def show_results(runs: Sequence[SweepRun], failed: Mapping[tuple[str, ...], str]
         lines.append(f"{warned} of {len(records)} records hold warnings")
     for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-    show_failures(runs, failed)
+    show_failures(runs, failed, Console(stderr=True))
     if failed:
         raise FailedRuns(
             f"{len(failed)} of {len(runs)} runs failed; the same command tries them again"
         )
 
 
-def show_failures(runs: Sequence[SweepRun], failed: Mapping[tuple[str, ...], str]) -> None:
+def show_failures(
+    runs: Sequence[SweepRun], failed: Mapping[tuple[str, ...], str], console: Console
+) -> None:
     """Print a line for every run that failed: what makes it another than the others, and why."""
-    console = Console(stderr=True)
     shared = set.intersection(*(set(run.words) for run in runs))
     for run in runs:
         if run.words in failed:

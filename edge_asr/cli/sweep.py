@@ -94,10 +94,11 @@ def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, .
         params = config.hydra.sweeper.params or {}
         swept = {str(key): _swept(str(key), str(value)) for key, value in params.items()} | own
         first = {key: next(values(one)) for key, one in swept.items()}
+        checked.append(composer.settings([*chosen, *first.values()]))
         checked += [
             composer.settings([*chosen, *(first | {key: value}).values()])
             for key, override in swept.items()
-            for value in values(override)
+            for value in list(values(override))[1:]
         ]
         members += [
             (*chosen, *one) for one in product(*(list(values(one)) for one in swept.values()))

@@ -32,7 +32,7 @@ class SweepRun:
 
     Attributes:
         words: The overrides that ask for it.
-        model, label: What tables call it.
+        model, method, label: What tables call it; the label is method and scheme.
         folders: Where its record lies or will: its folder, then those of the same run with less
             clips decoded together, made where memory is not enough.
         baselines: The same of the float run that it is compared with.
@@ -45,6 +45,7 @@ class SweepRun:
 
     words: tuple[str, ...]
     model: str
+    method: str
     label: str
     folders: tuple[Path, ...]
     baselines: tuple[Path, ...]
@@ -126,7 +127,8 @@ def sweep_runs(
 def _unresolved(words: tuple[str, ...], settings: Settings, problem: str) -> SweepRun:
     folder = unresolved_folder(settings)
     model = settings.model.name or Path(settings.model.path).name
-    return SweepRun(words, model, settings.method.name, (folder,), (), folder, problem=problem)
+    method = settings.method.name
+    return SweepRun(words, model, method, method, (folder,), (), folder, problem=problem)
 
 
 def _sweep_run(words: tuple[str, ...], plan: Plan, store: Store) -> SweepRun:
@@ -135,6 +137,7 @@ def _sweep_run(words: tuple[str, ...], plan: Plan, store: Store) -> SweepRun:
     return SweepRun(
         words=words,
         model=plan.model_name,
+        method=plan.method_label,
         label=plan.label,
         folders=_folders(plan),
         baselines=_folders(plain) if plan.quantize is not None else (),
