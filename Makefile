@@ -7,7 +7,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test check installed editable corpus models clean
+.PHONY: help setup demo test slurm browser check installed editable corpus models clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,8 +26,17 @@ demo: setup  ## float, RTN and GPTQ at 3 and 2 bits on both embedded models, one
 	$(BIN)/python -m edge_asr.run -m experiment=demo results=$(DEMO)
 	$(BIN)/python -m edge_asr.report --results $(DEMO)
 
-test: setup  ## the whole test suite, in two processes
+test: setup  ## the test suite, in two processes
 	$(BIN)/python -m pytest -n 2
+
+# 77: it cannot be installed here, which has been said.
+slurm: setup  ## sweeps on a Slurm of three nodes on this machine, where it can be installed
+	bash scripts/slurm_local.sh with $(BIN)/python -m pytest -m slurm || [ $$? = 77 ]
+
+browser: setup  ## the report's page in chromium, where that is installed
+	@command -v chromium >/dev/null || { echo "browser: tests skipped, no chromium"; exit 0; }; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]' && \
+	$(BIN)/python -m pytest -m browser
 
 check: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .

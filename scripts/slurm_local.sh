@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # A Slurm of three nodes on this machine, with accounting, from Debian's packages; for tests.
-#   scripts/slurm_local.sh up     install what is missing, start it, wait until its nodes are idle
+#   scripts/slurm_local.sh up     install what is missing, start it, wait until its nodes are idle;
+#                                 ends with 77 where it cannot be installed
 #   scripts/slurm_local.sh down   stop it and remove its files
+#   scripts/slurm_local.sh with COMMAND ...   the command between the two
 # As root, without systemd; everything listens on the loopback address. Clients, submitit among them,
 # find it by SLURM_CONF=/var/lib/slurm_local/slurm.conf.
 set -euo pipefail
@@ -14,15 +16,14 @@ export SLURM_CONF=$conf
 
 fail() {
     echo "slurm_local.sh: $*" >&2
-    exit 1
+    exit "${code:-1}"
 }
 
 install_packages() {
     command -v slurmctld slurmd slurmdbd mariadbd munged sacct >/dev/null && return
-    command -v apt-get >/dev/null || fail "needs Debian's packages $packages"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
-        fail "cannot install $packages"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends $packages; } >/dev/null 2>&1 ||
+        code=77 fail "cannot install Debian's packages $packages"
 }
 
 write_settings() {
@@ -124,13 +125,15 @@ wait_for() {
 }
 
 up() {
-    [ "$(id -u)" = 0 ] || fail "up: needs root"
+    [ "$(id -u)" = 0 ] || code=77 fail "up: needs root"
     [ ! -e "$conf" ] || fail "$state is there; take it down first"
     install_packages
+    trap down EXIT  # of a start that fails nothing stays
     write_settings
     start_munge
     start_database
     start_slurm
+    trap - EXIT
     sinfo -N
     echo "export SLURM_CONF=$conf"
 }
@@ -157,8 +160,15 @@ stop() {
     kill -9 "$pid" 2>/dev/null || true
 }
 
-case ${1:-} in
-up) up ;;
-down) down ;;
-*) fail "give up or down" ;;
+with() {
+    up
+    trap down EXIT
+    "$@"
+}
+
+action=${1:-}
+case $action in
+up | down) "$action" ;;
+with) with "${@:2}" ;;
+*) fail "give up, down, or with COMMAND" ;;
 esac

@@ -17,6 +17,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
@@ -92,8 +93,7 @@ class Composer:
     config_dir: str | None = None
     config_name: str = "config"
     _outer: Any = None  # of a program that runs under Hydra itself
-    # Asking Hydra for them takes as long as composing a configuration.
-    _options: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    _repositories: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __enter__(self) -> Composer:
         register()
@@ -156,13 +156,17 @@ class Composer:
         `words` are looked at for further folders, `hydra.searchpath=[...]`.
         """
         further = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
-        asked = (group, *further)
-        if asked not in self._options:
-            loader = GlobalHydra.instance().config_loader()
-            found = loader.get_group_options(group, config_name=self.config_name, overrides=further)
-            known = [name for name in found if (group, name) != ("method", BASE_RECIPE)]
-            self._options[asked] = known
-        return self._options[asked]
+        place = tuple(further)
+        if place not in self._repositories:
+            # What the loader's own `get_group_options` does anew for every group, which takes as
+            # long as composing a configuration.
+            loader: Any = GlobalHydra.instance().config_loader()
+            _, repository = loader._parse_overrides_and_create_caching_repo(
+                self.config_name, further
+            )
+            self._repositories[place] = repository
+        found = self._repositories[place].get_group_options(group, ObjectType.CONFIG)
+        return [name for name in found if (group, name) != ("method", BASE_RECIPE)]
 
     def groups(self) -> list[str]:
         """All groups of choices."""

@@ -19,6 +19,8 @@ import pytest
 import soundfile
 from tiny import tiny_whisper, tone
 
+from edge_asr.store.record import read_record
+
 pytestmark = pytest.mark.slurm
 
 LOCAL = Path("/var/lib/slurm_local/slurm.conf")
@@ -79,9 +81,9 @@ def wait_until(reached: Callable[[], Any], process: subprocess.Popen[str]) -> No
 
 
 def job_of(results: Path) -> str:
-    """The job array of the only sweep."""
-    (folder, *_) = results.glob("sweeps/*/slurm/*_*")
-    return folder.name.partition("_")[0]
+    """The job, array or not, of the only sweep."""
+    (sweep,) = results.glob("sweeps/*/slurm")
+    return next(one.name.partition("_")[0] for one in sweep.iterdir() if one.name[0].isdigit())
 
 
 def tasks(job: str) -> list[tuple[str, str, str]]:
@@ -93,7 +95,8 @@ def tasks(job: str) -> list[tuple[str, str, str]]:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     print(shown)
-    return [(one, node, state) for one, node, state in (row.split("|") for row in said.split())]
+    rows = [row.split("|") for row in said.splitlines()]
+    return [(task, node, state) for task, node, state in rows]
 
 
 def settled(job: str) -> list[tuple[str, str, str]]:
@@ -105,9 +108,9 @@ def settled(job: str) -> list[tuple[str, str, str]]:
     return tasks(job)
 
 
-def blocks(store: Path) -> dict[str, int]:
-    """Finished blocks of the model that is being quantized, and when each was written."""
-    found = store.glob("unfinished/quantize-*/block-*.json")
+def written(store: Path, pattern: str) -> dict[str, int]:
+    """What a step that is not finished has left to go on from, and when each was written."""
+    found = store.glob(f"unfinished/{pattern}")
     return {path.name: path.stat().st_mtime_ns for path in found if path.exists()}
 
 
@@ -125,38 +128,55 @@ def test_a_sweep_is_a_job_array_on_several_nodes(words: list[str], tmp_path: Pat
     assert finish(start(*words, *own)).startswith("4 runs, 0 new"), "nothing is queued again"
 
 
-@pytest.mark.parametrize("ended_by", ["requeue", "time limit"])
-def test_a_task_that_is_put_back_goes_on_where_it_was(
-    ended_by: str, words: list[str], tmp_path: Path
+def start_requeued(job: str) -> list[str]:
+    """Have a task that waits start at once, not in two minutes; the states that there were."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", NOW], capture_output=True)
+    return [state for *_, state in tasks(job)]
+
+
+def test_a_task_that_is_requeued_goes_on_at_the_block_where_it_was(
+    words: list[str], tmp_path: Path
+) -> None:
+    results, store, block = tmp_path / "runs", tmp_path / ".edge_asr", "quantize-*/block-*.json"
+    process = start(
+        *words, "method=autoround", "bits=2", "method.rounding.iterations=2500",
+        f"results={results}", "hydra.launcher.cpus_per_task=1",
+    )  # fmt: skip
+    wait_until(lambda: written(store, block), process)
+    job, kept = job_of(results), written(store, block)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait_until(lambda: start_requeued(job)[-1] == "RUNNING", process)
+    for name, moment in kept.items():
+        assert written(store, block)[name] == moment, "a finished block is made again"
+    assert "1 of 1: model autoround+rounding.iterations=2500 W2: WER " in finish(process)
+    assert [state for *_, state in settled(job)] == ["REQUEUED", "COMPLETED"]
+    (record,) = results.rglob("autoround*/record.json")
+    assert read_record(record).stages
+    assert not list(store.glob("unfinished/*"))
+
+
+def test_a_task_that_meets_its_time_limit_goes_on_at_the_clip_where_it_was(
+    words: list[str], tmp_path: Path
 ) -> None:
     results, store = tmp_path / "runs", tmp_path / ".edge_asr"
-    own = ["method=autoround", "bits=2", "method.rounding.iterations=2500", f"results={results}"]
-    if ended_by == "time limit":
-        # Of a minute: the signal comes some time in it.
-        own += ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
-    process = start(*words, *own)
-    wait_until(lambda: blocks(store), process)
+    clips = Path(next(word for word in words if word.startswith("data.path=")).partition("=")[2])
+    many = clips.with_name("many.jsonl")  # some minutes of work
+    many.write_text(clips.read_text() * 300)
+    process = start(
+        *(word for word in words if not word.startswith("data.path=")), f"data.path={many}",
+        "method=rtn", f"results={results}", "batch_size=1", "hydra.launcher.cpus_per_task=1",
+        # The signal comes at any time of the minute but the last 20 seconds.
+        "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20",
+        "hydra.launcher.max_num_timeout=30",
+    )  # fmt: skip
+    wait_until(lambda: list(store.glob("unfinished/transcribe-*/heard.jsonl")), process)
     job = job_of(results)
-    kept: dict[str, int] = {}
-    if ended_by == "requeue":
-        kept = blocks(store)
-        subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
-
-    def is_back() -> bool:
-        subprocess.run(["scontrol", "update", f"JobId={job}_0", NOW], capture_output=True)
-        return any("REQUEUED" in state for *_, state in tasks(job))
-
-    wait_until(is_back, process)
-    for name, written in (kept or blocks(store)).items():
-        assert blocks(store).get(name, written) == written, "a finished block is made again"
     while process.poll() is None:
-        is_back()  # a time limit may be met more than once
+        start_requeued(job)
         time.sleep(2)
-    said = finish(process)
-    assert "1 of 1: model autoround W2: WER " in said
+    assert "1 of 1: model rtn W4: WER " in finish(process)
     states = [state for *_, state in settled(job)]
-    assert "REQUEUED" in states
+    assert states[0] == "REQUEUED"
     assert states[-1] == "COMPLETED"
-    (record,) = results.rglob("autoround*/record.json")
-    assert len(json.loads(record.read_text())["method"]["blocks"]) >= 4
-    assert not list(store.glob("unfinished/*"))
+    (record,) = results.rglob("rtn*/record.json")
+    assert read_record(record).results[0].utterances == 2400
