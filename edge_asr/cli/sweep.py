@@ -66,12 +66,20 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> None:
     new = [run for run in runs if run.problem is None and (run.rerun or run.record is None)]
     show_start(runs, new, settings[0][1], console)
     watch = Watch(new, console)
-    failed = {run.words: run.problem for run in runs if run.problem is not None}
+    ended = None
     if new:
         with watch.watching():
-            _launch(launched, new, watch, processes)
+            ended = _launch(launched, new, watch, processes)
+    hopeless = {run.words: run.problem for run in runs if run.problem is not None}
+    failed = hopeless | watch.failed
     if processes.is_main:
-        show_results(runs, failed | watch.failed)
+        show_results(runs, failed)
+    if ended is not None:
+        raise FailedRuns(ended)
+    if failed:
+        raise FailedRuns(
+            f"{len(failed)} of {len(runs)} runs failed; the same command tries them again"
+        )
 
 
 def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, ...]]:
@@ -117,10 +125,10 @@ def _swept(name: str, value: str) -> Override:
 
 def _launch(
     config: DictConfig, new: Sequence[SweepRun], watch: Watch, processes: Processes
-) -> None:
+) -> str | None:
     """Launch `new` runs; again those that have ended without a word, last of all.
 
-    Raises FailedRuns where the launcher itself fails.
+    Returns what has ended the launcher itself, None where nothing has.
     """
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
@@ -139,7 +147,10 @@ def _launch(
         except BrokenProcessPool:
             log.debug("joblib ends all its workers when one is killed")
         except Exception as error:
-            raise FailedRuns(f"the launcher ended: {first_line(error)}; see {folder}") from error
+            return (
+                f"the launcher ended: {first_line(error)}; jobs of its may go on, python -m "
+                f"edge_asr.sweep status tells; see {folder}"
+            )
         watch.look()
         logs = {run.words: _log(folder, number + place) for place, run in enumerate(batch)}
         number += len(batch)
@@ -152,6 +163,7 @@ def _launch(
                 watch.give_up(run, f"{reason} See {logs[run.words]}")
         left = [run for run in silent if attempts[run.words] < ATTEMPTS]
         waiting += sorted(left, key=lambda run: attempts[run.words])
+    return None
 
 
 def job(composed: DictConfig) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge_asr.cli.main import printable
-from edge_asr.experiments.sweeps import SweepRun
+from edge_asr.experiments.sweeps import SweepRun, first_record
 from edge_asr.store.failure import ERROR_NAME
 from edge_asr.store.record import ALL, RECORD_NAME, Record
 
@@ -82,9 +82,13 @@ class Watch:
                     self._give_up(run, reason)
 
     def give_up(self, run: SweepRun, reason: str) -> None:
-        """Count a run as failed of whose end there is nothing to see."""
+        """Count a run as failed of whose end there is nothing to see, unless all that it lacks is
+        its difference to the float model, which another sweep may be at."""
         with self._lock:
-            self._give_up(run, reason)
+            if record := first_record(run.folders):
+                self._tell(run, f"{result_line(record)}, no difference to the float model yet")
+            else:
+                self._give_up(run, reason)
 
     def _give_up(self, run: SweepRun, reason: str) -> None:
         self.failed[run.words] = reason

@@ -16,7 +16,7 @@ class Work:
     """A step that is to be made.
 
     Attributes:
-        step: Its name: `calibrate`, `quantize`, `transcribe`.
+        step: Its name: `calibrate`, `quantize`, `transcribe`, `score`.
         key: Its key in the store; runs of which it is the same share it.
         model: Digest of the float model's weights.
         parameters: Of that model.
@@ -109,7 +109,7 @@ def steps_of(record: Record) -> list[Made]:
     calibration = record.config.get("calibration") or {}
     drawn = int(calibration.get("clips", 1)) if "calibrate" in record.keys else 1
     heard = sum(one.clips for one in record.data)
-    clips = {"calibrate": drawn, "quantize": drawn, "transcribe": heard}
+    clips = {"calibrate": drawn, "quantize": drawn, "transcribe": heard, "score": heard}
     return [
         Made(
             step,

@@ -142,7 +142,7 @@ def _sweep_run(words: tuple[str, ...], plan: Plan, store: Store) -> SweepRun:
         folders=_folders(plan),
         baselines=_folders(plain) if plan.quantize is not None else (),
         unresolved=unresolved_folder(plan.settings),
-        work=tuple(_work(plan, store, step, clips, method) for step, clips, method in steps),
+        work=(*(_work(plan, store, *one) for one in steps), _scoring(plan)),
         begun=any(store.has_begun(step) for step, _, _ in steps),
         rerun=plan.settings.rerun,
     )
@@ -174,6 +174,14 @@ def _steps(plan: Plan) -> list[tuple[Step, int, str]]:
             own = data.transcribe if step == data.transcribe.key else data.transcribe_float
             steps.append((own, len(data.corpus), FLOAT_METHOD))
     return steps
+
+
+def _scoring(plan: Plan) -> Work:
+    """What is made anew for every run."""
+    files, clips = plan.files, sum(len(data.corpus) for data in plan.data_sets)
+    return Work(
+        "score", plan.run_id, files.weights_fingerprint, files.parameters, FLOAT_METHOD, clips
+    )
 
 
 def _work(plan: Plan, store: Store, step: Step, clips: int, method: str) -> Work:

@@ -107,7 +107,7 @@ def test_a_sweep_from_nothing_to_its_end(
     assert run(monkeypatch, "-m", "bits=4,3", *parts.words) == 0
     said = capfd.readouterr()
     lines = said.err.splitlines()
-    assert lines[0].startswith("2 runs, 2 new: no estimate of 5 steps")
+    assert lines[0].startswith("2 runs, 2 new: no estimate of 7 steps")
     assert [line.partition(": WER")[0] for line in lines[2:]] == [
         "1 of 2: model rtn W4",
         "2 of 2: model rtn W3",

@@ -32,6 +32,7 @@ def test_the_steps_behind_a_record(records: list[Record]) -> None:
         "calibrate": ("float", 64, seconds["calibrate"]),
         "quantize": ("gptq", 64, seconds["quantize"]),
         "transcribe": ("float", 200, transcribed),
+        "score": ("float", 200, seconds["score"]),
     }
 
 

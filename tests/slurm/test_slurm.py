@@ -159,11 +159,15 @@ def test_a_task_that_meets_its_time_limit_goes_on_at_the_clip_where_it_was(
     words: list[str], tmp_path: Path
 ) -> None:
     results, store = tmp_path / "runs", tmp_path / ".edge_asr"
-    clips = Path(next(word for word in words if word.startswith("data.path=")).partition("=")[2])
-    many = clips.with_name("many.jsonl")  # some minutes of work
-    many.write_text(clips.read_text() * 300)
+    named = next(word for word in words if word.startswith("data.path="))
+    few = Path(named.removeprefix("data.path="))
+    rows = [json.loads(line) for line in few.read_text().splitlines()] * 300
+    many = few.with_name("many.jsonl")  # some minutes of work
+    many.write_text(
+        "".join(json.dumps({**row, "id": str(number)}) + "\n" for number, row in enumerate(rows))
+    )
     process = start(
-        *(word for word in words if not word.startswith("data.path=")), f"data.path={many}",
+        *(word for word in words if word != named), f"data.path={many}",
         "method=rtn", f"results={results}", "batch_size=1", "hydra.launcher.cpus_per_task=1",
         # The signal comes at any time of the minute but the last 20 seconds.
         "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20",
