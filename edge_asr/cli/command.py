@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edge_asr.cli.arguments import Arguments, take_apart
-from edge_asr.cli.compose import Composer
+from edge_asr.cli.compose import LAUNCHER, Composer
 from edge_asr.cli.help import print_help
 from edge_asr.cli.main import printable
 from edge_asr.cli.overrides import parse, prepare, values
@@ -65,8 +65,12 @@ def run_command(
 
 
 def _settings(composer: Composer, words: Sequence[str]) -> Settings:
-    """The settings of a single run. Raises UserError for a prepared sweep."""
-    params = composer.config(words, with_hydra=True).hydra.sweeper.params
+    """The settings of a single run. Raises UserError for what asks for a sweep."""
+    hydra_config = composer.config(words, with_hydra=True).hydra
+    launcher = hydra_config.runtime.choices[LAUNCHER]
+    if launcher != "basic":
+        raise UserError(f"{LAUNCHER}={launcher}: launches sweeps; add -m")
+    params = hydra_config.sweeper.params
     if params:
         raise UserError(
             f"{_experiment(words)}: this is a sweep over {', '.join(params)}; add -m to run it"
