@@ -16,14 +16,19 @@ from edge_asr.experiments.clips import Clips
 from edge_asr.experiments.estimate import Work
 from edge_asr.experiments.files import is_complete, stored_record
 from edge_asr.experiments.labels import folder_name
-from edge_asr.experiments.plan import Plan, float_plan, make_plan, with_batch_size
+from edge_asr.experiments.plan import (
+    RUN_DIGITS,
+    Plan,
+    float_plan,
+    make_plan,
+    with_batch_size,
+)
 from edge_asr.store.artefacts import Step, Store
 from edge_asr.store.failure import failure_in, note_failure
 from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD, Record
 
 DONE, FAILED, BEGUN, TO_DO = "done", "failed", "begun", "to do"
-DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def first_record(folders: Iterable[Path]) -> Record | None:
 
 def unresolved_folder(settings: Settings) -> Path:
     """Where it is noted that a run could not be resolved, so that its own folder is not known."""
-    digest = fingerprint(settings.provenance())[:DIGITS]
+    digest = fingerprint(settings.provenance())[:RUN_DIGITS]
     model = settings.model.name or Path(settings.model.path).name
     return settings.results_folder / folder_name(model, settings.method.name, digest)
 

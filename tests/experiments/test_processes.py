@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,11 +21,23 @@ from edge_asr.processes import Processes
 from edge_asr.store.artefacts import Store
 from edge_asr.store.record import find_records, read_record
 
-# What `accelerate launch` calls for several GPUs; on processors it starts several by MPI alone.
-LAUNCH = (
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-    "-m", "edge_asr.run",
-)  # fmt: skip
+
+def launch(*words: str) -> list[subprocess.Popen[str]]:
+    """Two processes, told what torchrun and `accelerate launch` tell them."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "edge_asr.run", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank, **told},
+        )
+        for rank in ("0", "1")
+    ]
 
 
 def test_a_gpu_of_its_own_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,15 +81,10 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
         f"data.path={path}", "protocol.resamples=100", "method=rtn", "batch_size=2", "device=cpu",
     ]  # fmt: skip
     together, alone = tmp_path / "together", tmp_path / "alone"
-    done = subprocess.run(
-        [*LAUNCH, *words, f"results={together / 'runs'}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("record: ") == 1
+    processes = launch(*words, f"results={together / 'runs'}")
+    said = [one.communicate(timeout=300) for one in processes]
+    assert [one.returncode for one in processes] == [0, 0], said
+    assert [out.count("record: ") for out, _ in said] == [1, 0]
     run_experiment(composed(*words, f"results={alone / 'runs'}"))
     assert heard(together / "runs") == heard(alone / "runs")
     steps = [one.step for one in Store(together / ".edge_asr").artefacts()]
