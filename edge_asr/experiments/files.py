@@ -14,6 +14,7 @@ from edge_asr.evaluation.scoring import DataSetScore
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, Record, read_record
 
+TOO_LITTLE_MEMORY = "memory was not enough"  # in a warning
 ALIGNMENTS_NAME = "alignments.json"
 LONGEST_PART = 80  # of a file's name
 
@@ -28,6 +29,11 @@ def stored_record(folder: Path) -> Record | None:
         return None
     files = [folder / name for name in record.hypotheses_files.values()]
     return record if files and all(path.exists() for path in files) else None
+
+
+def is_for_memory(record: Record) -> bool:
+    """Whether it was made with less clips decoded together than were asked for."""
+    return any(TOO_LITTLE_MEMORY in warning for warning in record.warnings)
 
 
 def is_complete(record: Record) -> bool:

@@ -28,6 +28,7 @@ from edge_asr.evaluation.scoring import (
 from edge_asr.evaluation.transcribe import BatchTooLarge
 from edge_asr.experiments.clips import overlap_warnings
 from edge_asr.experiments.files import (
+    TOO_LITTLE_MEMORY,
     is_complete,
     stored_record,
     write_alignments,
@@ -128,7 +129,7 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
         except BatchTooLarge as error:
             if asked == 1:
                 raise
-            said = f"batch_size={asked // 2}: memory was not enough {error}"
+            said = f"batch_size={asked // 2}: {TOO_LITTLE_MEMORY} {error}"
         with suppress(OSError):
             steps.plan.folder.rmdir()  # there if it was made for this
         log.warning(said)

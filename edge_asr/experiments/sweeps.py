@@ -6,7 +6,7 @@ machine, gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from edge_asr.config import Settings
 from edge_asr.errors import UserError
 from edge_asr.experiments.clips import Clips
 from edge_asr.experiments.estimate import Work
-from edge_asr.experiments.files import is_complete, stored_record
+from edge_asr.experiments.files import is_complete, is_for_memory, stored_record
 from edge_asr.experiments.labels import folder_name
 from edge_asr.experiments.plan import (
     RUN_DIGITS,
@@ -86,9 +86,14 @@ class SweepRun:
         return BEGUN if self.begun else TO_DO
 
 
-def first_record(folders: Iterable[Path]) -> Record | None:
-    """The record of the first folder that has one."""
-    return next(filter(None, map(stored_record, folders)), None)
+def first_record(folders: Sequence[Path]) -> Record | None:
+    """The record of a run in the first of its folders, or in another, if it was made there because
+    memory was not enough."""
+    for place, folder in enumerate(folders):
+        record = stored_record(folder)
+        if record is not None and (place == 0 or is_for_memory(record)):
+            return record
+    return None
 
 
 def unresolved_folder(settings: Settings) -> Path:

@@ -158,6 +158,21 @@ def test_what_is_left_to_do_is_seen_from_the_folders(parts: Parts, tmp_path: Pat
     assert same.folders == four.folders, "4 bits are the default"
 
 
+def test_less_clips_together_is_another_run_unless_memory_made_it_so(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"results={tmp_path / 'runs'}"
+    assert run(monkeypatch, *parts.words, "bits=4", "batch_size=1", here) == 0
+    (two,) = resolved(parts, "bits=4", here)
+    assert two.folders[1].exists()
+    assert two.state != "done"
+    path = two.folders[1] / "record.json"
+    plain = json.loads(path.read_text())
+    plain["warnings"].append("batch_size=1: memory was not enough for batches of 2 clips")
+    path.write_text(json.dumps(plain))
+    assert two.state == "done"
+
+
 def test_an_old_failure_is_not_taken_for_a_new_one(parts: Parts, tmp_path: Path) -> None:
     (only,) = resolved(parts, "bits=4", f"results={tmp_path / 'runs'}")
     only.folders[0].mkdir(parents=True)
