@@ -85,7 +85,9 @@ start_munge() {
     mkdir -p /run/munge
     chown munge: /run/munge
     [ -s /etc/munge/munge.key ] || runuser -u munge -- mungekey --create
-    pgrep -x munged >/dev/null || runuser -u munge -- munged
+    pgrep -x munged >/dev/null && return
+    runuser -u munge -- munged
+    cp /run/munge/munged.pid "$state/munged.pid" # to be stopped too
 }
 
 start_database() {
@@ -142,7 +144,7 @@ down() {
     [ -e "$conf" ] || fail "$state is not there; nothing to take down"
     scancel --state=PENDING --quiet 2>/dev/null || true
     scancel --state=RUNNING --quiet 2>/dev/null || true
-    for name in $nodes slurmctld slurmdbd mariadb; do
+    for name in $nodes slurmctld slurmdbd mariadb munged; do
         stop "$state/$name.pid"
     done
     rm -rf "$state"
