@@ -264,7 +264,7 @@ def test_signround(problem: Problem, rate: float | None) -> None:
             value.data.clamp_(low, low + 1)
         if loss().item() < best:
             best, kept = loss().item(), list(map(variable, values))
-    part = SignRound(iterations=steps, clips="batch", learning_rate=rate)
+    part = SignRound(iterations=steps, clips="batch", patience=steps, learning_rate=rate)
     trainable, result, path = rounded(problem, part, evaluations=steps)
     close(path, own, "rounding.offset.0", "rounding.high.0", "rounding.low.0")
     offset, alpha, beta = kept

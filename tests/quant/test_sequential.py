@@ -216,9 +216,12 @@ STOPPED: dict[str, tuple[dict[str, Any], ActivationGrid | None]] = {
         {"transform": {"name": "let", "iterations": 5}, "range": {"name": "lwc", "iterations": 5}},
         None,
     ),
-    "spin": ({"transform": {"name": "spin", "steps": 3}, "rounding": {"name": "gptq"}}, None),
+    "spin": ({"transform": {"name": "spin", "iterations": 3}, "rounding": {"name": "gptq"}}, None),
     "spin, untied": (
-        {"transform": {"name": "spin", "steps": 3, "untie": True}, "rounding": {"name": "gptq"}},
+        {
+            "transform": {"name": "spin", "iterations": 3, "untie": True},
+            "rounding": {"name": "gptq"},
+        },
         ActivationGrid(8),
     ),
     "quarot": ({"transform": {"name": "hadamard"}, "rounding": {"name": "gptq"}}, STATIC),
