@@ -71,7 +71,7 @@ class ClippedRanges(TrainableRange):
         self._names = {name: str(index) for index, name in enumerate(self._grids)}
         self.low, self.high = nn.ParameterDict(), nn.ParameterDict()
         for site in context.block.sites:
-            for name in self._grids.keys() & set(site.layers):
+            for name in context.grids(site.layers):
                 weight = context.layer(name).weight.detach()
                 if initial_logit is None:
                     moment = context.statistics(site).second_moment
