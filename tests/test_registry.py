@@ -7,9 +7,9 @@ import pytest
 import edge_asr.quant.rounding  # noqa: F401
 from edge_asr import registry
 from edge_asr.errors import UserError
+from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.rounding.gptq import Gptq
-from edge_asr.quant.rounding.nearest import Nearest
-from edge_asr.quant.stages import STAGES, roundings
+from edge_asr.quant.stages import STAGES, ranges, roundings
 from edge_asr.registry import REGISTRIES, Registry
 
 
@@ -66,7 +66,7 @@ def test_the_identity_is_name_version_and_all_settings() -> None:
     assert found["version"] == Gptq.version
     assert found["damping"] == 0.05
     assert found == roundings.identity(roundings.build({"name": "gptq", "damping": 0.05}))
-    assert roundings.identity(Nearest()) == {"name": "nearest", "version": 1}
+    assert ranges.identity(MinMax()) == {"name": "minmax", "version": 1}
 
 
 def test_a_kind_has_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:

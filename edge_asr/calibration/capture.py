@@ -153,6 +153,7 @@ class CapturedBlock:
     """One block with its inputs of every batch.
 
     Attributes:
+        model: The model it is a block of.
         block: The block's map.
         module: Runs the block.
         calls: Its inputs, one call a batch; gone once the next block is asked for.
@@ -160,6 +161,7 @@ class CapturedBlock:
         bulky: The outputs are many times as large as the inputs, so they are not kept.
     """
 
+    model: PreTrainedModel
     block: Block
     module: nn.Module
     calls: list[Call]
@@ -222,6 +224,7 @@ class CalibrationPass:
         # Rows on their own, so that none is needed but those that count.
         counted = [counted_rows(weights) for weights in frames]
         yield CapturedBlock(
+            self.model,
             block,
             SharedMemory(norm, layers),
             [
@@ -244,7 +247,8 @@ class CalibrationPass:
     def _captured(
         self, block: Block, calls: list[Call], row_weights: Sequence[Tensor]
     ) -> CapturedBlock:
-        return CapturedBlock(block, self.model.get_submodule(block.module), calls, row_weights)
+        module = self.model.get_submodule(block.module)
+        return CapturedBlock(self.model, block, module, calls, row_weights)
 
     def _enter_encoder(self, first: Block) -> list[Call]:
         stack = self.model.get_submodule(self.architecture.encoder_module)

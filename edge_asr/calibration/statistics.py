@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Columns whose products with all later ones are taken at once: wide enough for a fast product.
 STRIPE = 512
+# One clip in so many is held out, where some are.
+HELD_OUT_EVERY = 3
 
 
 def add_column_products(total: Tensor, rows: Tensor) -> None:
@@ -37,13 +39,15 @@ class InputStatistics:
         rows: Rows seen, each counted by its weight.
         minimum, maximum: Extremes of every column, float32 [columns]; zeros without any row.
         clip_minimum, clip_maximum: The same of every clip that has a row, [clips, columns].
+        held_out: Of one clip in `HELD_OUT_EVERY` alone, which are among all clips too; or None.
 
     The caller says what a row weighs: a frame of speech or a token 1, so that long clips weigh as
     much as their frames, and padding little or nothing. Extremes are those of all rows of any
     weight above zero. Products are taken in float32 and summed in float64.
     """
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, *, paired: bool = False, held_out: bool = False) -> None:
+        """`paired` ones are told, with every input, what the float model's site reads instead."""
         self.rows = 0.0
         self.minimum = torch.zeros(columns)
         self.maximum = torch.zeros(columns)
@@ -52,14 +56,29 @@ class InputStatistics:
         self._sum = torch.zeros(columns, dtype=torch.float64)
         self._magnitudes = torch.zeros(columns, dtype=torch.float64)
         self._products = torch.zeros(columns, columns, dtype=torch.float64)
+        self._cross = torch.zeros(columns if paired else 0, columns, dtype=torch.float64)
+        self.held_out = InputStatistics(columns, paired=paired) if held_out else None
+        self._clips = 0
 
-    def update(self, inputs: Tensor, weights: Tensor) -> None:
-        """Add `inputs` [batch, positions, columns], each row by its weight [batch, positions]."""
+    def update(self, inputs: Tensor, weights: Tensor, floats: Tensor | None = None) -> None:
+        """Add `inputs` [batch, positions, columns], each row by its weight [batch, positions].
+
+        `floats`, of the shape of `inputs`, is what the float model reads at the same rows.
+        """
+        if self.held_out is not None:
+            chosen = (torch.arange(len(inputs)) + self._clips + 1) % HELD_OUT_EVERY == 0
+            chosen = chosen.to(inputs.device)
+            self._clips += len(inputs)
+            self.held_out.update(
+                inputs[chosen], weights[chosen], None if floats is None else floats[chosen]
+            )
         counted = weights > 0
         rows, weight = inputs[counted].float(), weights[counted][:, None]
         if not len(rows):
             return
         add_column_products(self._products, rows * weight.sqrt())
+        if floats is not None:
+            self._cross += ((floats[counted].float() * weight).T @ rows).cpu()
         self._sum += (rows * weight).sum(0, dtype=torch.float64).cpu()
         self._magnitudes += (rows.abs() * weight).sum(0, dtype=torch.float64).cpu()
         clips = [clip[chosen].float() for clip, chosen in zip(inputs, counted, strict=True)]
@@ -77,7 +96,10 @@ class InputStatistics:
         return self.select(torch.arange(first, first + count))
 
     def select(self, columns: Tensor) -> InputStatistics:
-        """The statistics of `columns` (their numbers) alone, in that order."""
+        """The statistics of `columns` (their numbers) alone, in that order.
+
+        Without what the float model reads and what is held out: whole layers make use of those.
+        """
         part = InputStatistics(0)
         part.rows = self.rows
         part.minimum, part.maximum = self.minimum[columns], self.maximum[columns]
@@ -121,6 +143,21 @@ class InputStatistics:
     def hessian(self) -> Tensor:
         """Hessian of the mean squared output error in one weight row: 2 E[x xᵀ]."""
         return self._products * (2 / (self.rows or 1))
+
+    @property
+    def mismatch(self) -> Tensor:
+        """2 E[(f - x) xᵀ] with f what the float model reads, float64 [columns, columns]."""
+        return (self._cross - self._products) * (2 / (self.rows or 1))
+
+    @property
+    def fitted(self) -> InputStatistics:
+        """Rows and products of all clips but those that are held out."""
+        assert self.held_out is not None
+        rest = InputStatistics(0)
+        rest.rows = self.rows - self.held_out.rows
+        rest._products = self._products - self.held_out._products
+        rest._cross = self._cross - self.held_out._cross
+        return rest
 
     def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:
         """Output error of `rounded` in units of the output's variance, summed over channels.

@@ -1,7 +1,7 @@
 """A quantized model, or a part of one, as tensors and a JSON description, and back, bit for bit.
 
 Stored are packed codes with their scales, zero points and outliers, runtime ops by the names they
-are registered under, and every other parameter as it is.
+are registered under (one that several layers share, once), and every other parameter as it is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def capture(
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     stored_modules = []
+    first: dict[nn.Module, str] = {}
     for path, module in chosen.items():
+        if first.setdefault(module, path) != path:
+            if isinstance(module, StoredModule):
+                stored_modules.append({"path": path, "same_as": first[module]})
+            continue
         if isinstance(module, StoredModule):
             description = {"path": path, "name": modules.name_of(module)}
             stored_modules.append(description | {"settings": module.description()})
@@ -80,6 +85,11 @@ def restore(
             raise TypeError(f"{path} is no QuantizedLinear")
         layer.store(read_weight(layer_description, parts[path]))
     for entry in description["modules"]:
+        if "same_as" in entry:
+            shared = model.get_submodule(entry["same_as"])
+            parent, _, child = entry["path"].rpartition(".")
+            model.get_submodule(parent).add_module(child, shared)
+            continue
         stored = parts.get(entry["path"], {})
         module = modules[entry["name"]].rebuild(entry["settings"], stored).to(device)
         module.train(model.training).attach(model, entry["path"])

@@ -36,6 +36,8 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
             f"{chosen['range']} with method.rounding.static_groups=false: learned ranges belong to "
             "the original weights and cannot be fitted again; use static_groups=true"
         )
+    if parts.rounding.observation.paired:
+        _refuse_for_compensation(parts, names, chosen)
     if parts.rounding.moves_scales and isinstance(parts.range, DoubleQuantization):
         raise UserError(
             f"{chosen['range']} with {chosen['rounding']}: this rounding trains the scales, "
@@ -86,4 +88,29 @@ def _refuse_for_learned_transforms(
             f"{chosen['transform']} with {chosen['range']}: they are trained together; "
             "give method.transform and method.range the same iterations, clips, patience, seed and "
             "aug_loss"
+        )
+
+
+def _refuse_for_compensation(
+    parts: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
+) -> None:
+    compensation = f"method.rounding.compensation={getattr(parts.rounding, 'compensation', '')}"
+    if names["correction"] != "none":
+        raise UserError(
+            f"{chosen['correction']} with {compensation}: correcting what is lost on the inputs of "
+            "the quantized model would undo what was made up for; use method/correction=none"
+        )
+    if names["transform"] == "cle":
+        raise UserError(
+            f"{chosen['transform']} with {compensation}: the values of a cross-attention are "
+            "rescaled ahead of the block that reads them, so their float inputs cannot be "
+            "compared; use method/transform=awq, smooth or none"
+        )
+    if names["outliers"] != "none" and (
+        not parts.rounding.updates_outliers or compensation.endswith("qronos")
+    ):
+        raise UserError(
+            f"{chosen['outliers']} with {compensation} and {chosen['rounding']}: what stays float "
+            "could not make up for anything; use method/rounding=gptq with compensation=qep or "
+            "gptaq, or method/outliers=none"
         )

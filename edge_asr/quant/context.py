@@ -5,10 +5,12 @@ Parts read and change these; the sequential pass puts them together.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +22,7 @@ from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.clock import PhaseClock
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block, Site, counted_rows
+from edge_asr.quant import artefact
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
@@ -96,6 +99,25 @@ class Reconstruction:
     step_seconds: float = field(default=0.0, compare=False)
 
 
+@dataclass(frozen=True)
+class Observation:
+    """How the statistics are taken that weights are rounded by.
+
+    Attributes:
+        by_site: Of one site after the other, each with the block's earlier sites rounded.
+        paired: With what the float model reads at the same rows.
+        held_out: Those of some clips apart, too.
+    """
+
+    by_site: bool = False
+    paired: bool = False
+    held_out: bool = False
+
+
+# What sites read, and what the rows of it count.
+SiteInputs = tuple[dict[Site, Tensor], Tensor]
+
+
 class _AllSeen(Exception):
     """Ends a forward pass once the inputs of all sites are known."""
 
@@ -113,6 +135,9 @@ class BlockContext:
         row_weights: What the rows of every calibration batch count, [batch, positions].
         targets: Outputs of the float model's block on the float model's own inputs, a batch
             each, perhaps made anew at every look; empty unless a part of the recipe learns.
+        observation: How statistics are taken.
+        reference: The same block of the float model on the float model's own inputs, rewritten
+            with this one; None unless statistics are paired.
         formats: What every layer is stored as and, once the transform is done, reads.
         warnings: Sentences for the record; a part appends whatever it could not do as asked.
         learned_fits: Ranges of layers where they were learned; they go before the range part.
@@ -129,12 +154,15 @@ class BlockContext:
     row_weights: Sequence[Tensor]
     formats: Mapping[str, TensorFormat]
     targets: Outputs = field(default_factory=KeptOutputs)
+    observation: Observation = Observation()
+    reference: BlockContext | None = None
     warnings: list[str] = field(default_factory=list)
     learned_fits: dict[str, Fit] = field(default_factory=dict)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     on_evaluation: Callable[[int, int, float], None] = lambda *_: None
     clock: PhaseClock = field(default_factory=PhaseClock)
     _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
+    _originals: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
     def layer(self, name: str) -> QuantizedLinear:
         layer = self.model.get_submodule(name)
@@ -155,14 +183,46 @@ class BlockContext:
 
         The block's own input quantizers do not act while they are taken.
         """
-        if not self._statistics:
-            with self.clock.phase("statistics"):
-                self._statistics = self._observe()
+        if site not in self._statistics:
+            # One site at a time is what `observe` is for.
+            paired = not self.observation.by_site
+            self._statistics |= self._observe(self.block.sites, paired=paired)
         return self._statistics[site]
 
+    def observe(self, site: Site) -> None:
+        """Take the statistics of `site` anew, the block's other sites as they are by now.
+
+        Input quantizers of the others act.
+        """
+        self._statistics |= self._observe([site], paired=True)
+
     def inputs_changed(self) -> None:
-        """To be called by whoever changed what a site reads: statistics are taken anew."""
+        """To be called by whoever changed what a site reads: statistics are taken anew, and the
+        float model's block is changed likewise."""
         self._statistics = {}
+        if self.reference is not None:
+            self.reference.rewrite_like(self)
+
+    def rewrite_like(self, other: BlockContext) -> None:
+        """Take over runtime ops and parameters of the same block of another model.
+
+        Those of what feeds it too, but for a layer of another block, and no input quantizers.
+        """
+        sources = {site.source for site in self.block.sites if site.source}
+        modules = {name: self.model.get_submodule(name) for name in {*self.block.layers, *sources}}
+        norms = {name for name in sources if not isinstance(modules[name], nn.Linear)}
+        names = norms | {*self.block.layers}
+        if not self._originals:
+            self._originals = {modules[name]: copy.deepcopy(modules[name]) for name in names}
+        artefact.restore(self.model, *artefact.capture(other.model, names))
+        for name in self.block.layers:
+            self.layer(name).quantize_input = nn.Identity()
+
+    def take_back(self) -> None:
+        """Undo `rewrite_like`, so that whatever follows does not depend on it in the last bit."""
+        for module, original in self._originals.items():
+            vars(module).update(vars(original))
+        self._originals = {}
 
     @cached_property
     def on_counted_rows(self) -> tuple[nn.Module, Sequence[Call]]:
@@ -188,12 +248,13 @@ class BlockContext:
         return slice(None) if self._cut is None else counted_rows(weights)
 
     @contextmanager
-    def float_inputs(self) -> Iterator[None]:
-        """The block's own input quantizers do not act inside the context."""
+    def float_inputs(self, sites: Iterable[Site] | None = None) -> Iterator[None]:
+        """The input quantizers of `sites` (None: of the block) do not act inside the context."""
         with ExitStack() as hooks:
-            for name in self.block.layers:
-                entry = self.layer(name).quantize_input
-                hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
+            for site in self.block.sites if sites is None else sites:
+                for name in site.layers:
+                    entry = self.layer(name).quantize_input
+                    hooks.enter_context(entry.register_forward_hook(lambda _, args, __: args[0]))
             yield
 
     @torch.no_grad()
@@ -226,39 +287,53 @@ class BlockContext:
                 weights = row_weights[clips.to(row_weights.device)]
                 yield block, call.select(clips), weights[:, self.output_rows(weights)]
 
+    def _observe(self, sites: Sequence[Site], *, paired: bool) -> dict[Site, InputStatistics]:
+        """Run the block on all batches; statistics of the input of every one of `sites`."""
+        reference = self.reference if paired else None
+        held_out = paired and self.observation.held_out
+        with self.clock.phase("statistics"):
+            statistics = {
+                site: InputStatistics(
+                    self.layer(site.layers[0]).in_features,
+                    paired=reference is not None,
+                    held_out=held_out,
+                )
+                for site in sites
+            }
+            floats: Iterator[SiteInputs] = repeat(({}, torch.empty(0)))
+            if reference is not None:
+                floats = reference.site_inputs(sites)
+            for (read, weights), (float_read, _) in zip(
+                self.site_inputs(sites), floats, strict=False
+            ):
+                for site, inputs in read.items():
+                    statistics[site].update(inputs, weights, float_read.get(site))
+        return statistics
+
     @torch.no_grad()
-    def _observe(self) -> dict[Site, InputStatistics]:
-        """Run the block on all batches; statistics of the input of every site."""
-        current: list[Tensor] = []
-        waiting: set[Site] = set()
-        statistics = {
-            site: InputStatistics(self.layer(site.layers[0]).in_features)
-            for site in self.block.sites
-        }
+    def site_inputs(self, sites: Sequence[Site]) -> Iterator[SiteInputs]:
+        """What `sites` read, and what its rows count, a few clips at a time."""
+        read: dict[Site, Tensor] = {}
 
         def watch(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                # Products of statistics are none of the model's: they stay in float32.
-                with torch.autocast(args[0].device.type, enabled=False):
-                    statistics[site].update(args[0], current[0])
-                waiting.discard(site)
-                if not waiting:
+                read[site] = args[0]
+                if len(read) == len(sites):
                     raise _AllSeen
 
             return see
 
         with ExitStack() as hooks:
-            hooks.enter_context(self.float_inputs())
-            for site in statistics:
+            hooks.enter_context(self.float_inputs(sites))
+            for site in sites:
                 entry = self.layer(site.layers[0]).quantize_input
                 hooks.enter_context(entry.register_forward_pre_hook(watch(site)))
             for block, call, weights in self.parts():
-                current[:] = [weights]
-                waiting.update(statistics)
                 # What the last site's layers make of their input nobody asks for.
                 with suppress(_AllSeen):
                     call.run(block)
-        return statistics
+                yield dict(read), weights
+                read.clear()
 
 
 @dataclass

@@ -83,10 +83,25 @@ class Recipe:
         """Whether a part is trained against the float model's outputs."""
         return any(part.learned for part in self.parts.values())
 
+    @property
+    def rewrites_blocks(self) -> bool:
+        """Whether a block's float weights may be others when they are rounded."""
+        rewrites = type(self.transform).rewrite_block is not Transform.rewrite_block
+        return rewrites or self.transform.learned
+
+    @property
+    def follows_float(self) -> bool:
+        """Whether the float model is run beside the quantized one."""
+        return self.learned or self.rounding.observation.paired
+
     def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
         """Whether anything in it, or a static range among `formats`, looks at clips."""
         static = any(one.inputs and one.inputs.granularity == "tensor" for one in formats)
-        return static or any(part.learned or part.reads_statistics for part in self.parts.values())
+        return (
+            static
+            or self.follows_float
+            or any(part.reads_statistics for part in self.parts.values())
+        )
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         """The format in which all parts serve `slot`, asked for `format`.
@@ -111,6 +126,9 @@ class Recipe:
         if not (self.transform.learned or self.range.learned):
             return
         transform = self.transform.trainable_transform(context) if self.transform.learned else None
+        if transform is None and not self.range.learned:
+            context.warnings.append(f"{context.block.module}: the transform left it as it is")
+            return
         ranges = self.range.trainable_range(context)
         block = RewrittenBlock(context, transform, ranges).to(context.model.device)
         schedule = (self.range if self.range.learned else self.transform).training

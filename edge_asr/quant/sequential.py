@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edge_asr.calibration.capture import Batch, CalibrationPass, CapturedBlock, KeptOutputs, Outputs
+from edge_asr.calibration.capture import Batch, CalibrationPass, CapturedBlock
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.clock import PhaseClock
 from edge_asr.memory import release_freed_memory
@@ -82,7 +82,7 @@ def quantize_model(
     engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
     captured_blocks = CalibrationPass(model, architecture, batches, dtype).captured_blocks()
     reference = None
-    if recipe.learned:
+    if recipe.follows_float:
         reference = CalibrationPass(
             copy.deepcopy(model), architecture, batches, dtype
         ).captured_blocks()
@@ -90,8 +90,8 @@ def quantize_model(
         with engine.clock.phase("forward"):
             captured = next(captured_blocks)
         with engine.clock.phase("targets"):
-            targets = KeptOutputs() if reference is None else next(reference).outputs()
-        engine.quantize(captured, targets, partial(_show, progress, done, len(blocks)))
+            floats = None if reference is None else next(reference)
+        engine.quantize(captured, floats, partial(_show, progress, done, len(blocks)))
         progress(engine.result.summary(captured.block.module), done + 1, len(blocks))
     return engine.result
 
@@ -147,26 +147,25 @@ class SequentialPass:
             self._keep(MODEL, None, part)
 
     def quantize(
-        self, captured: CapturedBlock, targets: Outputs, on_step: Callable[[str], None]
+        self, captured: CapturedBlock, floats: CapturedBlock | None, on_step: Callable[[str], None]
     ) -> None:
         """Run all stages on one block.
 
-        `targets` are the float model's outputs, if learned from; `on_step` is told how it goes.
+        `floats` is the float model's, where the recipe follows it; `on_step` is told how it goes.
         """
         stem = f"block-{len(self.result.blocks.keys() - {MODEL}):03d}"
         if self._resume(stem):
             return
         began = time.perf_counter()
-        context = BlockContext(
-            self.model, self.architecture, captured.block, captured.module,
-            captured.calls, captured.row_weights, self.served, targets, clock=self.clock,
-        )  # fmt: skip
+        context = self._context(captured, floats)
         context.on_evaluation = lambda step, steps, loss: on_step(
             f"{captured.block.module}, step {step} of {steps}, loss {loss:.3g}"
         )
         part = Quantization(warnings=context.warnings)
         if any(self.served[name] != TensorFormat() for name in captured.block.layers):
             self._run_stages(context, part)
+        if context.reference is not None:
+            context.reference.take_back()
         self._round_floats(self._floats_of(captured.block))
         part.blocks[captured.block.module] = BlockResult(
             time.perf_counter() - began, tuple(context.reconstructions), self.clock.take()
@@ -175,10 +174,29 @@ class SequentialPass:
         self._keep(stem, self._touched(captured.block), part)
         release_freed_memory()
 
+    def _context(self, captured: CapturedBlock, floats: CapturedBlock | None) -> BlockContext:
+        observation = self.recipe.rounding.observation
+        context = BlockContext(
+            self.model, self.architecture, captured.block, captured.module,
+            captured.calls, captured.row_weights, self.served,
+            observation=observation, clock=self.clock,
+        )  # fmt: skip
+        if floats is not None and self.recipe.learned:
+            with self.clock.phase("targets"):
+                context.targets = floats.outputs()
+        if floats is not None and observation.paired:
+            context.reference = BlockContext(
+                floats.model, self.architecture, floats.block, floats.module,
+                floats.calls, floats.row_weights, self.served,
+            )  # fmt: skip
+        return context
+
     def _run_stages(self, context: BlockContext, part: Quantization) -> None:
         nearest_errors: dict[str, float | None] = {}
-        for site in context.block.sites:
-            nearest_errors |= self._nearest_errors(context, site)
+        by_site, rewrites = context.observation.by_site, self.recipe.rewrites_blocks
+        if rewrites or not by_site:
+            for site in context.block.sites:
+                nearest_errors |= self._nearest_errors(context, site)
         with self.clock.phase("transform"):
             self.recipe.transform.rewrite_block(context)
         if self._round_floats(self._floats_of(context.block)):
@@ -188,30 +206,29 @@ class SequentialPass:
             self.recipe.learn_ranges(context)
         if self._round_floats(self._floats_of(context.block)):
             context.inputs_changed()
-        sites = [
-            self._site(context, site) for site in context.block.sites if context.grids(site.layers)
-        ]
-        for one in sites:
-            self._keep_columns(context, one)
-        release_freed_memory()  # of the passes, before the wide matrices of rounding
-        self._round(context, sites, nearest_errors, part)
-        for one in sites:
-            layers = {name: context.layer(name) for name in one.weights}
-            with self.clock.phase("correction"):
-                self.recipe.correction.repair(one, layers)
-            for layer in layers.values():
-                # Whatever a correction did to a weight, its codes say what it is.
-                if layer.quantized is not None:
-                    layer.store(layer.quantized)
+        sites = [site for site in context.block.sites if context.grids(site.layers)]
+        if not by_site:
+            self._round(context, sites, nearest_errors, part)
+            return
+        for site in sites:
+            context.observe(site)
+            if not rewrites:
+                nearest_errors = self._nearest_errors(context, site)
+            self._round(context, [site], nearest_errors, part)
 
     def _round(
         self,
         context: BlockContext,
-        sites: Sequence[SiteContext],
+        chosen: Sequence[Site],
         nearest_errors: Mapping[str, float | None],
         part: Quantization,
     ) -> None:
-        """Round every layer of `sites`, check what comes back, and put it in place."""
+        """Round every layer of the sites `chosen`, check what comes back, put it in place, and
+        repair it."""
+        sites = [self._site(context, site) for site in chosen]
+        for site in sites:
+            self._keep_columns(context, site)
+        release_freed_memory()  # of the passes, before the wide matrices of rounding
         rounding = self.recipe.rounding
         seen = list(sites)
         if not rounding.updates_outliers:
@@ -224,6 +241,14 @@ class SequentialPass:
                 error = self._output_error(site.statistics, weight, stored.dequantize())
                 part.layers[name] = LayerResult(error, nearest_errors.get(name))
                 context.layer(name).store(stored)
+        for site in sites:
+            layers = {name: context.layer(name) for name in site.weights}
+            with self.clock.phase("correction"):
+                self.recipe.correction.repair(site, layers)
+            for layer in layers.values():
+                # Whatever a correction did to a weight, its codes say what it is.
+                if layer.quantized is not None:
+                    layer.store(layer.quantized)
 
     def _nearest_errors(self, context: BlockContext, site: Site) -> dict[str, float | None]:
         """Output errors of plain rounding to nearest, before anything is rewritten."""
@@ -256,6 +281,7 @@ class SequentialPass:
             (name, self.served[name].inputs, context.statistics(site))
             for site in context.block.sites
             for name in site.layers
+            if self.served[name].inputs is not None
         ]
         learned = self.recipe.transform.learned
         for name, inputs, observed in chosen:

@@ -16,7 +16,7 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
-from edge_asr.quant.context import BlockContext, Layer, ModelContext, SiteContext
+from edge_asr.quant.context import BlockContext, Layer, ModelContext, Observation, SiteContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import QuantizedLinear
@@ -77,8 +77,8 @@ class Transform(Part):
     def rewrite_block(self, context: BlockContext) -> None:
         """Rewrite one float block in place; ends with `context.inputs_changed()` if it did."""
 
-    def trainable_transform(self, context: BlockContext) -> TrainableTransform:
-        """The trainable rewrite of one block, if it is learned."""
+    def trainable_transform(self, context: BlockContext) -> TrainableTransform | None:
+        """The trainable rewrite of one block, if it is learned; None where it leaves all as is."""
         del context
         raise TypeError(f"{type(self).__name__} is not learned")
 
@@ -145,6 +145,11 @@ class Rounding(Part, ABC):
     stage: ClassVar[str] = "rounding"
     moves_scales: ClassVar[bool] = False
     updates_outliers: ClassVar[bool] = False
+
+    @property
+    def observation(self) -> Observation:
+        """How the statistics are taken that it rounds by."""
+        return Observation()
 
     @abstractmethod
     def round_block(

@@ -107,3 +107,34 @@ def test_relative_output_error_does_not_see_rescaled_outputs_or_shifted_inputs()
         assert got(weight, weight) == 0
         assert got(torch.zeros(4, 6), torch.zeros(4, 6)) == 0
     assert InputStatistics(6).relative_output_error(weight, rounded) == 0
+
+
+def test_paired_rows_tell_how_far_the_float_model_is() -> None:
+    generator = torch.Generator().manual_seed(5)
+    inputs, floats = torch.randn(2, 4, 7, 5, generator=generator)
+    weights = torch.rand(4, 7, generator=generator) * (torch.rand(4, 7, generator=generator) > 0.4)
+    statistics = InputStatistics(5, paired=True)
+    statistics.update(inputs[:3], weights[:3], floats[:3])
+    statistics.update(inputs[3:], weights[3:], floats[3:])
+    rows = weights.double()[..., None] * inputs
+    mismatch = ((floats - inputs).flatten(0, 1).double().T @ rows.flatten(0, 1)) / weights.sum()
+    torch.testing.assert_close(statistics.mismatch, 2 * mismatch, rtol=1e-5, atol=1e-6)
+
+
+def test_every_third_clip_is_held_out_whatever_the_batches() -> None:
+    generator = torch.Generator().manual_seed(6)
+    inputs, floats = torch.randn(2, 7, 4, 5, generator=generator)
+    weights = torch.ones(7, 4)
+    statistics = InputStatistics(5, paired=True, held_out=True)
+    for clips in (slice(0, 2), slice(2, 3), slice(3, 7)):
+        statistics.update(inputs[clips], weights[clips], floats[clips])
+    apart, others = InputStatistics(5, paired=True), InputStatistics(5, paired=True)
+    apart.update(inputs[2::3], weights[2::3], floats[2::3])
+    rest = [0, 1, 3, 4, 6]
+    others.update(inputs[rest], weights[rest], floats[rest])
+    held_out, fitted = statistics.held_out, statistics.fitted
+    assert held_out is not None
+    assert (held_out.rows, fitted.rows, statistics.rows) == (8, 20, 28)
+    for found, expected in ((held_out, apart), (fitted, others)):
+        torch.testing.assert_close(found.hessian, expected.hessian, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.mismatch, expected.mismatch, rtol=1e-5, atol=1e-6)

@@ -41,9 +41,9 @@ LEARNED: dict[str, dict[str, dict[str, Any]]] = {
             "scale_learning_rate": 5e-4,
         }
     },
-    "let": {"transform": {"name": "let", "iterations": 60, "patience": 10}},
+    "let": {"transform": {"name": "let", "iterations": 60, "patience": 10, "weight_only": True}},
     "let and lwc": {
-        "transform": {"name": "let", "iterations": 60, "patience": 10},
+        "transform": {"name": "let", "iterations": 60, "patience": 10, "weight_only": True},
         "range": {"name": "lwc", "iterations": 60, "patience": 10},
     },
     "lwc": {

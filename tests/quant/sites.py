@@ -24,18 +24,28 @@ def correlated_inputs(seed: int, rows: int, columns: int) -> torch.Tensor:
     return (torch.randn(rows, columns, generator=generator) @ mixing) * scale
 
 
-def statistics_of(inputs: torch.Tensor) -> InputStatistics:
-    """The statistics of `inputs` [rows, columns], all rows valid."""
-    statistics = InputStatistics(inputs.shape[1])
-    statistics.update(inputs[None], torch.ones(1, len(inputs), dtype=torch.bool))
+def statistics_of(inputs: torch.Tensor, floats: torch.Tensor | None = None) -> InputStatistics:
+    """The statistics of `inputs` [rows, columns], all rows valid and of one clip.
+
+    With `floats`, what the float model reads, three clips have a third of the rows each.
+    """
+    paired = floats is not None
+    statistics = InputStatistics(inputs.shape[1], paired=paired, held_out=paired)
+    clips = inputs.unflatten(0, (3, -1)) if paired else inputs[None]
+    valid = torch.ones(clips.shape[:2], dtype=torch.bool)
+    statistics.update(clips, valid, None if floats is None else floats.unflatten(0, (3, -1)))
     return statistics
 
 
 def site_context(
-    weight: torch.Tensor, inputs: torch.Tensor, grid: Grid, ranges: Range | None = None
+    weight: torch.Tensor,
+    inputs: torch.Tensor,
+    grid: Grid,
+    ranges: Range | None = None,
+    floats: torch.Tensor | None = None,
 ) -> SiteContext:
     """A site with one layer named `layer`."""
-    statistics = statistics_of(inputs)
+    statistics = statistics_of(inputs, floats)
     site = Site("fc1", "encoder", ("layer",), None, "frame")
     fit = LayerFit(ranges or MinMax(), grid, statistics, Layer("layer", False))
     return SiteContext(site, {"layer": weight}, statistics, {"layer": grid}, {"layer": fit})

@@ -31,6 +31,24 @@ from edge_asr.quant.recipe import Recipe
             {"range": {"name": "mse_double_quant"}, "rounding": {"name": "tesseraq"}},
             "trains the scales",
         ),
+        (
+            {"rounding": {"name": "gptq", "compensation": "qep"}, "correction": {"name": "bias"}},
+            "compensation=qep: .* undo",
+        ),
+        (
+            {"rounding": {"name": "nearest", "compensation": "qep"}, "transform": {"name": "cle"}},
+            "float inputs cannot be compared",
+        ),
+        (
+            {"rounding": {"name": "nearest", "compensation": "gptaq"},
+             "outliers": {"name": "columns"}},
+            "could not make up",
+        ),
+        (
+            {"rounding": {"name": "gptq", "compensation": "qronos"},
+             "outliers": {"name": "unstructured"}},
+            "use method/rounding=gptq with compensation=qep",
+        ),
         ({"rounding": {"name": "tesseraq", "iterations": 5}}, "iterations=5"),
         ({"rounding": {"name": "tesseraq", "trained_shares": []}}, r"trained_shares=\[\]"),
         ({"rounding": {"name": "tesseraq", "trained_shares": [0.5, -0.1]}}, "trained_shares"),

@@ -52,6 +52,8 @@ def short(stage: str, name: str) -> dict[str, Any]:
     settings = {key: value for key, value in SHORT.items() if key in names}
     if name == "spin":
         settings["iterations"] = 3
+    if name == "let":
+        settings["weight_only"] = True
     return {"name": name, **settings}
 
 

@@ -213,7 +213,10 @@ STOPPED: dict[str, tuple[dict[str, Any], ActivationGrid | None]] = {
     "gptq": ({"rounding": {"name": "gptq"}}, None),
     "signround": ({"rounding": {"name": "signround", "iterations": 5}}, None),
     "let and lwc": (
-        {"transform": {"name": "let", "iterations": 5}, "range": {"name": "lwc", "iterations": 5}},
+        {
+            "transform": {"name": "let", "iterations": 5, "weight_only": True},
+            "range": {"name": "lwc", "iterations": 5},
+        },
         None,
     ),
     "spin": ({"transform": {"name": "spin", "iterations": 3}, "rounding": {"name": "gptq"}}, None),

@@ -19,99 +19,12 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, code_dtype, dequantize, quantize
 from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_within_budget
 from edge_asr.quant.protection import nearest_with_outliers
-from edge_asr.quant.stages import SiteRounding, roundings
+from edge_asr.quant.rounding.compensation import Compensating
+from edge_asr.quant.rounding.coordinate_descent import polished
+from edge_asr.quant.rounding.inverse_factor import InverseFactor
+from edge_asr.quant.stages import roundings
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.settings import Count
-
-# Columns up to which a triangular matrix is inverted as a whole.
-HALVED_ABOVE = 256
-
-
-@dataclass(frozen=True)
-class InverseFactor:
-    """The inverse Hessian of a site, ready for every layer that reads its input.
-
-    Attributes:
-        upper: Upper Cholesky factor of the damped inverse Hessian, in `order`, float64
-            [columns, columns].
-        order: The columns in the order they are rounded.
-        dead: Columns that were zero in all of calibration; their weights become zero.
-        damping: Damping that let the factorization succeed, relative to the mean diagonal of the
-            others.
-    """
-
-    upper: Tensor
-    order: Tensor
-    dead: Tensor
-    damping: float
-
-    @property
-    def sensitivity(self) -> Tensor:
-        """What a squared error in a column costs once later columns made up for it: [columns],
-        in `order`."""
-        return self.upper.diagonal().square().reciprocal()
-
-
-def factorize(
-    hessian: Tensor,
-    *,
-    damping: float,
-    damping_limit: float,
-    act_order: bool,
-    last: Tensor | None = None,
-) -> InverseFactor | None:
-    """Factorize the inverse of `hessian` [columns, columns]; None if no damping is enough.
-
-    Damping starts at `damping` x the mean diagonal and doubles until the Cholesky
-    factorization succeeds or `damping_limit` is passed. Columns in `last` (bool [columns])
-    come after all others. Dead columns have no part in the mean: the 1 that the authors give them
-    weighs more the smaller the others are.
-    """
-    diagonal = hessian.diagonal().double()
-    dead = diagonal == 0
-    order = torch.arange(len(diagonal))
-    if act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    if last is not None:
-        order = torch.cat([order[~last[order]], order[last[order]]])
-    backwards = order.flip(0)
-    damped = hessian[backwards[:, None], backwards].double()
-    # Wide ones take 75 MB each, and often nobody else holds this one.
-    del hessian
-    mean = 1.0 if dead.all() else float(diagonal[~dead].mean())
-    diagonal = diagonal.masked_fill(dead, mean)
-    while True:
-        damped.diagonal().copy_(diagonal[backwards] + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        # What is not finite in one row of a Cholesky factor reaches its diagonal.
-        if not failed and lower.diagonal().isfinite().all():
-            # With the columns the other way round, H = U Uᵀ has an upper U; so H^-1 = VᵀV with
-            # V = U^-1, which is the upper Cholesky factor of H^-1 without H^-1.
-            upper = inverse_of_lower(lower).flip(0, 1)
-            # One sum is far cheaper than a look at every element.
-            if upper.sum().isfinite():
-                return InverseFactor(upper, order, dead, damping)
-        if damping >= damping_limit:
-            return None
-        damping = min(2 * damping, damping_limit)
-
-
-def inverse_of_lower(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix [columns, columns].
-
-    By halves, for solving against the unit matrix does not know which half of it is zero and so
-    takes twice the time: of [A 0; B C] it is [A^-1 0; -C^-1 B A^-1 C^-1].
-    """
-    columns = len(lower)
-    if columns <= HALVED_ABOVE:
-        unit = torch.eye(columns, dtype=lower.dtype)
-        return torch.linalg.solve_triangular(lower, unit, upper=False)
-    half = columns // 2
-    first, last = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half], inverse[half:, half:] = first, last
-    inverse[half:, :half] = -(last @ (lower[half:, :half] @ first))
-    return inverse
 
 
 def gptq_round(
@@ -123,6 +36,7 @@ def gptq_round(
     block_size: int = 128,
     static_groups: bool = True,
     outliers: OutlierRule | None = None,
+    carried: Tensor | None = None,
 ) -> QuantizedWeight:
     """Round `weight` [rows, columns] with error feedback through `factor`.
 
@@ -143,6 +57,8 @@ def gptq_round(
             weight as updated by then.
         outliers: What stays in floating point. Whole columns are never rounded, only updated;
             single weights are chosen when their column is reached.
+        carried: What a column, before it is rounded, adds to each later one, strictly upper
+            triangular [columns, columns] in the order of `factor` (GPTAQ).
 
     Returns:
         The quantized weight, in the natural column order.
@@ -150,7 +66,7 @@ def gptq_round(
     rule = outliers or OutlierRule()
 
     def rounded(rows: Tensor, threshold: float) -> QuantizedWeight:
-        layer = _LayerUnderWay(rows, factor, fit, grid, static_groups, rule, threshold)
+        layer = _LayerUnderWay(rows, factor, fit, grid, static_groups, rule, threshold, carried)
         layer.round_all(block_size)
         return layer.result()
 
@@ -178,7 +94,9 @@ class _LayerUnderWay:
         static_groups: bool,
         outliers: OutlierRule,
         threshold: float,
+        carried: Tensor | None,
     ) -> None:
+        self._carried = carried
         self._factor, self._fit, self._grid = factor, fit, grid
         self._outliers, self._threshold = outliers, threshold
         self._static, self._dtype = static_groups, weight.dtype
@@ -232,15 +150,20 @@ class _LayerUnderWay:
 
     def round_all(self, block_size: int) -> None:
         """Round every column, updating the columns beyond a block of `block_size` once a block."""
-        updated, upper = self.updated, self._factor.upper
+        updated, upper, carried = self.updated, self._factor.upper, self._carried
         for start in range(0, self.rounded_columns, block_size):
             stop = min(start + block_size, self.rounded_columns)
             errors = torch.empty_like(updated[start:stop])
             for column in range(start, stop):
                 error = self.round_column(column)
                 updated[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+                if carried is not None:
+                    later = carried[column, column + 1 : stop]
+                    updated[column + 1 : stop].addr_(later, updated[column])
                 errors[column - start] = error
             updated[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+            if carried is not None:
+                updated[stop:].addmm_(carried[start:stop, stop:].T, updated[start:stop])
 
     def round_column(self, column: int) -> Tensor:
         """Round one column; its errors [rows], in units of what later columns can make up for."""
@@ -269,13 +192,10 @@ class _LayerUnderWay:
 
 @roundings.register("gptq")
 @dataclass(frozen=True)
-class Gptq(SiteRounding):
+class Gptq(Compensating):
     """Column by column; later columns make up for each error.
 
     Attributes:
-        damping: What is added to the Hessian's diagonal at first, relative to its mean; doubled
-            until the Hessian can be factorized.
-        damping_limit: Largest damping that is tried before the layer is rounded to nearest instead.
         block_size: Columns that are rounded before all later ones are updated at once; changes the
             speed alone, but for groups that are fitted on the way.
         act_order: Round columns with the largest input power first.
@@ -283,28 +203,20 @@ class Gptq(SiteRounding):
             when it is reached, on the weights as updated by then.
         ordered_groups: Allows act_order without static_groups: groups are then runs of columns
             in the order of rounding, as in SpQR, and that order is stored with every layer.
+        polish: Cycles of coordinate descent over the columns after they are rounded.
     """
 
     reads_statistics: ClassVar[bool] = True
     updates_outliers: ClassVar[bool] = True
 
-    damping: Annotated[float, Field(ge=1e-20, le=1e6)] = 0.01
-    damping_limit: Annotated[float, Field(ge=1e-20, le=1e6)] = 1.0
     block_size: Count = 128
     act_order: bool = True
     static_groups: bool = True
     ordered_groups: bool = False
+    polish: Annotated[int, Field(ge=0, le=100)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.damping > self.damping_limit:
-            first, limit = f"damping={self.damping}", f"damping_limit={self.damping_limit}"
-            # A limit that nobody gave is not to blame.
-            raise UserError(
-                f"method.rounding.{first}: must be at most {limit}"
-                if self.damping_limit == Gptq.damping_limit
-                else f"method.rounding.{limit}: must be at least {first}"
-            )
         if self.ordered_groups and self.static_groups:
             raise UserError(
                 "method.rounding.ordered_groups=true needs static_groups=false: groups fitted "
@@ -316,42 +228,34 @@ class Gptq(SiteRounding):
                 "groups would no longer be runs of columns; set act_order=false as well, or "
                 "ordered_groups=true to store the order of columns"
             )
+        if self.compensation == "qronos" and not self.static_groups:
+            raise UserError(
+                "method.rounding.compensation=qronos needs static_groups=true: its first column is "
+                "rounded before the others are corrected"
+            )
 
     def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
-        if not context.statistics.rows:
-            # Every column would be dead, and every weight zero.
-            return {name: nearest_with_outliers(context, name) for name in context.weights}
-        factor = factorize(
-            context.statistics.hessian,
-            damping=self.damping,
-            damping_limit=self.damping_limit,
-            act_order=self.act_order,
-            last=context.outliers.columns,
-        )
+        factor = self.factor(context, act_order=self.act_order)
         if factor is None:
-            names = ", ".join(context.weights)
-            context.warnings.append(
-                f"gptq: no Cholesky factor up to damping {self.damping_limit} for {names}; "
-                "rounded to nearest instead"
-            )
             return {name: nearest_with_outliers(context, name) for name in context.weights}
-        if factor.damping > self.damping:
-            context.warnings.append(
-                f"gptq: damping raised from {self.damping} to {factor.damping:g} "
-                f"for {', '.join(context.weights)}"
-            )
-        return {
-            name: gptq_round(
-                weight,
-                factor,
-                self._fit(context.fits[name], factor.order),
-                context.grids[name],
-                block_size=self.block_size,
-                static_groups=self.static_groups,
-                outliers=context.outliers,
-            )
-            for name, weight in context.weights.items()
-        }
+        return {name: self._rounded(context, name, factor) for name in context.weights}
+
+    def _rounded(self, context: SiteContext, name: str, factor: InverseFactor) -> QuantizedWeight:
+        start = self.compensated(context, name, factor)
+        found = gptq_round(
+            start.weight,
+            factor,
+            self._fit(start.fit, factor.order),
+            context.grids[name],
+            block_size=self.block_size,
+            static_groups=self.static_groups,
+            outliers=context.outliers,
+            carried=start.carried,
+        )
+        if not self.polish:
+            return found
+        hessian = context.statistics.hessian
+        return polished(found, start.target, hessian, factor.order, self.polish)
 
     def _fit(self, fit: Fit, order: Tensor) -> Fit:
         if self.static_groups:

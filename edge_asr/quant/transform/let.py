@@ -48,7 +48,8 @@ class EquivalentTransformation(TrainableTransform):
         super().__init__()
         self._rate = part.learning_rate
         self._tied = context.architecture.tied_logit_channels
-        self._sites = {str(index): site for index, site in enumerate(_sites(context))}
+        sites = rewritten_sites(context, weight_only=part.weight_only)
+        self._sites = {str(index): site for index, site in enumerate(sites)}
         self.scale, self.shift, self.logit_scale = (nn.ParameterDict() for _ in range(3))
         for key, site in self._sites.items():
             statistics = context.statistics(site)
@@ -103,9 +104,18 @@ class EquivalentTransformation(TrainableTransform):
         return [torch.optim.AdamW(self.parameters(), self._rate, weight_decay=0.0, fused=True)]
 
 
-def _sites(context: BlockContext) -> list[Site]:
-    """Sites whose source can absorb a scale; the authors leave the MLP's second layer alone."""
-    return [site for site in context.block.sites if site.role != "fc2" and can_fold(context, site)]
+def rewritten_sites(context: BlockContext, *, weight_only: bool) -> list[Site]:
+    """Sites whose source can absorb a scale; the authors leave the MLP's second layer alone.
+
+    Without `weight_only` those alone of which a layer reads quantized inputs.
+    """
+    return [
+        site
+        for site in context.block.sites
+        if site.role != "fc2"
+        and (weight_only or any(context.formats[name].inputs for name in site.layers))
+        and can_fold(context, site)
+    ]
 
 
 def _can_shift(context: BlockContext, site: Site) -> bool:
@@ -138,14 +148,18 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
         learning_rate: Step size of AdamW, without weight decay.
         alpha: Exponent of SmoothQuant's formula, from which the scales start.
         shift: Learn shifts too, where biases can take them up.
+        weight_only: Rewrite what stays float, too; the authors learn ranges alone there.
     """
 
+    # 3: what stays float is left alone.
+    version: ClassVar[int] = 3
     learned: ClassVar[bool] = True
     lengths = OMNIQUANT_LENGTHS
 
     learning_rate: Rate = 5e-3
     alpha: Fraction = 0.5
     shift: bool = True
+    weight_only: bool = False
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         del slot
@@ -156,5 +170,7 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
             )
         return format
 
-    def trainable_transform(self, context: BlockContext) -> TrainableTransform:
+    def trainable_transform(self, context: BlockContext) -> TrainableTransform | None:
+        if not rewritten_sites(context, weight_only=self.weight_only):
+            return None
         return EquivalentTransformation(context, self)

@@ -25,7 +25,8 @@ from edge_asr.quant.range.double_quantization import MinMaxDoubleQuantization
 from edge_asr.quant.range.minmax import MinMax
 from edge_asr.quant.range.mse import Mse
 from edge_asr.quant.range.percentile import Percentile
-from edge_asr.quant.rounding.gptq import Gptq, factorize, gptq_round
+from edge_asr.quant.rounding.gptq import Gptq, gptq_round
+from edge_asr.quant.rounding.inverse_factor import factorize
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.stages import Range
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight

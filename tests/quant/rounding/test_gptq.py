@@ -13,13 +13,8 @@ from edge_asr.errors import UserError
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.rounding.gptq import (
-    HALVED_ABOVE,
-    Gptq,
-    factorize,
-    gptq_round,
-    inverse_of_lower,
-)
+from edge_asr.quant.rounding.gptq import Gptq, gptq_round
+from edge_asr.quant.rounding.inverse_factor import HALVED_ABOVE, factorize, inverse_of_lower
 from edge_asr.quant.rounding.nearest import Nearest
 from edge_asr.quant.weight import round_nearest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from options import composed
-from quant.passes import contexts_with_targets, quantized_with, stages
+from quant.passes import GRID, contexts_with_targets, quantized_with, stages
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
@@ -23,7 +23,7 @@ def test_any_learnable_rewrite_leaves_every_block_as_it_is(checkpoint: Checkpoin
     """Random scales, shifts and query-key scales: the block's outputs must not move."""
     shifts = 0
     for context in contexts_with_targets(checkpoint):
-        trainable = LearnedEquivalentTransformation().trainable_transform(context)
+        trainable = LearnedEquivalentTransformation(weight_only=True).trainable_transform(context)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in trainable.parameters():
@@ -54,3 +54,13 @@ def test_let_is_trained_for_the_quantized_inputs_too(whisper: Checkpoint) -> Non
     for block, done in result.blocks.items():
         for learned in done.reconstructions:
             assert learned.loss_after < learned.loss_before, (block, learned)
+
+
+def test_weights_alone_are_left_to_learned_ranges_as_by_the_authors(moonshine: Checkpoint) -> None:
+    lwc = {"name": "lwc", "iterations": 12}
+    alone, _ = quantized_with(moonshine, stages(range=lwc), GRID)
+    omniquant, _ = quantized_with(
+        moonshine, stages(transform={"name": "let", "iterations": 12}, range=lwc), GRID
+    )
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(parameter, omniquant.get_parameter(name)), name
