@@ -38,7 +38,7 @@ def test_every_option_is_there_with_its_default(shown: Shown) -> None:
         inner = node if hasattr(node, "keys") else {}
         names = [f"{name}.{key}" for key in inner if key != "name"] or [str(name)]
         assert set(names) <= options(text), names
-    assert "method.rounding.damping=0.01" in text
+    assert "method.rounding.damping_limit=1.0" in text
     assert "method.transform.n_grid=20" in text
     assert "method              adaround, autoround, awq, float" in text
     assert "  bits=default" in text
@@ -50,8 +50,8 @@ def test_a_chosen_recipe_shows_what_can_be_set_for_it(shown: Shown) -> None:
     assert gptq == {
         f"method.rounding.{name}"
         for name in (
-            "damping", "damping_limit", "block_size", "act_order", "static_groups",
-            "ordered_groups",
+            "observe", "compensation", "alpha", "damping", "damping_limit", "block_size",
+            "act_order", "static_groups", "ordered_groups", "polish",
         )
     }  # fmt: skip
     assert "method.range.beta=" in shown("-m", "method=hqq,gptq", "bits=4,3")

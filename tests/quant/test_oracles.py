@@ -323,7 +323,9 @@ def test_let(problem: Problem) -> None:
         problem, rows = replace(problem, targets=module(problem.inputs)), norm(problem.inputs)
     site = Site("qkv", "encoder", ("q", "k", "v"), "norm", "frame", logit_layers=("q", "k"))
     context = context_of(module, site, problem, grid)
-    part = LearnedEquivalentTransformation(iterations=steps, clips="batch", learning_rate=rate)
+    part = LearnedEquivalentTransformation(
+        iterations=steps, clips="batch", learning_rate=rate, weight_only=True
+    )
     transform = cast(Any, part.trainable_transform(context).double())  # statistics are in float32
     scale, shift, logit = (variable(getattr(transform, one)["0"]) for one in names)
     valid, stacked = rows[problem.mask], torch.cat([weights[f"{one}.weight"] for one in "qkv"])
