@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
+import soundfile
 import torch
 from transformers import (
     GenerationConfig,
@@ -126,6 +127,17 @@ def tone(seconds: float, pitch: float = 220.0) -> np.ndarray:
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     glide = np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time))
     return (0.3 * glide * (1 + np.sin(12 * time)) / 2).astype(np.float32)
+
+
+def write_tones(folder: Path, count: int, longer_s: float, text: str) -> Path:
+    """A list of `count` clips, the first half a second long and each `longer_s` longer."""
+    rows = []
+    for index in range(count):
+        soundfile.write(folder / f"{index}.wav", tone(0.5 + index * longer_s), SAMPLE_RATE)
+        rows.append({"audio": f"{index}.wav", "text": text})
+    clips = folder / "clips.jsonl"
+    clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return clips
 
 
 def _randomised(build: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 from filelock import FileLock
 from options import composed
-from tiny import tiny_whisper, tone
+from tiny import tiny_whisper, write_tones
 
 from edge_asr.experiments.ptq import run_experiment
 
@@ -31,12 +30,7 @@ def launcher() -> None:
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("parts")
-    rows = []
-    for index in range(12):
-        soundfile.write(folder / f"{index}.wav", tone(0.5 + index / 40), 16_000)
-        rows.append({"audio": f"{index}.wav", "text": "she sells sea shells"})
-    clips = folder / "clips.jsonl"
-    clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = write_tones(folder, 12, 1 / 40, "she sells sea shells")
     return [
         "model=custom", f"model.path={tiny_whisper(folder / 'model')}", "data=manifest",
         f"data.path={clips}", "calibration=manifest", f"calibration.path={clips}",

@@ -22,7 +22,7 @@ import soundfile
 import torch
 from filelock import FileLock
 from options import composed
-from tiny import tiny_moonshine, tiny_whisper, tone
+from tiny import tiny_moonshine, tiny_whisper, write_tones
 
 from edge_asr.config import Settings
 from edge_asr.errors import UserError
@@ -415,14 +415,7 @@ def test_an_interrupted_run_leaves_no_record_and_goes_on(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = tiny_whisper(tmp_path_factory.mktemp("slow") / "whisper")
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    rows = []
-    for index in range(60):
-        soundfile.write(clips / f"{index}.wav", tone(0.5 + index / 60), 16_000)
-        rows.append({"audio": f"clips/{index}.wav", "text": "one two three"})
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = write_tones(tmp_path, 60, 1 / 60, "one two three")
     results = tmp_path / "results"
     store = results / "store"
     arguments = options(model, manifest, results, "method=float", "batch_size=1", "threads=1")

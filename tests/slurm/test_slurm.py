@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
-from tiny import tiny_whisper, tone
+from tiny import tiny_whisper, write_tones
 
 from edge_asr.store.record import read_record
 
@@ -42,12 +41,7 @@ def cluster() -> None:
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("parts")
-    rows = []
-    for index in range(8):
-        soundfile.write(folder / f"{index}.wav", tone(0.5 + index / 10), 16_000)
-        rows.append({"audio": f"{index}.wav", "text": "she sells sea shells"})
-    clips = folder / "clips.jsonl"
-    clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = write_tones(folder, 8, 0.1, "she sells sea shells")
     return [
         "model=custom", f"model.path={tiny_whisper(folder / 'model')}", "data=manifest",
         f"data.path={clips}", "calibration=manifest", f"calibration.path={clips}",
