@@ -23,11 +23,12 @@ from torch import Tensor
 
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.context import BlockContext, ModelContext
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import RuntimeOp, modules
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import has_rows
 from edge_asr.quant.transform.hadamard_matrices import hadamard_matrix, kronecker_orders
-from edge_asr.settings import Rate
+from edge_asr.settings import Bits, Rate
 
 
 @modules.register("block_product")
@@ -98,16 +99,20 @@ class Wush(Transform):
         block_size: Channels of a block; the largest size up to it that divides the width is taken.
         damping: Is added to the second moment of the inputs, relative to its mean diagonal, and to
             the singular values, relative to their mean.
+        max_bits: Inputs of more bits are left as they are.
     """
 
     reads_statistics: ClassVar[bool] = True
 
     block_size: Annotated[int, Field(ge=1, le=512)] = 32
     damping: Rate = 0.01
+    max_bits: Bits = 8
 
     def rewrite_model(self, context: ModelContext) -> None:
         """Nothing but a warning where the whole model will read float activations."""
-        if not any(format.inputs for format in context.formats.values()):
+        # Who gives a limit knows that it leaves layers alone.
+        limited = self.max_bits != Wush.max_bits
+        if not limited and not any(map(self._serves, context.formats.values())):
             context.warnings.append(
                 "wush: its rewrite serves quantized activations and leaves layers alone that read "
                 "floats; set act_bits=4 or method/transform=none"
@@ -119,7 +124,7 @@ class Wush(Transform):
         chosen = [
             site
             for site in context.block.sites
-            if any(context.formats[name].inputs for name in site.layers)
+            if any(self._serves(context.formats[name]) for name in site.layers)
         ]
         ops = {site: self._op(context, site) for site in chosen if has_rows(context, site, "wush")}
         for site, op in ops.items():
@@ -132,6 +137,9 @@ class Wush(Transform):
                 )
         if ops:
             context.inputs_changed()
+
+    def _serves(self, format: TensorFormat) -> bool:
+        return format.inputs is not None and format.inputs.bits <= self.max_bits
 
     def _op(self, context: BlockContext, site: Site) -> BlockProduct:
         weights = [layer.weight.cpu() for layer in context.layers(site).values()]

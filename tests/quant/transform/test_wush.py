@@ -85,3 +85,24 @@ def test_one_op_a_site_is_charged_and_stored_and_comes_back(checkpoint: Checkpoi
         op = model.get_submodule(f"{site.layers[0]}.input_ops.0")
         assert op.stored_bits == 16 * width * largest_block(width, 16)
         assert op.macs_per_row == width * largest_block(width, 16)
+
+
+@pytest.mark.parametrize(("bits", "rewritten"), [(None, False), (8, False), (4, True)])
+def test_a_limit_leaves_wider_inputs_alone(
+    moonshine: Checkpoint, bits: int | None, rewritten: bool
+) -> None:
+    recipe = Recipe.build(stages(transform={"name": "wush", "max_bits": 4, "block_size": 8}))
+    model = copy.deepcopy(moonshine.model)
+    formats = formats_of(moonshine, Grid(4), None if bits is None else ActivationGrid(bits))
+    result = quantize_model(model, moonshine.architecture, batches_of(moonshine), recipe, formats)
+    assert bool(runtime_ops(model)) == rewritten
+    assert not result.warnings
+
+
+def test_a_model_that_reads_floats_is_left_alone_and_says_so(moonshine: Checkpoint) -> None:
+    recipe = Recipe.build(stages(transform={"name": "wush"}))
+    model = copy.deepcopy(moonshine.model)
+    formats = formats_of(moonshine, Grid(4))
+    result = quantize_model(model, moonshine.architecture, batches_of(moonshine), recipe, formats)
+    assert not runtime_ops(model)
+    assert result.warnings[0].startswith("wush: its rewrite serves quantized activations")
