@@ -27,7 +27,7 @@ def polished(
     Args:
         rounded: What the cycles start from; its scales, zero points and outliers stay.
         target: The weight it stands for [rows, columns].
-        hessian: Of the output error in a row, [columns, columns].
+        hessian: Of the output error in a row, damped, [columns, columns].
         order: Numbers of the columns in the order they are visited.
         cycles: Fewer are made where one changes no code.
     """

@@ -254,7 +254,9 @@ class Gptq(Compensating):
         )
         if not self.polish:
             return found
+        # Undamped, what few clips leave open would be paid for on others.
         hessian = context.statistics.hessian
+        hessian.diagonal().add_(factor.added)
         return polished(found, start.target, hessian, factor.order, self.polish)
 
     def _fit(self, fit: Fit, order: Tensor) -> Fit:
