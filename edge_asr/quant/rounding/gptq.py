@@ -256,7 +256,7 @@ class Gptq(Compensating):
             return found
         # Undamped, what few clips leave open would be paid for on others.
         hessian = context.statistics.hessian
-        hessian.diagonal().add_(factor.added)
+        hessian.diagonal().add_(torch.where(factor.dead, 0.0, factor.added))
         return polished(found, start.target, hessian, factor.order, self.polish)
 
     def _fit(self, fit: Fit, order: Tensor) -> Fit:
