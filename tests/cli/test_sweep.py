@@ -52,7 +52,9 @@ def test_experiments_that_ship_compose(monkeypatch: pytest.MonkeyPatch) -> None:
                 composer.settings([f"experiment={path.stem}", *words])
             sizes[path.stem] = len(given)
             if path.stem in ("edge_asr_grid", "micro_grid", "real_tiny"):
-                assert set(_values(f"method={config.hydra.sweeper.params.method}")) == EIGHT
+                methods = set(_values(f"method={config.hydra.sweeper.params.method}"))
+                assert EIGHT <= methods
+                assert path.stem == "real_tiny" or methods == EIGHT
     assert {"edge_asr_grid", "micro_grid", "real_tiny", "smoke", "demo"} <= sizes.keys()
 
 
