@@ -29,7 +29,7 @@ from edge_asr.store.files import write_text_atomically
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 MODELS = ("whisper_micro", "moonshine_micro")
-CLOSED_FORM = ("rtn", "hqq", "gptq", "awq", "smoothquant", "spqr", "quik", "quarot")
+CLOSED_FORM = ("rtn", "hqq", "gptq", "awq", "smoothquant", "spqr", "quik", "quarot", "best")
 METHODS = (*CLOSED_FORM, *STEPS)
 FEW_STEPS, FEWEST_OF_TESSERAQ = 4, 10
 OPTIONS = (
