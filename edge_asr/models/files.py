@@ -161,7 +161,19 @@ class CheckpointFiles:
     @cached_property
     def processing_fingerprint(self) -> str:
         """Of what turns audio into features and tokens into text, and of the decoder's prompt."""
-        return fingerprint({name: self._content(name) for name in PROCESSING_FILES})
+        return fingerprint({name: self._content_fingerprint(name) for name in PROCESSING_FILES})
+
+    def _content_fingerprint(self, name: str) -> str | None:
+        """Of a file's content, None where it is not there; remembered, for vocabularies are long
+        and every run of a sweep asks."""
+        if not self.holds(name):
+            return None
+        with self._explained_file(name):
+            path = self.folder / name
+            (found,) = self.digests.of(
+                [path], "content", lambda _: fingerprint(self._content(name))
+            )
+        return str(found)
 
     def holds(self, name: str) -> bool:
         """Whether there is such a file. Raises UserError for what has its name and is none: a
