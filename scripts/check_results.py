@@ -45,6 +45,9 @@ def is_known(record: Record) -> bool:
     # SmoothQuant moves range from the activations into the weights.
     if names.get("transform") == "smooth":
         return True
+    # What makes up for earlier layers is to err on its own inputs.
+    if parts.get("rounding", {}).get("compensation", "none") != "none":
+        return True
     # Training lowers the error of a block, not that of its layers; the two part where rounding the
     # weights is a small part of it: at 8 bits, with 4-bit activations, and for OmniQuant at 4 bits
     # in groups of 32.
