@@ -4,8 +4,9 @@
 
 Every record reads, has results and comes from a clean commit. What learned lowered the loss of
 every block, or says that it did not. No method has more output error than rounding to nearest on
-the same grid, but for the known exceptions, which results/README.md explains. Every leaderboard holds the rows that the
-records give, in the columns that it has. Exits with 1 where one of these does not hold.
+the same grid, but for the known exceptions, which results/README.md explains. Every leaderboard
+holds the rows that the records give, in the columns that it has. Exits with 1 where one of these
+does not hold.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def is_known(record: Record) -> bool:
     if names.get("transform") == "smooth":
         return True
     # Scales of 3 bits are coarser than weights of 8.
-    if method.bits >= 8 and names.get("range", "").endswith("double_quant"):
+    if method.bits >= 8 and str(names.get("range")).endswith("double_quant"):
         return True
     # What makes up for earlier layers is to err on its own inputs.
     if parts.get("rounding", {}).get("compensation", "none") != "none":
