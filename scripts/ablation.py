@@ -152,6 +152,10 @@ def measure(arguments: argparse.Namespace, words: str) -> Measurement:
 
 def ablate(arguments: argparse.Namespace) -> Ablation:
     """Measure every recipe that `--out` does not hold yet."""
+    if set(arguments.held_out) == set(arguments.where):
+        raise UserError(
+            f"--held-out {' '.join(arguments.held_out)}: calibration has these clips; give others"
+        )
     made = Ablation(
         **vars(subject_of(arguments, find_files(str(arguments.model)))),
         processor=processor(),
@@ -180,10 +184,10 @@ def ablate(arguments: argparse.Namespace) -> Ablation:
     return made
 
 
-def show(made: Ablation) -> None:
-    """Print the table; differences are to the first recipe, clip by clip."""
-    first, *_ = made.measurements.values()
-    table = Table("recipe", "bits", "nats a token", "less than the first", "agree %", "s", "GB")
+def show(made: Ablation, recipe: str) -> None:
+    """Print the table; differences are to `recipe`, clip by clip."""
+    first = made.measurements[recipe]
+    table = Table("recipe", "bits", "nats a token", f"less than {recipe}", "agree %", "s", "GB")
     for words, one in made.measurements.items():
         changes = [a - b for a, b in zip(first.divergences, one.divergences, strict=True)]
         error = stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
@@ -218,7 +222,7 @@ def main() -> None:
         if arguments.one:
             print(json.dumps(vars(measure(arguments, arguments.one))))
         else:
-            show(ablate(arguments))
+            show(ablate(arguments), arguments.recipes[0])
 
     run(parser, act)
 

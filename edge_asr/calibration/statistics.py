@@ -56,7 +56,7 @@ class InputStatistics:
         self._sum = torch.zeros(columns, dtype=torch.float64)
         self._magnitudes = torch.zeros(columns, dtype=torch.float64)
         self._products = torch.zeros(columns, columns, dtype=torch.float64)
-        self._cross = torch.zeros(columns if paired else 0, columns, dtype=torch.float64)
+        self._mismatch = torch.zeros(columns if paired else 0, columns, dtype=torch.float64)
         self.held_out = InputStatistics(columns, paired=paired) if held_out else None
         self._clips = 0
 
@@ -78,7 +78,8 @@ class InputStatistics:
             return
         add_column_products(self._products, rows * weight.sqrt())
         if floats is not None:
-            self._cross += ((floats[counted].float() * weight).T @ rows).cpu()
+            # Exactly zero where both read the same.
+            self._mismatch += (((floats[counted].float() - rows) * weight).T @ rows).cpu()
         self._sum += (rows * weight).sum(0, dtype=torch.float64).cpu()
         self._magnitudes += (rows.abs() * weight).sum(0, dtype=torch.float64).cpu()
         clips = [clip[chosen].float() for clip, chosen in zip(inputs, counted, strict=True)]
@@ -147,7 +148,7 @@ class InputStatistics:
     @property
     def mismatch(self) -> Tensor:
         """2 E[(f - x) xᵀ] with f what the float model reads, float64 [columns, columns]."""
-        return (self._cross - self._products) * (2 / (self.rows or 1))
+        return self._mismatch * (2 / (self.rows or 1))
 
     @property
     def fitted(self) -> InputStatistics:
@@ -156,7 +157,7 @@ class InputStatistics:
         rest = InputStatistics(0)
         rest.rows = self.rows - self.held_out.rows
         rest._products = self._products - self.held_out._products
-        rest._cross = self._cross - self.held_out._cross
+        rest._mismatch = self._mismatch - self.held_out._mismatch
         return rest
 
     def relative_output_error(self, weight: Tensor, rounded: Tensor) -> float:

@@ -84,12 +84,6 @@ class Recipe:
         return any(part.learned for part in self.parts.values())
 
     @property
-    def rewrites_blocks(self) -> bool:
-        """Whether a block's float weights may be others when they are rounded."""
-        rewrites = type(self.transform).rewrite_block is not Transform.rewrite_block
-        return rewrites or self.transform.learned
-
-    @property
     def follows_float(self) -> bool:
         """Whether the float model is run beside the quantized one."""
         return self.learned or self.rounding.observation.paired

@@ -193,7 +193,10 @@ class SequentialPass:
 
     def _run_stages(self, context: BlockContext, part: Quantization) -> None:
         nearest_errors: dict[str, float | None] = {}
-        by_site, rewrites = context.observation.by_site, self.recipe.rewrites_blocks
+        by_site = context.observation.by_site
+        rewrites = self.recipe.transform.may_rewrite(
+            self.served[name] for name in context.block.layers
+        )
         if rewrites or not by_site:
             for site in context.block.sites:
                 nearest_errors |= self._nearest_errors(context, site)

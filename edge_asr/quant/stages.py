@@ -7,7 +7,7 @@ a file of its own. `recipe.py` puts one part for every stage together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -76,6 +76,12 @@ class Transform(Part):
 
     def rewrite_block(self, context: BlockContext) -> None:
         """Rewrite one float block in place; ends with `context.inputs_changed()` if it did."""
+
+    def may_rewrite(self, formats: Iterable[TensorFormat]) -> bool:
+        """Whether the float weights of a block, whose layers are asked to have `formats`, may be
+        others when they are rounded."""
+        del formats
+        return self.learned or type(self).rewrite_block is not Transform.rewrite_block
 
     def trainable_transform(self, context: BlockContext) -> TrainableTransform | None:
         """The trainable rewrite of one block, if it is learned; None where it leaves all as is."""

@@ -65,6 +65,7 @@ def test_recipes_are_measured_once_and_join_only_their_like(tmp_path: Path) -> N
     again = run("rtn")
     assert "rtn: measured before" in again.stderr
     assert json.loads(out.read_text())["measurements"] == measured
+    assert "calibration has these clips" in run("rtn", "--where", "set=held").stderr
     other = run("rtn", "--clips", "3")
     assert other.returncode == 2
     assert "was measured on other clips" in other.stderr

@@ -24,6 +24,7 @@ from torch.nn import functional
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.errors import UserError
 from edge_asr.quant.context import Fit, Observation, SiteContext
+from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import dequantize, quantize
 from edge_asr.quant.protection import fixed_fit
 from edge_asr.quant.rounding.inverse_factor import InverseFactor, factorize
@@ -180,14 +181,25 @@ class Compensating(SiteRounding):
         given = f"method.rounding.alpha={show_value(self.alpha)}"
         chosen = f"method.rounding.compensation={self.compensation}"
         if self.alpha is not None and self.compensation not in AUTHORS_ALPHA:
-            raise UserError(f"{given} with {chosen}: it would change nothing; use qep or gptaq")
+            raise UserError(
+                f"{given} with {chosen}: it would change nothing; use qep or gptaq, or "
+                "method.rounding.alpha=null"
+            )
+        if self.compensation == "qronos" and self.damping is not None and self.damping > DAMPING:
+            raise UserError(
+                f"method.rounding.damping={self.damping} with {chosen}: there it is a share of the "
+                f"largest eigenvalue; give {DAMPING} at most, or null for the authors' "
+                f"{AUTHORS_DAMPING['qronos']}"
+            )
         if self.damping is not None and not (self.reads_statistics or self.observation.paired):
             raise UserError(
                 f"method.rounding.damping={self.damping} with {chosen}: it would change nothing; "
                 "use method.rounding.compensation=qep or method/rounding=gptq"
             )
         if self.alpha == "layer" and self.compensation != "qep":
-            raise UserError(f"{given} with {chosen}: only qep's has a closed form; give a number")
+            raise UserError(
+                f"{given} with {chosen}: only qep's has a closed form; give a number, or null"
+            )
 
     @property
     def observation(self) -> Observation:
@@ -230,41 +242,52 @@ class Compensating(SiteRounding):
             unit=largest_eigenvalue(hessian) if self.compensation == "qronos" else None,
         )
 
-    def compensated(self, context: SiteContext, name: str, factor: InverseFactor | None) -> Start:
-        """Layer `name` of the site as it is to be rounded."""
-        weight, fit, statistics = context.weights[name], context.fits[name], context.statistics
+    def starts(self, context: SiteContext, factor: InverseFactor | None) -> dict[str, Start]:
+        """Every layer of the site as it is to be rounded."""
+        weights, statistics = context.weights, context.statistics
         if factor is None or self.compensation == "none":
-            return Start(weight, fit, weight)
-        if self.compensation == "qronos":
-            parameters = fit(weight)
-            first, grid = int(factor.order[0]), context.grids[name]
-            scale, zero = (one[:, first].double() for one in parameters.expand(weight.shape[1]))
-            target = qronos_weight(
-                weight,
-                statistics,
-                factor,
-                lambda column: dequantize(quantize(column, scale, zero, grid), scale, zero),
-            )
-            target = target.to(weight.dtype)
-            return Start(target, fixed_fit(parameters), target)
-        alpha = self._alpha_of(context, name)
-        change = alpha * correction(weight, statistics.mismatch, factor)
-        target = (weight.double() + change).to(weight.dtype)
-        if self.compensation == "gptaq":
-            return Start(weight, fit, target, carried_mismatch(statistics, factor, alpha))
-        return Start(target, fit, target)
+            return {name: Start(one, context.fits[name], one) for name, one in weights.items()}
+        mismatch, alphas = statistics.mismatch, self._alphas(context)
+        starts = {}
+        for name, weight in weights.items():
+            fit = context.fits[name]
+            change = alphas.get(name, 1.0) * correction(weight, mismatch, factor)
+            target = (weight.double() + change).to(weight.dtype)
+            if self.compensation == "gptaq":
+                carried = carried_mismatch(statistics, factor, alphas[name])
+                starts[name] = Start(weight, fit, target, carried)
+            elif self.compensation == "qronos":
+                parameters = fit(weight)
+                first, grid = int(factor.order[0]), context.grids[name]
+                scale, zero = (one[:, first].double() for one in parameters.expand(weight.shape[1]))
 
-    def _alpha_of(self, context: SiteContext, name: str) -> float:
+                def rounded(
+                    column: Tensor, scale: Tensor = scale, zero: Tensor = zero, grid: Grid = grid
+                ) -> Tensor:
+                    return dequantize(quantize(column, scale, zero, grid), scale, zero)
+
+                found = qronos_weight(weight, statistics, factor, rounded)
+                starts[name] = Start(found.to(weight.dtype), fixed_fit(parameters), target)
+            else:
+                starts[name] = Start(target, fit, target)
+        return starts
+
+    def _alphas(self, context: SiteContext) -> dict[str, float]:
+        """Alpha of every layer of the site, where there is one."""
+        if self.alpha is None:
+            return {}
         if isinstance(self.alpha, float):
-            return self.alpha
-        held_out = context.statistics.held_out
-        fitted = None
-        if held_out is not None and held_out.rows:
-            fitted = self._factorize(context.statistics.fitted, act_order=False)
+            return dict.fromkeys(context.weights, self.alpha)
+        statistics, part = context.statistics, roundings.name_of(self)
+        usual, names = AUTHORS_ALPHA["qep"], ", ".join(context.weights)
+        if statistics.held_out is None or not statistics.held_out.rows:
+            context.warnings.append(f"{part}: no held-out clips for alpha of {names}; {usual}")
+            return dict.fromkeys(context.weights, usual)
+        fitted = self._factorize(statistics.fitted, act_order=False)
         if fitted is None:
-            part, usual = roundings.name_of(self), AUTHORS_ALPHA["qep"]
-            context.warnings.append(
-                f"{part}: no held-out clips to find alpha of {name} by; {usual} instead"
-            )
-            return usual
-        return held_out_alpha(context.weights[name], context.statistics, fitted)
+            context.warnings.append(f"{part}: no Cholesky factor for alpha of {names}; {usual}")
+            return dict.fromkeys(context.weights, usual)
+        return {
+            name: held_out_alpha(weight, statistics, fitted)
+            for name, weight in context.weights.items()
+        }

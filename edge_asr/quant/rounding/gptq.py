@@ -19,7 +19,7 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import GridParameters, code_dtype, dequantize, quantize
 from edge_asr.quant.outlier_rule import OutlierRule, kept_weights, threshold_within_budget
 from edge_asr.quant.protection import nearest_with_outliers
-from edge_asr.quant.rounding.compensation import Compensating
+from edge_asr.quant.rounding.compensation import Compensating, Start
 from edge_asr.quant.rounding.coordinate_descent import polished
 from edge_asr.quant.rounding.inverse_factor import InverseFactor
 from edge_asr.quant.stages import roundings
@@ -238,10 +238,14 @@ class Gptq(Compensating):
         factor = self.factor(context, act_order=self.act_order)
         if factor is None:
             return {name: nearest_with_outliers(context, name) for name in context.weights}
-        return {name: self._rounded(context, name, factor) for name in context.weights}
+        return {
+            name: self._rounded(context, name, start, factor)
+            for name, start in self.starts(context, factor).items()
+        }
 
-    def _rounded(self, context: SiteContext, name: str, factor: InverseFactor) -> QuantizedWeight:
-        start = self.compensated(context, name, factor)
+    def _rounded(
+        self, context: SiteContext, name: str, start: Start, factor: InverseFactor
+    ) -> QuantizedWeight:
         found = gptq_round(
             start.weight,
             factor,

@@ -18,8 +18,7 @@ class Nearest(Compensating):
     def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
         factor = self.factor(context, act_order=True) if self.compensation != "none" else None
         rounded = {}
-        for name, grid in context.grids.items():
-            start = self.compensated(context, name, factor)
+        for name, start in self.starts(context, factor).items():
             weight = start.weight if factor is None else start.settled(factor.order)
-            rounded[name] = round_nearest(weight, start.fit(weight), grid)
+            rounded[name] = round_nearest(weight, start.fit(weight), context.grids[name])
         return rounded

@@ -13,7 +13,7 @@ harder to quantize than the other, and with a constant diagonal, so that no chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -59,8 +59,11 @@ class BlockProduct(RuntimeOp):
         return {"blocks": self.blocks.half()}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        runs = inputs.unflatten(-1, self.blocks.shape[:2])
-        return torch.einsum("bij,...bj->...bi", self.blocks.to(inputs.dtype), runs).flatten(-2)
+        # Weights hold the exact inverse: products in fewer digits would not be undone.
+        with torch.autocast(inputs.device.type, enabled=False):
+            runs = inputs.to(self.blocks.dtype).unflatten(-1, self.blocks.shape[:2])
+            products = torch.einsum("bij,...bj->...bi", self.blocks, runs)
+        return products.flatten(-2).to(inputs.dtype)
 
 
 def wush_blocks(second_moment: Tensor, weight: Tensor, size: int, damping: float) -> Tensor:
@@ -82,6 +85,8 @@ def wush_blocks(second_moment: Tensor, weight: Tensor, size: int, damping: float
     columns = weight.double().unflatten(1, (count, size)).movedim(1, 0)
     reached = lower.mT @ (columns.mT @ columns) @ lower / len(weight)
     squares, basis = torch.linalg.eigh(reached)
+    # Their signs are whatever the library makes them, and codes depend on them.
+    basis = basis * basis.gather(-2, basis.abs().argmax(-2, keepdim=True)).sign()
     spread = squares.clamp(min=0).sqrt()
     mean = spread.mean(-1, keepdim=True)
     spread = torch.where(mean > 0, spread + damping * mean, 1.0)
@@ -137,6 +142,9 @@ class Wush(Transform):
                 )
         if ops:
             context.inputs_changed()
+
+    def may_rewrite(self, formats: Iterable[TensorFormat]) -> bool:
+        return any(map(self._serves, formats))
 
     def _serves(self, format: TensorFormat) -> bool:
         return format.inputs is not None and format.inputs.bits <= self.max_bits

@@ -230,7 +230,8 @@ def test_settings_that_were_not_given_are_the_authors() -> None:
     [
         (Gptq, {"alpha": 0.5}, r"^method\.rounding\.alpha=0\.5 with .*compensation=none: "),
         (Gptq, {"compensation": "qronos", "alpha": 0.5}, "use qep or gptaq"),
-        (Gptq, {"compensation": "gptaq", "alpha": "layer"}, "give a number"),
+        (Gptq, {"compensation": "gptaq", "alpha": "layer"}, "give a number, or null"),
+        (Gptq, {"compensation": "qronos", "damping": 0.1}, "largest eigenvalue; give 0.01 at most"),
         (Gptq, {"compensation": "qronos", "static_groups": False, "act_order": False}, "static"),
         (Gptq, {"compensation": "gpta"}, "must be one of none, qep, qronos, gptaq"),
         (Gptq, {"alpha": 1.5}, "must be a number from 0 to 1 or layer"),
