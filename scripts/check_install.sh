@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE=1
 edge-asr --version
 edge-asr --help >help.txt
 python -m edge_asr.run method=gptq --help >>help.txt
-grep -q "method.rounding.damping=0.01" help.txt
+grep -q "method.rounding.damping_limit=1.0" help.txt
 edge-asr run method=rtn bits=3 data.limit=2 >rows.txt 2>log.txt
 python -m edge_asr.run method=gptq bits=4 data.limit=2 calibration.clips=2 >>rows.txt 2>>log.txt
 edge-asr report >>rows.txt
