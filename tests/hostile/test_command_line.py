@@ -166,8 +166,8 @@ def test_a_flag_may_stand_anywhere(
 def test_hydras_own_looks_work(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_asr.run"]
     for words, told in (
-        (["--cfg", "job", "method=gptq"], "damping: 0.01"),
-        (["method=gptq", "--cfg", "job", "--resolve"], "damping: 0.01"),
+        (["--cfg", "job", "method=gptq"], "damping_limit: 1.0"),
+        (["method=gptq", "--cfg", "job", "--resolve"], "damping_limit: 1.0"),
         (["--version"], "edge_asr "),
         (["--hydra-help"], "Hydra"),
         (["--info", "config"], "Config"),

@@ -44,6 +44,11 @@ def change(record: Record, section: str, **fields: Any) -> Record:
     return replace(record, **{section: changed})
 
 
+def without_like(record: Record) -> Record:
+    """On a grid that no other run is on."""
+    return change(record, "method", group_size=7)
+
+
 def with_loss(record: Record, after: float | None) -> Record:
     *others, last = record.method.blocks
     assert last.loss_before is not None
@@ -72,6 +77,7 @@ def test_the_published_results_keep_every_promise(capsys: Shown) -> None:
     known = {
         "embedded": 34,
         "librispeech_test_other_100": 0,
+        "micro_grid": 18,
         "test_other_100_common_voice_100": 0,
     }
     folders = {name: RESULTS / name for name in known}
@@ -101,7 +107,7 @@ def test_results_without_a_fault_pass(runs: Runs, tmp_path: Path, capsys: Shown)
         # Known of the learned methods at 8 bits and 4-bit activations, not here.
         ("autoround", partial(with_error, factor=1e3), "output error"),
         ("gptq", partial(change, section="method", layers=()), "was not measured"),
-        ("gptq", partial(change, section="method", group_size=7), "0 runs of rtn are like it"),
+        ("gptq", lambda one: with_error(without_like(one), 1e3), "output error"),
     ],
 )
 def test_a_broken_promise_is_one_line(
@@ -118,6 +124,23 @@ def test_a_broken_promise_is_one_line(
     assert lines[0].startswith(f"{tmp_path / name / 'record.json'}: ")
     assert said in lines[0]
     assert count.endswith("1 broken promises")
+
+
+def test_what_no_run_of_rtn_is_like_is_compared_with_what_it_measured_itself(
+    runs: Runs, tmp_path: Path, capsys: Shown
+) -> None:
+    written(tmp_path, {**runs, "gptq": without_like(runs["gptq"])})
+    assert checked(tmp_path, capsys)[:2] == (0, [])
+
+
+def test_training_that_found_nothing_better_is_to_say_so(
+    runs: Runs, tmp_path: Path, capsys: Shown
+) -> None:
+    stayed = with_loss(runs["autoround"], 1.0)
+    name = stayed.method.blocks[-1].name
+    warned = change(stayed, "method", warnings=(f"{name}: 5 steps did not lower its loss",))
+    written(tmp_path, {**runs, "autoround": warned})
+    assert checked(tmp_path, capsys)[:2] == (0, [])
 
 
 def test_two_runs_to_compare_with_are_noticed(runs: Runs, tmp_path: Path, capsys: Shown) -> None:
