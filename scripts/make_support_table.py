@@ -80,7 +80,6 @@ def method_rows(reasons: list[str]) -> list[tuple[str, ...]]:
             why = next((one for one in found if one), None)
             reasons += [f"`{path.stem}`: {why}."] if why else []
             answers.append(f"no ({len(reasons)})" if why else "yes")
-        trains = recipe.learned or recipe.transform.trains_model
         parts = [_shown(stage, part) for stage, part in recipe.identity.items()]
         source = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         rows.append(
@@ -88,7 +87,7 @@ def method_rows(reasons: list[str]) -> list[tuple[str, ...]]:
                 f"`{path.stem}`",
                 *(name if name != "none" else "–" for name in parts),
                 "yes" if recipe.needs_calibration(()) else "–",
-                "yes" if trains else "–",
+                "yes" if recipe.trains else "–",
                 *answers,
                 source.rpartition(": ")[2].removesuffix("."),
             )

@@ -38,12 +38,7 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
         )
     if parts.rounding.observation.paired:
         _refuse_for_compensation(parts, names, chosen)
-    if parts.rounding.moves_scales and isinstance(parts.range, DoubleQuantization):
-        raise UserError(
-            f"{chosen['range']} with {chosen['rounding']}: this rounding trains the scales, "
-            "which then leave the grid they were quantized to; use method/rounding=adaround or "
-            "gptq, or method/range=minmax or mse"
-        )
+    _refuse_to_move_double_quantized(parts, names, chosen)
     learned = {
         "rounding": parts.rounding.learned,
         "range": parts.range.learned,
@@ -59,7 +54,7 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
             "weights are rounded, after that stage was trained without them; use a range and a "
             "transform that are not learned"
         )
-    if names["correction"] != "none":
+    if parts.correction.by_layer:
         raise UserError(
             f"{chosen['correction']} with {chosen[trained[0]]}: training already makes up for the "
             "mean error of the blocks before, and correcting every layer alone would undo it; "
@@ -71,6 +66,24 @@ def refuse_senseless(parts: Recipe, names: Mapping[str, str]) -> None:
             "rescaled ahead of the block that reads them, so they have no float outputs to learn "
             "from; use method/transform=awq, smooth or none"
         )
+
+
+def _refuse_to_move_double_quantized(
+    parts: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
+) -> None:
+    if not isinstance(parts.range, DoubleQuantization):
+        return
+    others = "method/range=minmax, mse or hessian"
+    if parts.rounding.moves_scales:
+        mover, instead = chosen["rounding"], f"method/rounding=adaround or gptq, or {others}"
+    elif names["correction"] == "tune":
+        mover, instead = chosen["correction"], f"method/correction=none, or {others}"
+    else:
+        return
+    raise UserError(
+        f"{chosen['range']} with {mover}: it trains the scales, which then leave the grid they "
+        f"were quantized to; use {instead}"
+    )
 
 
 def _refuse_for_learned_transforms(
@@ -95,7 +108,7 @@ def _refuse_for_compensation(
     parts: Recipe, names: Mapping[str, str], chosen: Mapping[str, str]
 ) -> None:
     compensation = f"method.rounding.compensation={getattr(parts.rounding, 'compensation', '')}"
-    if names["correction"] != "none":
+    if parts.correction.by_layer:
         raise UserError(
             f"{chosen['correction']} with {compensation}: correcting what is lost on the inputs of "
             "the quantized model would undo what was made up for; use method/correction=none"

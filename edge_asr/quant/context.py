@@ -60,22 +60,24 @@ class ReorderableFit(Fit, Protocol):
 
 @dataclass
 class ModelContext:
-    """The whole float model, before the sequential pass over its blocks.
+    """The whole model, float before the sequential pass over its blocks or quantized after it.
 
     Attributes:
-        model: Rewritten in place; every Linear inside a block is a `QuantizedLinear`.
+        model: Changed in place; every Linear inside a block is a `QuantizedLinear`.
         architecture: Its map.
         batches: Calibration batches.
         formats: What every layer inside a block is stored as and reads.
+        reference: The float model, after the pass and where a part learns from it.
         warnings: Sentences for the record.
-        reconstructions: What a learned rewrite did to its loss.
-        on_step: Called with (steps done, steps in all) while a rewrite is learned.
+        reconstructions: What training did to its loss.
+        on_step: Called with (steps done, steps in all) while a part is trained.
     """
 
     model: PreTrainedModel
     architecture: Architecture
     batches: Sequence[Batch]
     formats: Mapping[str, TensorFormat]
+    reference: PreTrainedModel | None = None
     warnings: list[str] = field(default_factory=list)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     on_step: Callable[[int, int], None] = lambda *_: None
@@ -83,11 +85,12 @@ class ModelContext:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What learning did to one block.
+    """What learning did to one block, or to the model.
 
     Attributes:
-        loss_before: Loss of the starting point as it would be stored: squared distance summed over
-            channels, weighted mean over the rows of the clips that evaluations look at.
+        loss_before: Loss of the starting point as it would be stored, on the clips that evaluations
+            look at. Of a block: squared distance summed over channels, weighted mean over rows; of
+            the model: mean over tokens of the part's own loss.
         loss_after: The same of the best iterate, which is the one kept.
         iterations: Steps taken.
         step_seconds: Wall time of all steps, without evaluations.

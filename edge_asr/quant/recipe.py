@@ -85,8 +85,13 @@ class Recipe:
 
     @property
     def follows_float(self) -> bool:
-        """Whether the float model is run beside the quantized one."""
+        """Whether the float model's blocks are run beside the quantized one's."""
         return self.learned or self.rounding.observation.paired
+
+    @property
+    def trains(self) -> bool:
+        """Whether a part is trained, on blocks or on the whole model."""
+        return any(part.learned or part.trains_model for part in self.parts.values())
 
     def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
         """Whether anything in it, or a static range among `formats`, looks at clips."""
@@ -94,6 +99,7 @@ class Recipe:
         return (
             static
             or self.follows_float
+            or self.trains
             or any(part.reads_statistics for part in self.parts.values())
         )
 
@@ -105,6 +111,16 @@ class Recipe:
         return reduce(
             lambda served, part: part.constrain(served, slot), self.parts.values(), format
         )
+
+    def serve(
+        self, formats: Mapping[str, TensorFormat], slots: Iterable[Slot]
+    ) -> dict[str, TensorFormat]:
+        """The formats in which its parts serve what is asked for, by layer.
+
+        Raises UserError where one cannot.
+        """
+        by_name = {slot.name: slot for slot in slots}
+        return {name: self.constrain(format, by_name[name]) for name, format in formats.items()}
 
     def check(self, scheme: Scheme) -> None:
         """Raises UserError if, in some model, a part could not serve what `scheme` asks for."""

@@ -24,7 +24,6 @@ from edge_asr.clock import PhaseClock
 from edge_asr.memory import release_freed_memory
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block, Site
-from edge_asr.models.tensors import Slot
 from edge_asr.quant import artefact
 from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.artefact import StoredDtype
@@ -35,11 +34,12 @@ from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import BlockResult, LayerResult, Quantization
-from edge_asr.quant.stages import LayerFit, Transform, roundings
+from edge_asr.quant.stages import Correction, LayerFit, Part, Transform, roundings
 from edge_asr.quant.weight import round_nearest
 
 Progress = Callable[[str, int, int], None]
-MODEL = "model"  # the stem of what a rewrite of the whole model made
+# The stems of what a rewrite of the whole model made, and its repair.
+MODEL, REPAIR = "model", "repair"
 
 
 @torch.no_grad()
@@ -81,18 +81,21 @@ def quantize_model(
     )
     engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
     captured_blocks = CalibrationPass(model, architecture, batches, dtype).captured_blocks()
-    reference = None
-    if recipe.follows_float:
-        reference = CalibrationPass(
-            copy.deepcopy(model), architecture, batches, dtype
+    reference = floats_of_blocks = None
+    if recipe.follows_float or recipe.correction.trains_model:
+        reference = copy.deepcopy(model)
+    if recipe.follows_float and reference is not None:
+        floats_of_blocks = CalibrationPass(
+            reference, architecture, batches, dtype
         ).captured_blocks()
     for done in range(len(blocks)):
         with engine.clock.phase("forward"):
             captured = next(captured_blocks)
         with engine.clock.phase("targets"):
-            floats = None if reference is None else next(reference)
+            floats = None if floats_of_blocks is None else next(floats_of_blocks)
         engine.quantize(captured, floats, partial(_show, progress, done, len(blocks)))
         progress(engine.result.summary(captured.block.module), done + 1, len(blocks))
+    engine.repair_model(batches, lambda text: progress(text, len(blocks), len(blocks)), reference)
     return engine.result
 
 
@@ -114,7 +117,8 @@ class SequentialPass:
         finished: Path | None,
     ) -> None:
         self.model, self.architecture, self.recipe = model, architecture, recipe
-        self.asked, self.served = formats, served_formats(architecture, model, recipe, formats)
+        slots = [slot for slot in architecture.slots(model.config) if slot.kind == "linear"]
+        self.asked, self.served = formats, recipe.serve(formats, slots)
         self._stored_dtype, self._finished = stored_dtype, finished
         self._layer_errors = layer_errors
         self.result = Quantization()
@@ -125,26 +129,48 @@ class SequentialPass:
         transform = self.recipe.transform
         if type(transform).rewrite_model is Transform.rewrite_model:
             return
-        if self._resume(MODEL):
+        self._change_model(MODEL, transform, transform.rewrite_model, batches, on_step)
+
+    def repair_model(
+        self,
+        batches: Sequence[Batch],
+        on_step: Callable[[str], None],
+        reference: PreTrainedModel | None,
+    ) -> None:
+        """The correction's repair of the whole quantized model; `reference` is the float one."""
+        correction = self.recipe.correction
+        if type(correction).repair_model is Correction.repair_model:
             return
-        context = ModelContext(self.model, self.architecture, batches, self.served)
-        context.on_step = lambda step, steps: on_step(f"model, step {step} of {steps}")
+        self._change_model(REPAIR, correction, correction.repair_model, batches, on_step, reference)
+
+    def _change_model(
+        self,
+        stem: str,
+        part: Part,
+        change: Callable[[ModelContext], None],
+        batches: Sequence[Batch],
+        on_step: Callable[[str], None],
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        """Let `part` change the whole model, or take over what it made of it before."""
+        if self._resume(stem):
+            return
+        context = ModelContext(self.model, self.architecture, batches, self.served, reference)
+        context.on_step = lambda step, steps: on_step(f"{stem}, step {step} of {steps}")
         began = time.perf_counter()
-        with self.clock.phase("transform"):
-            transform.rewrite_model(context)
+        with self.clock.phase(part.stage):
+            change(context)
         for module in self.model.modules():
             if isinstance(module, RuntimeOp):
                 module.round_stored()
         self._round_floats(name for name, _ in self.model.named_parameters())
         spent = BlockResult(time.perf_counter() - began, phases=self.clock.take())
-        part = Quantization(
-            warnings=context.warnings,
-            blocks={MODEL: spent},
-            reconstructions=context.reconstructions,
+        found = Quantization(
+            {}, context.warnings, {stem: spent}, reconstructions=context.reconstructions
         )
-        self.result.join(part)
-        if transform.trains_model:
-            self._keep(MODEL, None, part)
+        self.result.join(found)
+        if part.trains_model:
+            self._keep(stem, None, found)
 
     def quantize(
         self, captured: CapturedBlock, floats: CapturedBlock | None, on_step: Callable[[str], None]
@@ -344,12 +370,8 @@ class SequentialPass:
 
     def _floats_of(self, block: Block) -> list[str]:
         """The parameters of `block`, and of what feeds it, by path."""
-        roots = (block.module, *block.layers, *(site.source for site in block.sites if site.source))
-        return [
-            name
-            for name, _ in self.model.named_parameters()
-            if any(name.startswith(f"{root}.") for root in roots)
-        ]
+        names = [name for name, _ in self.model.named_parameters()]
+        return [name for name in names if any(name.startswith(f"{one}.") for one in block.modules)]
 
     def _touched(self, block: Block) -> set[str]:
         """Modules that a part may change when `block` is quantized: those of the block, what feeds
@@ -361,8 +383,7 @@ class SequentialPass:
             if site.source in block.layers
             for name in site.layers
         }
-        sources = {site.source for site in block.sites if site.source}
-        return {block.module, *block.layers, *sources, *readers}
+        return {*block.modules, *readers}
 
     def _resume(self, stem: str) -> bool:
         """Take over what an earlier call finished under `stem`, if it did."""
@@ -380,19 +401,3 @@ class SequentialPass:
         tensors, description = artefact.capture(self.model, within)
         description["result"] = part.to_plain()
         artefact.write(self._finished, stem, (tensors, description))
-
-
-def served_formats(
-    architecture: Architecture,
-    model: PreTrainedModel,
-    recipe: Recipe,
-    formats: Mapping[str, TensorFormat],
-) -> dict[str, TensorFormat]:
-    """The formats in which the parts of `recipe` serve what is asked for, by layer.
-
-    Raises UserError where a part cannot.
-    """
-    slots: dict[str, Slot] = {
-        slot.name: slot for slot in architecture.slots(model.config) if slot.kind == "linear"
-    }
-    return {name: recipe.constrain(format, slots[name]) for name, format in formats.items()}

@@ -36,12 +36,15 @@ class Part(Checked):
         version: Part of the key of whatever it makes: raised when the same settings give other
             numbers.
         learned: It is trained, block by block, against the float model.
+        trains_model: It is trained on the whole model, which takes long: what it makes is kept on
+            the way.
         reads_statistics: It looks at what layers read in calibration.
     """
 
     stage: ClassVar[str]
     version: ClassVar[int] = 1
     learned: ClassVar[bool] = False
+    trains_model: ClassVar[bool] = False
     reads_statistics: ClassVar[bool] = False
 
     @classmethod
@@ -63,13 +66,9 @@ class Part(Checked):
 
 
 class Transform(Part):
-    """Which function-preserving rewrite makes the model easier to quantize.
-
-    `trains_model` says that `rewrite_model` takes long, so that its result is kept on the way.
-    """
+    """Which function-preserving rewrite makes the model easier to quantize."""
 
     stage: ClassVar[str] = "transform"
-    trains_model: ClassVar[bool] = False
 
     def rewrite_model(self, context: ModelContext) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
@@ -185,6 +184,14 @@ class Correction(Part):
 
     def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
+
+    def repair_model(self, context: ModelContext) -> None:
+        """Change what is no code of the whole quantized model, once, after the last block."""
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether it repairs one layer after the other."""
+        return type(self).repair is not Correction.repair
 
 
 transforms: Registry[Transform] = Registry("transform", "method/transform")

@@ -58,6 +58,12 @@ class Block:
     def layers(self) -> tuple[str, ...]:
         return tuple(name for site in self.sites for name in site.layers)
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """Modules whose parameters are the block's own, or those of what feeds it."""
+        sources = (site.source for site in self.sites if site.source)
+        return frozenset({self.module, *self.layers, *sources})
+
 
 @dataclass(frozen=True)
 class ResidualStream:

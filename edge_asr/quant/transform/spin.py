@@ -8,8 +8,6 @@ in low precision here, so there is no R3.
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,19 +15,17 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
-from edge_asr.calibration.capture import Batch
-from edge_asr.models.families.base import end_tokens
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.context import ModelContext, Reconstruction
+from edge_asr.quant.context import ModelContext
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import dequantize, quantize, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.model_training import NOT_ASKED, ModelLearnable, train_model
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.reconstruction import EVALUATED_CLIPS, Length, Trained, evenly_spread
+from edge_asr.quant.reconstruction import Length, Trained
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.cayley import CayleySGD, orthogonal_again
 from edge_asr.quant.transform.hadamard import rotate_model
@@ -41,10 +37,6 @@ from edge_asr.quant.transform.rotation import (
     stream_tensors,
 )
 from edge_asr.settings import Rate, ScheduleName
-
-# Encoder frames that are trained through at once: two of Whisper's windows. Memory grows with it,
-# and the gradients of a step's clips add up to the same.
-FRAMES_AT_ONCE = 3000
 
 
 class Spins(nn.Module):
@@ -164,119 +156,42 @@ class Spin(Trained, Transform):
         return 5
 
     def _train(self, context: ModelContext, spins: Spins) -> None:
-        """Train `spins` and leave them at the best iterate that was evaluated."""
-        fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
-        before = best = _mean_loss(context, spins, fixed)
-        kept = copy.deepcopy(spins.state_dict())
-        training = self.training
-        measured, steps = training.evaluation_steps, training.iterations
         optimizer = CayleySGD(spins.parameters(), lr=self.learning_rate, seed=self.seed)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        generator = torch.Generator().manual_seed(self.seed)
-        seconds = 0.0
-        for done in range(1, steps + 1):
-            began = time.perf_counter()
-            batch = context.batches[
-                int(torch.randint(len(context.batches), (1,), generator=generator))
-            ]
-            order = torch.randperm(len(batch.token_mask), generator=generator)
-            optimizer.zero_grad()
-            _add_gradients(context, batch, spins, fixed, order[: training.clips])
-            torch.nn.utils.clip_grad_norm_(spins.parameters(), self.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            seconds += time.perf_counter() - began
-            context.on_step(done, steps)
-            if done in measured and (current := _mean_loss(context, spins, fixed)) < best:
-                best, kept = current, copy.deepcopy(spins.state_dict())
-        spins.load_state_dict(kept)
-        if not best < before:
-            context.warnings.append(f"spin: {steps} steps did not lower the loss of {before:.3g}")
-        context.reconstructions.append(Reconstruction(before, best, steps, seconds))
+        found = train_model(
+            context, RotatedModel(context, spins), summed_cross_entropy, optimizer, self.training,
+            max_grad_norm=self.max_grad_norm, apart=False,
+        )  # fmt: skip
+        if not found.loss_after < found.loss_before:
+            context.warnings.append(
+                f"spin: {found.iterations} steps did not lower the loss of {found.loss_before:.3g}"
+            )
+        context.reconstructions.append(found)
 
 
-def _add_gradients(
-    context: ModelContext, batch: Batch, spins: Spins, fixed: Mapping[str, Tensor], clips: Tensor
-) -> None:
-    """Add to `spins` the gradients of the mean cross-entropy of some of a batch's transcripts.
+class RotatedModel(ModelLearnable):
+    """The model further rotated; its weights rounded to nearest where activations stay float."""
 
-    The parameters are rotated once; the clips pass through them a few at a time.
-    """
-    at_once = max(1, FRAMES_AT_ONCE // batch.frame_weights.shape[1])
-    with torch.enable_grad():
-        rotated = _trained_through(context, spins, fixed)
-        leaves = {
-            path: value.detach().requires_grad_() if value.requires_grad else value
-            for path, value in rotated.items()
+    def __init__(self, context: ModelContext, spins: Spins) -> None:
+        super().__init__()
+        self.spins = spins
+        self._fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
+        self._grids = {
+            f"{name}.weight": format.weights
+            for name, format in context.formats.items()
+            if format.weights is not None and not _reads_quantized(context)
         }
-        tokens = 0
-        for part in clips.split(at_once):
-            loss, count = _summed_loss(context, batch, leaves, part)
-            loss.backward()
-            tokens += count
-        gradients = {path: leaf.grad for path, leaf in leaves.items() if leaf.grad is not None}
-        torch.autograd.backward(
-            [rotated[path] for path in gradients],
-            [gradient / max(tokens, 1) for gradient in gradients.values()],
-        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = self.spins.rotated(self._fixed)
+        return tensors | {path: _nearest(tensors[path], grid) for path, grid in self._grids.items()}
 
 
-@torch.no_grad()
-def _mean_loss(context: ModelContext, spins: Spins, fixed: Mapping[str, Tensor]) -> float:
-    """Cross-entropy a token over some clips, the same ones at every call."""
-    tensors = _trained_through(context, spins, fixed)
-    total, tokens = 0.0, 0
-    masks = [batch.token_mask for batch in context.batches]
-    for index, clips in evenly_spread(masks, EVALUATED_CLIPS):
-        loss, count = _summed_loss(context, context.batches[index], tensors, clips)
-        total, tokens = total + float(loss), tokens + count
-    return total / max(tokens, 1)
-
-
-def _trained_through(
-    context: ModelContext, spins: Spins, fixed: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The rotated parameters and buffers, weights rounded to nearest if activations are float."""
-    tensors = spins.rotated(fixed)
-    if not _reads_quantized(context):
-        for name, format in context.formats.items():
-            if format.weights is not None:
-                path = f"{name}.weight"
-                tensors[path] = _nearest(tensors[path], format.weights)
-    return tensors
-
-
-def _summed_loss(
-    context: ModelContext,
-    batch: Batch,
-    tensors: dict[str, Tensor],
-    clips: Tensor | slice = slice(None),
-) -> tuple[Tensor, int]:
-    """Cross-entropy of some of a batch's transcripts, and the number of their tokens.
-
-    The token that ends a transcript counts; the prompt, which is forced in decoding, does not.
-    """
-    device = context.model.device
-    tokens, valid = batch.decoder_input_ids[clips].to(device), batch.token_mask[clips].to(device)
-    inputs = {name: value[clips].to(device) for name, value in batch.encoder_inputs.items()}
-    inputs |= {"decoder_input_ids": tokens}
-    prompt = len(context.architecture.prompt(context.model))
-    logits = functional_call(context.model, tensors, (), inputs | {"use_cache": False}).logits
-    targets = _next_tokens(tokens, valid, prompt, min(end_tokens(context.model)))
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    return loss, int((targets >= 0).sum())
-
-
-def _next_tokens(tokens: Tensor, valid: Tensor, prompt: int, end: int) -> Tensor:
-    """What follows every position of `tokens` [batch, positions], or -100 where nobody asks.
-
-    `valid` marks tokens that are no padding, which comes last; the first `prompt` are given.
-    """
-    following = torch.full_like(tokens, end)
-    following[:, :-1] = torch.where(valid[:, 1:], tokens[:, 1:], end)
-    following[~valid] = -100
-    following[:, : prompt - 1] = -100
-    return following
+def summed_cross_entropy(index: int, clips: Tensor, logits: Tensor, following: Tensor) -> Tensor:
+    """A `TokenLoss`: that of the transcripts."""
+    del index, clips
+    return functional.cross_entropy(
+        logits.flatten(0, 1), following.flatten(), reduction="sum", ignore_index=NOT_ASKED
+    )
 
 
 def _nearest(weight: Tensor, grid: Grid) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from quant.passes import batches_of, formats_of, largest_change
 
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant import model_training
 from edge_asr.quant.context import ModelContext
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear, install_layers
-from edge_asr.quant.transform import spin
+from edge_asr.quant.model_training import add_gradients
 from edge_asr.quant.transform.hadamard import rotate_model
-from edge_asr.quant.transform.spin import Spin, Spins, _add_gradients, _next_tokens, _tensors
+from edge_asr.quant.transform.spin import RotatedModel, Spin, Spins, summed_cross_entropy
 
 
 def model_context(checkpoint: Checkpoint, activation: ActivationGrid | None = None) -> ModelContext:
@@ -71,12 +72,12 @@ def test_gradients_are_the_same_however_many_clips_pass_at_once(
 ) -> None:
     context = model_context(checkpoint, activation)
     rotate_model(context, seed=0, untie=False, across_heads=False, dense=True)
-    fixed = {path: value.detach() for path, value in _tensors(context.model).items()}
     gradients = []
     for frames in (1, 10**6):
-        monkeypatch.setattr(spin, "FRAMES_AT_ONCE", frames)
+        monkeypatch.setattr(model_training, "FRAMES_AT_ONCE", frames)
         spins = Spins(context)
-        _add_gradients(context, context.batches[1], spins, fixed, torch.arange(2))
+        rotated = RotatedModel(context, spins)
+        add_gradients(context, rotated, summed_cross_entropy, 1, torch.arange(2))
         assert all(matrix.grad is not None for matrix in spins.parameters())
         gradients.append([matrix.grad for matrix in spins.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -91,12 +92,3 @@ def test_trained_rotations_differ_from_where_they_start(moonshine: Checkpoint) -
     name = moonshine.architecture.encoder_block(0).layers[0]
     before, after = (one.model.get_submodule(name).weight for one in (started, spun))
     assert not torch.allclose(before, after, atol=1e-3)
-
-
-def test_the_end_is_a_target_and_the_prompt_is_none() -> None:
-    tokens = torch.tensor([[8, 9, 3, 4, 5], [8, 9, 6, 0, 0]])
-    valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    expected = [[-100, 3, 4, 5, 7], [-100, 6, 7, -100, -100]]
-    assert _next_tokens(tokens, valid, prompt=2, end=7).tolist() == expected
-    first = _next_tokens(tokens, valid, prompt=1, end=7)
-    assert first[:, 0].tolist() == [9, 9]
