@@ -40,7 +40,7 @@ def test_every_option_is_there_with_its_default(shown: Shown) -> None:
         assert set(names) <= options(text), names
     assert "method.rounding.damping_limit=1.0" in text
     assert "method.transform.n_grid=20" in text
-    assert "method              adaround, autoround, awq, best, float" in text
+    assert "method              adaround, autoround, awq, best, best_tuned, float" in text
     assert "  bits=default" in text
     assert "(a whole number from 2 to 8 or" in text
 

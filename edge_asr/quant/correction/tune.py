@@ -155,7 +155,7 @@ class Tune(Trained, Correction):
         "paper": Length(128, clips=32),
     }
 
-    learning_rate: Rate = 1e-3
+    learning_rate: Rate = 3e-4
     max_grad_norm: Rate = 1.0
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import RuntimeOp, modules
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import has_rows
+from edge_asr.quant.transform.hadamard import Hadamard
 from edge_asr.quant.transform.hadamard_matrices import hadamard_matrix, kronecker_orders
 from edge_asr.settings import Bits, Rate
 
@@ -105,6 +106,8 @@ class Wush(Transform):
         damping: Is added to the second moment of the inputs, relative to its mean diagonal, and to
             the singular values, relative to their mean.
         max_bits: Inputs of more bits are left as they are.
+        otherwise: What serves a model none of whose inputs has so few bits: nothing (none), or the
+            rotations of the part hadamard.
     """
 
     reads_statistics: ClassVar[bool] = True
@@ -112,9 +115,14 @@ class Wush(Transform):
     block_size: Annotated[int, Field(ge=1, le=512)] = 32
     damping: Rate = 0.01
     max_bits: Bits = 8
+    otherwise: Literal["none", "hadamard"] = "none"
 
     def rewrite_model(self, context: ModelContext) -> None:
-        """Nothing but a warning where the whole model will read float activations."""
+        """Rotate a model with no input to serve, or warn of one that reads floats alone."""
+        if self.otherwise == "hadamard":
+            if not any(map(self._serves, context.formats.values())):
+                Hadamard().rewrite_model(context)
+            return
         # Who gives a limit knows that it leaves layers alone.
         limited = self.max_bits != Wush.max_bits
         if not limited and not any(map(self._serves, context.formats.values())):

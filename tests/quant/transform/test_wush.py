@@ -14,9 +14,10 @@ from edge_asr.experiments.sections import quantized_summary
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant import artefact
 from edge_asr.quant.formats import ActivationGrid, Grid
-from edge_asr.quant.layers import install_layers, runtime_ops
+from edge_asr.quant.layers import RuntimeOp, install_layers, quantized_layers, runtime_ops
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.sequential import quantize_model
+from edge_asr.quant.transform.hadamard_matrices import FastHadamard
 from edge_asr.quant.transform.wush import BlockProduct, largest_block, wush_blocks
 
 
@@ -106,3 +107,20 @@ def test_a_model_that_reads_floats_is_left_alone_and_says_so(moonshine: Checkpoi
     result = quantize_model(model, moonshine.architecture, batches_of(moonshine), recipe, formats)
     assert not runtime_ops(model)
     assert result.warnings[0].startswith("wush: its rewrite serves quantized activations")
+
+
+@pytest.mark.parametrize(
+    ("bits", "op"), [(None, FastHadamard), (8, FastHadamard), (4, BlockProduct)]
+)
+def test_a_model_without_narrow_inputs_is_rotated_instead(
+    moonshine: Checkpoint, bits: int | None, op: type[RuntimeOp]
+) -> None:
+    transform = {"name": "wush", "max_bits": 4, "block_size": 8, "otherwise": "hadamard"}
+    recipe = Recipe.build(stages(transform=transform))
+    model = copy.deepcopy(moonshine.model)
+    formats = formats_of(moonshine, Grid(8), None if bits is None else ActivationGrid(bits))
+    quantize_model(model, moonshine.architecture, batches_of(moonshine), recipe, formats)
+    layers = quantized_layers(model).values()
+    assert any(isinstance(one, op) for layer in layers for one in layer.input_ops)
+    others = BlockProduct if op is FastHadamard else FastHadamard
+    assert not any(isinstance(one, others) for layer in layers for one in layer.input_ops)
