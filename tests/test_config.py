@@ -172,7 +172,7 @@ def test_the_last_rule_wins_and_a_stack_has_its_own(planned: Planned) -> None:
             ["scheme=a8_static", "scheme.rules=[{act_bits:8,act_granularity:tensor}]"],
             "give extreme",
         ),
-        (["act_bits=8", "scheme.rules=[{act_range:mean}]"], "null with token"),
+        (["act_bits=8", "scheme.rules=[{act_range:mean}]"], "act_range=null"),
         (["act_bits=8", "scheme.rules=[{act_clip_ratio:2}]"], "clip_ratio=2"),
     ],
 )

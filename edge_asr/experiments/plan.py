@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,8 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
                 "scheme: leaves every weight and input floating point, so nothing would be "
                 "quantized; give some of them bits, or use method=float"
             )
-        served = {name: recipe.constrain(one, slots[name]) for name, one in formats.items()}
+        served = recipe.serve(formats, slots.values())
+        _refuse_ranges_of_batches(settings, formats.values())
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True
     )
@@ -229,6 +230,17 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         references=references,
         run_id=_run_id(settings, data_sets, references, quantize),
     )
+
+
+def _refuse_ranges_of_batches(settings: Settings, formats: Iterable[TensorFormat]) -> None:
+    inputs = [one.inputs for one in formats if one.inputs is not None]
+    of_calls = any(one.granularity == "tensor" and not one.static for one in inputs)
+    if of_calls and settings.batch_size > 1:
+        raise UserError(
+            f"batch_size={settings.batch_size} with act_range=dynamic: a range of all that passes "
+            "in one call would depend on the other clips of a batch and their padding; set "
+            "batch_size=1"
+        )
 
 
 def float_plan(plan: Plan) -> Plan:

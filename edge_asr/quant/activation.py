@@ -1,11 +1,15 @@
-"""Activations on a grid: what every quantized layer reads, one scale a token or one a tensor.
+"""Activations on a grid: what every quantized layer reads, a scale a token, a group or a tensor.
 
 Per token, the range is taken from the token itself as it passes (dynamic), as SmoothQuant
 (Xiao et al. 2022, arXiv:2211.10438, section 3), OmniQuant, QuaRot (Ashkboos et al. 2024,
-arXiv:2404.00456, section 5) and SpinQuant do. Per tensor, one range is taken from calibration
-and stored (static): either the global extremes, or the mean of every clip's extremes (LLMC's
-default). Only what the Linear layers of blocks read is quantized: the queries, keys, values and
-probabilities of attention products stay float, as do the inputs of stem, embedding and head.
+arXiv:2404.00456, section 5) and SpinQuant do, or from a group of its channels, as runtimes do that
+multiply blocks of integers (ggml, ONNX Runtime's MatMulNBits). Per tensor, one range is taken from
+calibration and stored (static), either the global extremes or the mean of every clip's extremes
+(LLMC's default); or from all that passes in one call, as ONNX Runtime's DynamicQuantizeLinear does,
+so that what a clip reads then depends on what else is in its batch.
+
+Only what the Linear layers of blocks read is quantized: the queries, keys, values and probabilities
+of attention products stay float, as do the inputs of stem, embedding and head.
 """
 
 from __future__ import annotations
@@ -27,20 +31,23 @@ from edge_asr.quant.grid import (
     dequantize,
     parameters_from_range,
     quantize,
+    reduce_groups,
     straight_through_round,
 )
 from edge_asr.quant.layers import QuantizedLinear, StoredModule, modules
 
 
-def token_parameters(
+def dynamic_parameters(
     rows: Tensor, settings: ActivationGrid, round_values: Round = torch.round
 ) -> GridParameters:
-    """Scale and zero point [rows, 1] that cover every row of `rows` [rows, channels]."""
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    ratio = settings.clip_ratio
-    return parameters_from_range(
-        low * ratio, high * ratio, settings.grid, rows.shape[1], round_values
-    )
+    """Scales and zero points that cover `rows` [rows, channels] as they pass.
+
+    They are [rows, 1] of tokens, [rows, groups] of groups, [1, 1] of a tensor.
+    """
+    grid, ratio = settings.grid, settings.clip_ratio
+    low, size = reduce_groups(rows, grid, torch.amin)
+    high, _ = reduce_groups(rows, grid, torch.amax)
+    return parameters_from_range(low * ratio, high * ratio, grid, size, round_values)
 
 
 def static_parameters(
@@ -87,12 +94,12 @@ class _StraightThrough(torch.autograd.Function):
 def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tensor:
     """`rows` [rows, channels] at their nearest grid points, with a straight-through gradient.
 
-    Scale and zero point (each [rows, 1] or [1, 1]) take no part in the gradient. Values that the
-    range cuts off have none; the largest of a row may miss the grid by half a step, since the
-    zero point is rounded, and keeps its own.
+    Scales and zero points take no part in the gradient. Values that the range cuts off have none;
+    the largest of a row may miss the grid by half a step, since the zero point is rounded, and
+    keeps its own.
     """
     with torch.no_grad():
-        scale, zero = parameters.scale, parameters.zero
+        scale, zero = parameters.expand(rows.shape[1])
         quantized = dequantize(quantize(rows, scale, zero, grid), scale, zero)
         kept = (rows - quantized).abs() <= scale
     result: Tensor = _StraightThrough.apply(rows, quantized, kept)
@@ -106,7 +113,7 @@ class InputQuantizer(StoredModule):
     Attributes:
         settings: The grid's settings.
         scale, zero: Static ones [1, 1], or None.
-        range_gradient: Whether the gradient also passes through a token's range, as a rewrite
+        range_gradient: Whether the gradient also passes through a dynamic range, as a rewrite
             needs that is trained to make ranges smaller (OmniQuant).
         float_columns: Channels [channels], bool, that stay in floating point and have no part in
             the range (QUIK's outliers, Ashkboos et al. 2023, arXiv:2310.09259), or None.
@@ -139,7 +146,7 @@ class InputQuantizer(StoredModule):
         self._fit(statistics)
 
     def _fit(self, statistics: InputStatistics) -> None:
-        if self.settings.granularity == "token":
+        if not self.settings.static:
             return
         columns = self.float_columns
         parameters = static_parameters(statistics, self.settings, columns)
@@ -149,7 +156,7 @@ class InputQuantizer(StoredModule):
     @property
     def stored_bits(self) -> int:
         """Bits of a static scale and zero point."""
-        if self.settings.granularity == "token":
+        if not self.settings.static:
             return 0
         return SCALE_BITS + (0 if self.settings.symmetric else self.settings.bits)
 
@@ -159,18 +166,17 @@ class InputQuantizer(StoredModule):
         if self.float_columns is not None:
             ranged = ranged.masked_fill(self.float_columns, 0)
         grid = self.settings.grid
-        if self.settings.granularity == "tensor" and self.scale is None:
+        if self.settings.static and self.scale is None:
             raise ValueError("a static quantizer has no range; use InputQuantizer.fitted")
         if self.scale is not None and self.zero is not None:
             parameters = GridParameters(self.scale, self.zero, rows.shape[1])
             quantized = fake_quantize(rows, parameters, grid)
         elif self.range_gradient:
-            parameters = token_parameters(ranged, self.settings)
-            scale, zero = parameters.scale, parameters.zero
+            scale, zero = dynamic_parameters(ranged, self.settings).expand(rows.shape[1])
             codes = quantize(rows, scale, zero, grid, straight_through_round)
             quantized = dequantize(codes, scale, zero)
         else:
-            quantized = fake_quantize(rows, token_parameters(ranged, self.settings), grid)
+            quantized = fake_quantize(rows, dynamic_parameters(ranged, self.settings), grid)
         if self.float_columns is not None:
             quantized = torch.where(self.float_columns, rows, quantized)
         return quantized.to(inputs.dtype).reshape(inputs.shape)

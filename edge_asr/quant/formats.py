@@ -14,7 +14,7 @@ from edge_asr.errors import UserError
 
 Granularity = Literal["tensor", "channel", "group", "token"]
 ZeroPoint = Literal["integer", "float"]
-ActivationGranularity = Literal["token", "tensor"]
+ActivationGranularity = Literal["token", "group", "tensor"]
 StaticRange = Literal["extreme", "mean"]
 
 BITS = range(2, 9)
@@ -103,13 +103,17 @@ class ActivationGrid:
         symmetric: One magnitude for both signs on a signed grid, scale = magnitude /
             (2^(b-1) - 1); otherwise a zero point from a range that contains zero (QuaRot's
             two variants).
-        granularity: `token`, dynamic; or `tensor`, static, from calibration.
-        static_range: Of `tensor` alone: `extreme`, the extremes of all calibration rows, or
-            `mean`, the extremes of every clip averaged over clips.
+        granularity: What shares one scale: a `token`; a `group` of `group_size` channels of one, as
+            ggml and MatMulNBits compute; or the `tensor`.
+        static_range: Of `tensor` alone, where it is known from calibration: `extreme`, the extremes
+            of all calibration rows, or `mean`, the extremes of every clip averaged over clips. All
+            others are dynamic: taken from what passes, and of a `tensor` from all rows of one call.
         clip_ratio: Both ends of every range are multiplied by this, above 0 to 1.
+        group_size: Channels a group; None unless the granularity is `group`.
+        half_scales: Round dynamic scales to float16, as ggml does; static ones always are.
 
     Raises:
-        UserError: A setting is out of its range, or `static_range` does not fit `granularity`.
+        UserError: A setting is out of its range, or two do not fit each other.
     """
 
     bits: int
@@ -117,17 +121,30 @@ class ActivationGrid:
     granularity: ActivationGranularity = "token"
     static_range: StaticRange | None = None
     clip_ratio: float = 1.0
+    group_size: int | None = None
+    half_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise UserError(f"act_bits={self.bits}: allowed are {BITS.start} to {BITS.stop - 1}")
-        if (self.granularity == "tensor") != (self.static_range is not None):
+        if self.granularity != "tensor" and self.static_range is not None:
             raise UserError(
                 f"act_range={self.static_range} with act_granularity={self.granularity}: "
-                "give extreme or mean with tensor, and null with token"
+                "only a range of a whole tensor is known from calibration; give "
+                "act_granularity=tensor, or act_range=null"
+            )
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise UserError(
+                f"act_group_size={self.group_size} with act_granularity={self.granularity}: give a "
+                "group size with group, and null otherwise"
             )
         if not 0 < self.clip_ratio <= 1:
             raise UserError(f"act_clip_ratio={self.clip_ratio}: must be above 0 and at most 1")
+
+    @property
+    def static(self) -> bool:
+        """Whether its range is stored with the model."""
+        return self.static_range is not None
 
     @property
     def grid(self) -> Grid:
@@ -137,16 +154,20 @@ class ActivationGrid:
             symmetric=self.symmetric,
             signed=self.symmetric,
             granularity=self.granularity,
-            half_scales=self.granularity == "tensor",
+            group_size=self.group_size,
+            half_scales=self.static or self.half_scales,
         )
 
     @property
     def label(self) -> str:
-        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A4 sym clip 0.9`."""
+        """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A8 g32 sym half`, `A4 sym clip 0.9`."""
         words = [f"A{self.bits}"]
-        words += ["static"] if self.static_range else []
+        words += ["static"] if self.static else []
+        words += ["tensor"] if self.granularity == "tensor" and not self.static else []
+        words += [f"g{self.group_size}"] if self.group_size else []
         words += ["mean"] if self.static_range == "mean" else []
         words += ["sym"] if self.symmetric else []
+        words += ["half"] if self.half_scales else []
         words += [f"clip {self.clip_ratio:g}"] if self.clip_ratio != 1 else []
         return " ".join(words)
 

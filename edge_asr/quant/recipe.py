@@ -95,7 +95,7 @@ class Recipe:
 
     def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
         """Whether anything in it, or a static range among `formats`, looks at clips."""
-        static = any(one.inputs and one.inputs.granularity == "tensor" for one in formats)
+        static = any(one.inputs and one.inputs.static for one in formats)
         return (
             static
             or self.follows_float

@@ -16,7 +16,14 @@ from typing import Any, Final, Literal, get_args
 
 from edge_asr.errors import UserError
 from edge_asr.models.tensors import ROLES, Role, Slot, Stack, TensorKind
-from edge_asr.quant.formats import SYMMETRIC, ActivationGrid, Grid, TensorFormat
+from edge_asr.quant.formats import (
+    SYMMETRIC,
+    ActivationGranularity,
+    ActivationGrid,
+    Grid,
+    StaticRange,
+    TensorFormat,
+)
 from edge_asr.settings import nearest
 
 SELECTORS = ("stack", "role", "name", "kind")
@@ -39,7 +46,10 @@ class Assigned:
         group_size: Columns that share a scale; None for one scale an output channel.
         symmetric: Whether zero points are left out: false, true (as `unsigned`) or a convention.
         act_bits: Width of an input's code, or None where it stays float.
-        act_symmetric, act_granularity, act_range, act_clip_ratio: See `ActivationGrid`.
+        act_range: Where the range of a whole tensor is from: calibration (`extreme`, `mean`) or
+            what passes at every call (`dynamic`).
+        act_symmetric, act_granularity, act_group_size, act_clip_ratio, act_half_scales: See
+            `ActivationGrid`.
     """
 
     bits: int | Literal["float"] = 4
@@ -47,20 +57,29 @@ class Assigned:
     symmetric: bool | str = False
     act_bits: int | None = None
     act_symmetric: bool = False
-    act_granularity: Literal["token", "tensor"] = "token"
-    act_range: Literal["extreme", "mean"] | None = None
+    act_granularity: ActivationGranularity = "token"
+    act_range: StaticRange | Literal["dynamic"] | None = None
     act_clip_ratio: float = 1.0
+    act_group_size: int | None = None
+    act_half_scales: bool = False
 
     def format(self) -> TensorFormat:
         """The format of a tensor. Raises UserError for a value out of its range."""
         inputs = None
         if self.act_bits is not None:
+            if self.act_granularity == "tensor" and self.act_range is None:
+                raise UserError(
+                    "act_range=null with act_granularity=tensor: give extreme or mean for a range "
+                    "from calibration, or dynamic for one from what passes at every call"
+                )
             inputs = ActivationGrid(
                 self.act_bits,
                 self.act_symmetric,
                 self.act_granularity,
-                self.act_range,
+                None if self.act_range == "dynamic" else self.act_range,
                 self.act_clip_ratio,
+                self.act_group_size,
+                self.act_half_scales,
             )
         if self.bits == FLOAT:
             return TensorFormat(None, inputs)
@@ -87,12 +106,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "act_granularity": (str,),
     "act_range": (str, type(None)),
     "act_clip_ratio": (float, int),
+    "act_group_size": (int, type(None)),
+    "act_half_scales": (bool,),
 }
 _WORDS: dict[str, tuple[str | None, ...]] = {
     "bits": (FLOAT,),
     "symmetric": tuple(SYMMETRIC),
-    "act_granularity": ("token", "tensor"),
-    "act_range": ("extreme", "mean", None),
+    "act_granularity": get_args(ActivationGranularity),
+    "act_range": (*get_args(StaticRange), "dynamic", None),
 }
 
 

@@ -107,7 +107,7 @@ def test_a_shorthand_that_is_null_is_given() -> None:
         ({"symmetric": "ggml"}, "unsigned, signed, signed_scale"),
         ({"group_size": 0}, "group_size=0"),
         ({"act_symmetric": True}, "nothing quantizes activations"),
-        ({"act_bits": 8, "act_granularity": "tensor"}, "give extreme or mean with tensor"),
+        ({"act_bits": 8, "act_granularity": "tensor"}, "give extreme or mean"),
         ({"act_bits": 8, "act_clip_ratio": 2.0}, "act_clip_ratio=2.0"),
         ({"kind": "embedding", "bits": 8}, "embedding stays floating point so far"),
         ({"kind": "convolution", "bits": 8}, "convolution stays floating point so far"),

@@ -163,10 +163,10 @@ class LearnedEquivalentTransformation(Scheduled, Transform):
 
     def constrain(self, format: TensorFormat, slot: Slot) -> TensorFormat:
         del slot
-        if format.inputs and format.inputs.granularity == "tensor":
+        if format.inputs and format.inputs.static:
             raise UserError(
-                "act_granularity=tensor with method/transform=let: the rewrite changes what layers "
-                "read while static ranges stand; use act_granularity=token"
+                f"act_range={format.inputs.static_range} with method/transform=let: the rewrite "
+                "changes what layers read while static ranges stand; use act_granularity=token"
             )
         return format
 

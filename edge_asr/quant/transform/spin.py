@@ -113,7 +113,7 @@ class Spin(Trained, Transform):
     The network that is trained through has quantized activations and float weights where the run
     quantizes activations, as the authors train for GPTQ; without quantized activations its
     weights are rounded to nearest instead, for a rotation alone changes nothing in a float model.
-    Activations are quantized there on a range of every token's own, even if the run's are static,
+    Where the run's activations have one range a tensor, every token has its own there,
     and no outlier is kept, for ranges and outliers are chosen on the rotated model.
 
     Attributes:
@@ -216,8 +216,9 @@ def _quantized_inputs(context: ModelContext) -> Iterator[None]:
         for name, layer in layers.items():
             inputs = context.formats[name].inputs
             if inputs is not None:
-                dynamic = replace(inputs, granularity="token", static_range=None)
-                layer.quantize_input = InputQuantizer(dynamic)
+                if inputs.granularity == "tensor":
+                    inputs = replace(inputs, granularity="token", static_range=None)
+                layer.quantize_input = InputQuantizer(inputs)
         yield
     finally:
         for name, layer in layers.items():
