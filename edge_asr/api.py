@@ -165,9 +165,13 @@ def quantize(
     recipe, scheme = Recipe.build(settings.method.stages), settings.rules()
     if not recipe.quantizes:
         raise UserError(f"method={method}: quantizes nothing; choose another")
-    recipe.check(scheme)
+    recipe.check(scheme, settings.target)
     network = copy.deepcopy(model.model)
-    formats = scheme.resolve(model.architecture.slots(network.config))
+    slots = model.architecture.slots(network.config)
+    formats = scheme.resolve(slots)
+    linear = [slot for slot in slots if slot.kind == "linear"]
+    for name, format in recipe.serve(formats, linear).items():
+        settings.target.refuse(name, format, network.get_parameter(f"{name}.weight").shape[1])
     said: list[str] = []
     batches = []
     if recipe.needs_calibration(formats.values()):

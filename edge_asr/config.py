@@ -19,6 +19,7 @@ import edge_asr
 from edge_asr.errors import UserError
 from edge_asr.models.decoding import Decoding, Dtype
 from edge_asr.quant.scheme import DEFAULT, Scheme
+from edge_asr.quant.target import Target
 from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, ScheduleName, Seed, build
 from edge_asr.store.files import parse_size
 from edge_asr.store.plain_json import finite
@@ -170,6 +171,7 @@ class Settings(Checked):
         model: Checkpoint, a name from conf/model, or custom with model.path.
         method: Recipe, a name from conf/method.
         scheme: What tensors are stored as, a name from conf/scheme.
+        target: The runtime whose formats alone are allowed, a name from conf/target.
         data: Clips to transcribe.
         calibration: Clips to calibrate on.
         protocol: How hypotheses are scored.
@@ -201,6 +203,7 @@ class Settings(Checked):
     data: DataSettings
     calibration: CalibrationSettings
     protocol: ProtocolSettings
+    target: Target = field(default_factory=Target)
     decode: Decoding = field(default_factory=Decoding)
     encoder: StackSettings = field(default_factory=StackSettings)
     decoder: StackSettings = field(default_factory=StackSettings)
@@ -224,12 +227,15 @@ class Settings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.store_cap_bytes
-        # Its values out of range, before anything heavy is imported.
-        self.rules().role_formats()
+        # Values out of range, or none of the target's, before anything heavy is imported.
+        for slot, formats in self.rules().role_formats().items():
+            for format in formats:
+                self.target.refuse(f"{slot.stack}.{slot.role}", format)
 
     def rules(self) -> Scheme:
         """The scheme of all rules and shorthands. Raises UserError for one that cannot be read."""
-        return Scheme.build(self.method.rules, self.scheme.rules, self.shorthands)
+        first = (*self.method.rules, *self.target.rules)
+        return Scheme.build(first, self.scheme.rules, self.shorthands)
 
     @property
     def shorthands(self) -> dict[str, dict[str, Any]]:

@@ -40,12 +40,14 @@ from edge_asr.config import (
     settings_from,
 )
 from edge_asr.errors import UserError, first_line
+from edge_asr.quant.target import Target
 from edge_asr.settings import nearest
 
 # Settings that all choices of a group share.
 SHARED: dict[str, type] = {
     "model": ModelSettings,
     "scheme": SchemeSettings,
+    "target": Target,
     "data": DataSettings,
     "calibration": CalibrationSettings,
     "protocol": ProtocolSettings,
@@ -53,7 +55,7 @@ SHARED: dict[str, type] = {
 LAUNCHER = "hydra/launcher"
 # What the plugin brings that each extra installs.
 PLUGINS = {"joblib": "joblib", "slurm": "submitit_slurm"}
-NEEDED = ("model", "method", "scheme", "data", "calibration", "protocol")
+NEEDED = ("model", "method", "scheme", "target", "data", "calibration", "protocol")
 
 
 def compose_settings(*words: str) -> Settings:

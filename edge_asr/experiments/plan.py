@@ -160,7 +160,7 @@ def check_settings(settings: Settings) -> Recipe:
     _ = runtimes[settings.runtime], protocol_named(settings.protocol.name)
     recipe = Recipe.build(settings.method.stages)
     if recipe.quantizes:
-        recipe.check(settings.rules())
+        recipe.check(settings.rules(), settings.target)
     calibration_source(settings.calibration)
     data_source(settings)
     return recipe
@@ -194,6 +194,9 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
             )
         served = recipe.serve(formats, slots.values())
         _refuse_ranges_of_batches(settings, formats.values())
+        for name, format in served.items():
+            _, shape, _ = files.tensors[f"{name}.weight"]
+            settings.target.refuse(name, format, shape[1])
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True
     )

@@ -186,7 +186,9 @@ class TensorFormat:
         if self.weights is not None:
             words.append(f"W{self.weights.bits}")
             words += [f"g{self.weights.group_size}"] if self.weights.group_size else []
-            words += [convention_of(self.weights)] if self.weights.symmetric else []
+            convention = convention_of(self.weights)
+            words += ["sym"] if convention else []
+            words += [convention] if convention and convention != "unsigned" else []
         if self.inputs is not None:
             words += ([] if words else ["W float"]) + [self.inputs.label]
         return " ".join(words) or "float"
@@ -199,12 +201,10 @@ SYMMETRIC: dict[str, dict[str, bool]] = {
 }
 
 
-def convention_of(grid: Grid) -> str:
-    """The symmetric convention of a grid, as a label says it: `sym`, `sym signed`, ..."""
-    found = next(
-        name
-        for name, settings in SYMMETRIC.items()
-        if (grid.signed, grid.signed_scale)
-        == (settings.get("signed", False), settings.get("signed_scale", False))
-    )
-    return "sym" if found == "unsigned" else f"sym {found}"
+def convention_of(grid: Grid) -> Literal["unsigned", "signed", "signed_scale", False]:
+    """The symmetric convention of a grid by its name; False: it has zero points."""
+    if not grid.symmetric:
+        return False
+    if grid.signed_scale:
+        return "signed_scale"
+    return "signed" if grid.signed else "unsigned"

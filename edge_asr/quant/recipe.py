@@ -30,6 +30,7 @@ from edge_asr.quant.stages import (
     Rounding,
     Transform,
 )
+from edge_asr.quant.target import ANYTHING, Target
 from edge_asr.quant.trainable import RewrittenBlock
 from edge_asr.settings import nearest
 
@@ -122,11 +123,16 @@ class Recipe:
         by_name = {slot.name: slot for slot in slots}
         return {name: self.constrain(format, by_name[name]) for name, format in formats.items()}
 
-    def check(self, scheme: Scheme) -> None:
-        """Raises UserError if, in some model, a part could not serve what `scheme` asks for."""
+    def check(self, scheme: Scheme, target: Target = ANYTHING) -> None:
+        """Raises UserError if, in some model, a part could not serve what `scheme` asks for, or
+        leaves what `target` cannot hold."""
+        served = []
         for slot, formats in scheme.role_formats().items():
-            for format in formats:
-                self.constrain(format, slot)
+            served += [self.constrain(format, slot) for format in formats]
+        names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
+        target.refuse_recipe(
+            names["outliers"] != "none", self.transform.without_runtime_ops(served), names
+        )
 
     def learn_ranges(self, context: BlockContext) -> None:
         """Train the block's transform and ranges together, where either is learned.

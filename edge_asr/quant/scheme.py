@@ -48,8 +48,9 @@ class Assigned:
         act_bits: Width of an input's code, or None where it stays float.
         act_range: Where the range of a whole tensor is from: calibration (`extreme`, `mean`) or
             what passes at every call (`dynamic`).
-        act_symmetric, act_granularity, act_group_size, act_clip_ratio, act_half_scales: See
-            `ActivationGrid`.
+        act_group_size: Channels of a group of an input, or `weights` for as many as the weights
+            have columns a group.
+        act_symmetric, act_granularity, act_clip_ratio, act_half_scales: See `ActivationGrid`.
     """
 
     bits: int | Literal["float"] = 4
@@ -60,7 +61,7 @@ class Assigned:
     act_granularity: ActivationGranularity = "token"
     act_range: StaticRange | Literal["dynamic"] | None = None
     act_clip_ratio: float = 1.0
-    act_group_size: int | None = None
+    act_group_size: int | Literal["weights"] | None = None
     act_half_scales: bool = False
 
     def format(self) -> TensorFormat:
@@ -72,13 +73,14 @@ class Assigned:
                     "act_range=null with act_granularity=tensor: give extreme or mean for a range "
                     "from calibration, or dynamic for one from what passes at every call"
                 )
+            size = self.act_group_size
             inputs = ActivationGrid(
                 self.act_bits,
                 self.act_symmetric,
                 self.act_granularity,
                 None if self.act_range == "dynamic" else self.act_range,
                 self.act_clip_ratio,
-                self.act_group_size,
+                self.group_size if size == "weights" else size,
                 self.act_half_scales,
             )
         if self.bits == FLOAT:
@@ -106,12 +108,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "act_granularity": (str,),
     "act_range": (str, type(None)),
     "act_clip_ratio": (float, int),
-    "act_group_size": (int, type(None)),
+    "act_group_size": (int, str, type(None)),
     "act_half_scales": (bool,),
 }
 _WORDS: dict[str, tuple[str | None, ...]] = {
     "bits": (FLOAT,),
     "symmetric": tuple(SYMMETRIC),
+    "act_group_size": ("weights",),
     "act_granularity": get_args(ActivationGranularity),
     "act_range": (*get_args(StaticRange), "dynamic", None),
 }

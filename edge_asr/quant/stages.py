@@ -82,6 +82,12 @@ class Transform(Part):
         del formats
         return self.learned or type(self).rewrite_block is not Transform.rewrite_block
 
+    def without_runtime_ops(self, formats: Iterable[TensorFormat]) -> str | None:
+        """What to use instead where no runtime op may be left in layers with `formats`; None: it
+        leaves none."""
+        del formats
+        return None
+
     def trainable_transform(self, context: BlockContext) -> TrainableTransform | None:
         """The trainable rewrite of one block, if it is learned; None where it leaves all as is."""
         del context

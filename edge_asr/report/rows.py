@@ -9,10 +9,12 @@ and peak memory are those of calibration and quantization, on the machine of who
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edge_asr.quant.formats import ActivationGrid
+from edge_asr.quant.target import Target
 from edge_asr.report.clips import scored
 from edge_asr.store.record import (
     ALL,
@@ -109,6 +111,7 @@ DETAILS = (
 TOLD = {
     "": {"bits", "act_bits", "group_size", "symmetric", "layer_errors", "batch_size", "float_bits"},
     "model": {"name", "path"},
+    "target": {one.name for one in dataclasses.fields(Target)} - {"name"},
     **dict.fromkeys(("method", "scheme", "data", "encoder", "decoder", "activation")),
 }
 

@@ -8,7 +8,7 @@ part of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.context import BlockContext
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import reduce_groups
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Transform, transforms
@@ -202,6 +202,10 @@ class Awq(Transform):
     n_grid: Annotated[int, Field(ge=1, le=1000)] = 20
     duo_scaling: bool = False
     scale_activation: bool = True
+
+    def without_runtime_ops(self, formats: Iterable[TensorFormat]) -> str | None:
+        del formats
+        return "method.transform.scale_activation=false" if self.scale_activation else None
 
     @torch.no_grad()
     def rewrite_block(self, context: BlockContext) -> None:

@@ -7,6 +7,7 @@ rotated: that (stage 1d) serves a quantized key cache, and caches stay in floati
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.context import ModelContext
+from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.hadamard_matrices import (
@@ -33,6 +35,9 @@ from edge_asr.quant.transform.rotation import (
     rotate_stream,
 )
 from edge_asr.settings import Seed
+
+# Inputs of `fc2`, and of `out` across heads, can only be rotated as they pass.
+WITHOUT_OPS = "method/transform=none"
 
 
 @transforms.register("hadamard")
@@ -65,6 +70,10 @@ class Hadamard(Transform):
 
     def rewrite_model(self, context: ModelContext) -> None:
         rotate_model(context, seed=self.seed, untie=self.untie, across_heads=self.across_heads)
+
+    def without_runtime_ops(self, formats: Iterable[TensorFormat]) -> str | None:
+        del formats
+        return WITHOUT_OPS
 
 
 def rotate_model(

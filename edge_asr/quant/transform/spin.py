@@ -8,7 +8,7 @@ in low precision here, so there is no R3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
@@ -20,7 +20,7 @@ from torch.nn import functional
 from edge_asr.models.families.sites import Site
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.context import ModelContext
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import dequantize, quantize, straight_through_round
 from edge_asr.quant.layers import QuantizedLinear
 from edge_asr.quant.model_training import NOT_ASKED, ModelLearnable, train_model
@@ -28,7 +28,7 @@ from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Length, Trained
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.cayley import CayleySGD, orthogonal_again
-from edge_asr.quant.transform.hadamard import rotate_model
+from edge_asr.quant.transform.hadamard import WITHOUT_OPS, rotate_model
 from edge_asr.quant.transform.rotation import (
     StreamTensors,
     double_precision,
@@ -150,6 +150,10 @@ class Spin(Trained, Transform):
                 matrix.copy_(orthogonal_again(matrix))
             for path, value in spins.rotated(tensors).items():
                 tensors[path].copy_(value)
+
+    def without_runtime_ops(self, formats: Iterable[TensorFormat]) -> str | None:
+        del formats
+        return WITHOUT_OPS
 
     @property
     def evaluations(self) -> int:

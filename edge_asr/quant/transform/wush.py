@@ -27,7 +27,7 @@ from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import RuntimeOp, modules
 from edge_asr.quant.stages import Transform, transforms
 from edge_asr.quant.transform.fold import has_rows
-from edge_asr.quant.transform.hadamard import Hadamard
+from edge_asr.quant.transform.hadamard import WITHOUT_OPS, Hadamard
 from edge_asr.quant.transform.hadamard_matrices import hadamard_matrix, kronecker_orders
 from edge_asr.settings import Bits, Rate
 
@@ -153,6 +153,10 @@ class Wush(Transform):
 
     def may_rewrite(self, formats: Iterable[TensorFormat]) -> bool:
         return any(map(self._serves, formats))
+
+    def without_runtime_ops(self, formats: Iterable[TensorFormat]) -> str | None:
+        leaves = self.otherwise == "hadamard" or any(map(self._serves, formats))
+        return WITHOUT_OPS if leaves else None
 
     def _serves(self, format: TensorFormat) -> bool:
         return format.inputs is not None and format.inputs.bits <= self.max_bits

@@ -1,0 +1,157 @@
+"""What a runtime can hold: the policy of a target, as data of conf/target.
+
+A target sets what its runtime asks for wherever a run says nothing, and refuses what it cannot
+hold with the reason and the nearest thing it can. How its runtime reads activations is simulated.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge_asr.errors import UserError
+from edge_asr.quant.formats import Grid, TensorFormat, convention_of
+from edge_asr.quant.scheme import Assigned, Rule
+from edge_asr.settings import Bits, Checked, Count, show_value
+
+Convention = Literal["unsigned", "signed", "signed_scale", False]
+
+
+@dataclass(frozen=True)
+class Target(Checked):
+    """What quantized layers may be for a runtime to hold them; null: whatever a scheme can say.
+
+    Of every list the first entry holds where a run says nothing.
+
+    Attributes:
+        name: The file of conf/target it comes from; decides nothing.
+        bits: Widths of weights.
+        symmetric: Conventions of weights without a zero point; false: with one.
+        group_sizes: Columns that may share a scale; null among them: one scale an output channel.
+        whole_groups: Whether groups must divide the columns of a layer.
+        inputs: Ways to read activations, each with act_bits, act_symmetric, ..., or none of them
+            for floats.
+        runtime_ops: Whether operations that could not be folded into weights can run with it.
+        outliers: Whether weights of a layer can stay floating point.
+    """
+
+    name: str = "none"
+    bits: tuple[Bits, ...] | None = None
+    symmetric: tuple[Convention, ...] | None = None
+    group_sizes: tuple[Count | None, ...] | None = None
+    whole_groups: bool = False
+    inputs: tuple[Mapping[str, Any], ...] | None = None
+    runtime_ops: bool = True
+    outliers: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, one in enumerate(self.inputs or ()):
+            Rule.parse({"act_bits": None, **one}, f"target.inputs[{index}]")
+
+    @classmethod
+    def option(cls) -> str:
+        return "target"
+
+    @property
+    def rules(self) -> tuple[dict[str, Any], ...]:
+        """What it sets where a run says nothing, as a rule of the scheme."""
+        given = {
+            "bits": self.bits, "symmetric": self.symmetric, "group_size": self.group_sizes
+        }  # fmt: skip
+        rule = {name: values[0] for name, values in given.items() if values}
+        rule |= self.inputs[0] if self.inputs else {}
+        return (rule,) if rule else ()
+
+    def refuse(self, name: str, format: TensorFormat, columns: int | None = None) -> None:
+        """Raises UserError where the runtime cannot hold layer `name` in `format`.
+
+        `columns` are the layer's; None: not known yet.
+        """
+        grid = format.weights
+        if grid is not None:
+            self._refuse_grid(name, grid, columns)
+        if self.inputs is not None:
+            self._refuse_inputs(name, format, self.inputs)
+
+    def refuse_recipe(self, outliers: bool, ops: str | None, names: Mapping[str, str]) -> None:
+        """Raises UserError where the runtime cannot hold what the parts of a recipe leave.
+
+        Args:
+            outliers: Whether weights stay floating point.
+            ops: How to do without the operations that the transform leaves to run with the model;
+                None: it leaves none.
+            names: The parts, by stage.
+        """
+        if outliers and not self.outliers:
+            raise UserError(
+                f"target={self.name} with method/outliers={names['outliers']}: its runtime holds "
+                "no weights of a layer apart; use method/outliers=none or method=gptq"
+            )
+        if ops is not None and not self.runtime_ops:
+            raise UserError(
+                f"target={self.name} with method/transform={names['transform']}: its runtime has "
+                f"no operations between layers that do not belong to the checkpoint; use {ops}"
+            )
+
+    def _refuse_inputs(
+        self, name: str, format: TensorFormat, ways: tuple[Mapping[str, Any], ...]
+    ) -> None:
+        found = format.inputs
+        groups = None if format.weights is None else format.weights.group_size
+        own = [Assigned(**{"group_size": groups, **one}).format().inputs for one in ways]
+        if found in own:
+            return
+        # The nearest one is quantized if what was asked for is.
+        best = min(range(len(own)), key=lambda one: ((own[one] is None) != (found is None), one))
+        remedy = "set act_bits=null"
+        if ways[best]:
+            remedy = f"leave act_bits out and set scheme.rules=[{show_value(ways[best])}]"
+        raise UserError(
+            f"target={self.name}: {name} is to read {found.label if found else 'floats'}; its "
+            f"runtime reads {' or '.join(one.label if one else 'floats' for one in own)}: "
+            f"{remedy}"
+        )
+
+    def _refuse_grid(self, name: str, grid: Grid, columns: int | None) -> None:
+        if self.bits is not None and grid.bits not in self.bits:
+            best = min(self.bits, key=lambda one: (abs(one - grid.bits), -one))
+            raise UserError(
+                f"target={self.name}: {name} has bits={grid.bits}; its runtime has kernels for "
+                f"{_listed(self.bits)} bits: set bits={best}"
+            )
+        found = convention_of(grid)
+        if self.symmetric is not None and found not in self.symmetric:
+            raise UserError(
+                f"target={self.name}: {name} has symmetric={show_value(found)}; its runtime holds "
+                f"{_listed(self.symmetric)}: set symmetric={show_value(self.symmetric[0])}"
+            )
+        sizes = self.group_sizes
+        if sizes is not None and grid.group_size not in sizes:
+            wanted = grid.group_size or columns or max(one or 0 for one in sizes)
+            nearest = min(sizes, key=lambda one: abs((one or columns or wanted) - wanted))
+            raise UserError(
+                f"target={self.name}: {name} has group_size={show_value(grid.group_size)}; its "
+                f"runtime holds {_listed(sizes)}: set group_size={show_value(nearest)}"
+            )
+        size = grid.group_size
+        if self.whole_groups and size and columns is not None and columns % size:
+            fitting = [one for one in sizes or range(1, size) if one is None or columns % one == 0]
+            remedy = "leave it floating point, a rule with its name and bits: float"
+            if fitting:
+                largest = max(fitting, key=lambda one: one or 0)
+                remedy = f"set group_size={show_value(largest)}"
+            raise UserError(
+                f"target={self.name}: groups of {size} do not divide the {columns} columns of "
+                f"{name}, and its runtime has no shorter ones: {remedy}"
+            )
+
+
+# Of no runtime in particular.
+ANYTHING = Target()
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(show_value, values))

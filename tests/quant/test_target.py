@@ -1,0 +1,143 @@
+"""Targets: what they set, what they refuse, and that the remedy they name is taken."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edge_asr.cli.compose import compose_settings
+from edge_asr.config import CONF, Settings
+from edge_asr.errors import UserError
+from edge_asr.experiments.plan import check_settings, make_plan
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
+from edge_asr.quant.target import Target
+from edge_asr.store.artefacts import Store
+
+NAMES = sorted(path.stem for path in (CONF / "target").glob("*.yaml"))
+# Of matrix layers of both families, tiny to small.
+WIDTHS = (288, 384, 416, 1152, 1536, 1664)
+BLOCKS = (32, 64, 128, 256)
+Q8 = ActivationGrid(8, True, "group", group_size=32, half_scales=True)
+
+
+def formats(settings: Settings) -> set[TensorFormat]:
+    return {one for own in settings.rules().role_formats().values() for one in own}
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("none", "W4"),
+        ("ggml_q4_0", "W4 g32 sym signed_scale A8 g32 sym half"),
+        ("ggml_q5_0", "W5 g32 sym signed_scale A8 g32 sym half"),
+        ("ggml_q8_0", "W8 g32 sym signed A8 g32 sym half"),
+        ("onnx_nbits", "W4 g32"),
+        ("onnx_nbits_a8", "W4 g32 A8 g32 sym"),
+        ("onnx_dynamic", "W8 sym signed A8 tensor"),
+        ("ctranslate2_int8", "W8 sym signed A8 sym"),
+        ("compressed_tensors", "W4 g32"),
+    ],
+)
+def test_a_target_sets_what_nobody_set(name: str, label: str) -> None:
+    (found,) = formats(compose_settings("method=gptq", f"target={name}"))
+    assert found.label == label
+
+
+def test_all_targets_are_tested() -> None:
+    assert len(NAMES) == 9
+    assert all(compose_settings(f"target={name}").target.name == name for name in NAMES)
+
+
+REFUSED = [
+    (["target=ggml_q4_0", "bits=3"], "has bits=3; its runtime has kernels for 4 bits"),
+    (["target=onnx_nbits", "bits=3"], "kernels for 4, 8, 2 bits"),
+    (["target=onnx_nbits", "encoder.bits=6"], "encoder.qkv has bits=6"),
+    (["target=ggml_q4_0", "group_size=64"], "has group_size=64; its runtime holds 32"),
+    (["target=onnx_nbits", "group_size=null"], "group_size=null"),
+    (["target=ctranslate2_int8", "group_size=128"], "its runtime holds null"),
+    (["target=ggml_q8_0", "symmetric=false"], "has symmetric=false; its runtime holds signed"),
+    (["target=ggml_q4_0", "symmetric=true"], "has symmetric=unsigned"),
+    (["target=ctranslate2_int8", "act_bits=null"], "is to read floats; its runtime reads A8 sym"),
+    (["target=onnx_nbits", "act_bits=8"], "is to read A8; its runtime reads floats"),
+    (["target=compressed_tensors", "act_bits=4"], "reads floats or A8 sym or A8"),
+    (["target=ggml_q4_0", "method=quarot"], "no operations between layers"),
+    (["target=ggml_q4_0", "method=best"], "no operations between layers"),
+    (["target=ggml_q4_0", "method=awq"], "no operations between layers"),
+    (["target=onnx_nbits", "method=spqr"], "no weights of a layer apart"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
+    words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        check_settings(compose_settings("method=gptq", *words))
+    text = str(refused.value)
+    assert text.startswith(words[0])
+    remedy = re.search(r"(?:set|use) (\S+?=.*?)(?:,? or method=gptq)?$", text)
+    assert remedy is not None
+    word = remedy[1]
+    if word.startswith("scheme.rules="):
+        word = word.replace(": ", ":")
+    kept = [one for one in words if one.partition("=")[0] != word.partition("=")[0]]
+    if "leave act_bits out" in text:
+        kept = [one for one in kept if not one.startswith("act_bits=")]
+    kept = [one for one in kept if not (one == "encoder.bits=6" and word.startswith("bits="))]
+    check_settings(compose_settings("method=gptq", *kept, word))
+
+
+def test_groups_of_inputs_follow_those_of_weights() -> None:
+    words = ["method=gptq", "target=onnx_nbits_a8", "group_size=64"]
+    (found,) = formats(compose_settings(*words))
+    assert found.inputs == ActivationGrid(8, True, "group", group_size=64)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("name", ["ggml_q4_0", "onnx_nbits", "compressed_tensors"])
+def test_groups_that_do_not_divide_a_width(name: str, block: int, columns: int) -> None:
+    target = compose_settings(f"target={name}").target
+    symmetric = name.startswith("ggml")
+    grid = Grid(
+        4, symmetric=symmetric, signed=symmetric, signed_scale=symmetric,
+        granularity="group", group_size=block,
+    )  # fmt: skip
+    format = TensorFormat(grid, Q8 if symmetric else None)
+    held = name == "onnx_nbits" or columns % block == 0
+    held &= block in (target.group_sizes or ())
+    if held:
+        target.refuse("layer", format, columns)
+        return
+    with pytest.raises(UserError, match=r"group_size=|groups of") as refused:
+        target.refuse("layer", format, columns)
+    better = re.search(r"set group_size=(\d+)", str(refused.value))
+    assert better is not None
+    if name == "ggml_q4_0":
+        assert better[1] == "32"
+
+
+def test_a_width_without_any_group_is_left_float_or_refused() -> None:
+    target = compose_settings("target=ggml_q4_0").target
+    grid = Grid(
+        4, symmetric=True, signed=True, signed_scale=True, granularity="group", group_size=32
+    )
+    with pytest.raises(UserError, match=r"do not divide the 144 columns.*bits: float"):
+        target.refuse("layer", TensorFormat(grid, Q8), 144)
+    target.refuse("layer", TensorFormat(None, Q8), 144)
+
+
+def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    settings = compose_settings("model=moonshine_micro", "method=gptq", "target=ggml_q4_0")
+    with pytest.raises(UserError, match="groups of 32 do not divide the 144 columns"):
+        make_plan(settings, Store(tmp_path))
+    dynamic = compose_settings("model=moonshine_micro", "method=gptq", "target=onnx_dynamic")
+    with pytest.raises(UserError, match="set batch_size=1"):
+        make_plan(dynamic, Store(tmp_path))
+
+
+def test_a_bad_policy_names_its_entry() -> None:
+    with pytest.raises(UserError, match=r"target\.inputs\[0\]\.act_bit"):
+        Target(inputs=({"act_bit": 8},))
