@@ -22,7 +22,9 @@ SCHEMA = 4  # the first whose settings are called as today
 COMMAND = "python -m edge_asr.run"
 CUSTOM = "custom"  # any checkpoint by its path
 ANY = "rtn"  # stands for a recipe that does not come with the package
-NO_PART = "none"
+NO_PART = NO_TARGET = "none"
+# Stands for a file that does not come with the package.
+PLAINEST = {"scheme": "default", "target": NO_TARGET}
 # Words that mean themselves to Hydra: no number, no null, no truth value.
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf|on|off|yes|no)$)[A-Za-z_][\w./-]*", re.I)
 
@@ -43,7 +45,9 @@ def words_of(config: Mapping[str, Any]) -> list[str]:
     """The overrides that give these settings."""
     plain = dict(config)
     words = [*_model(plain.pop("model")), *_method(plain.pop("method"))]
-    words += _scheme(plain.pop("scheme"))
+    words += _of_file("scheme", plain.pop("scheme"))
+    if (target := plain.pop("target", None)) is not None and target["name"] != NO_TARGET:
+        words += _of_file("target", target)
     for group in ("data", "calibration", "protocol"):
         section = dict(plain.pop(group))
         section |= section.pop("options", {})
@@ -82,11 +86,13 @@ def _method(own: Mapping[str, Any]) -> Iterator[str]:
     yield from _differences({"rules": own.get("rules", [])}, {"rules": rules}, "method")
 
 
-def _scheme(own: Mapping[str, Any]) -> Iterator[str]:
-    known = _files("scheme")
-    name = own["name"] if own["name"] in known else "default"
-    yield f"scheme={name}"
-    yield from _differences({"rules": own["rules"]}, {"rules": known[name]["rules"]}, "scheme")
+def _of_file(group: str, own: Mapping[str, Any]) -> Iterator[str]:
+    """A choice whose settings are those of a file, and how they differ."""
+    known = _files(group)
+    name = own["name"] if own["name"] in known else PLAINEST[group]
+    yield f"{group}={name}"
+    settings = {key: value for key, value in own.items() if key != "name"}
+    yield from _differences(settings, _base()[group] | known[name], group)
 
 
 def _differences(
