@@ -13,6 +13,7 @@ COMMANDS = {
     "report": ("edge_asr.report.__main__", "all records of a folder as tables"),
     "compare": ("edge_asr.compare", "finished runs against one another, clip by clip"),
     "rescore": ("edge_asr.rescore", "stored hypotheses by another protocol, without a model"),
+    "export": ("edge_asr.export.__main__", "a quantized model in the format of a runtime"),
     "profile": ("edge_asr.profile", "where the seconds and the memory of a run go"),
     "store": ("edge_asr.store.__main__", "what finished steps take up, and how to make room"),
 }

@@ -60,6 +60,8 @@ class Checkpoint:
         warnings: What is set in the checkpoint and not done here, a sentence each.
         float_bits: Width in which most of its floats are stored.
         decoding: What the user wants decoded.
+        dtypes: In which its floats are stored, where `files` do not tell because a quantized model
+            was loaded.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     float_bits: int = 32
     decoding: Decoding = AS_PUBLISHED
+    dtypes: Mapping[str, torch.dtype] | None = field(default=None, repr=False)
 
     @property
     def language(self) -> str:
@@ -86,6 +89,8 @@ class Checkpoint:
     def stored_dtype(self, path: str) -> torch.dtype:
         """The dtype in which the checkpoint stores the parameter at `path`; that of most of its
         values for one that only a rewrite has made."""
+        if self.dtypes is not None:
+            return self.dtypes[path]
         return self.files.dtypes.get(path, self.files.usual_dtype)
 
 

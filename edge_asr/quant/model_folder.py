@@ -80,6 +80,7 @@ def load_model(folder: Path, device: str = "cpu", decoding: Decoding | None = No
         warnings=tuple(warnings),
         float_bits=int(description["float_bits"]),
         decoding=decoding,
+        dtypes={name: value.dtype for name, value in tensors.items() if ":" not in name},
     )
 
 

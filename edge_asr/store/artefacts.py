@@ -135,6 +135,14 @@ class Store:
         shutil.rmtree(self._working(step), ignore_errors=True)
         return artefact
 
+    def find_key(self, name: str, key: str) -> Artefact | None:
+        """The finished artefact that a record names; None where it is gone or damaged."""
+        folder = self.folder / name / key
+        if not (folder / MANIFEST).is_file():
+            return None
+        artefact = read_artefact(folder)
+        return None if artefact is None or _damage(artefact) else artefact
+
     def holds(self, step: Step) -> bool:
         """Whether an artefact of `step` is there, at a glance: it may turn out to be damaged."""
         return (self._place(step) / MANIFEST).is_file()

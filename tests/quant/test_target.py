@@ -37,7 +37,7 @@ def formats(settings: Settings) -> set[TensorFormat]:
         ("onnx_nbits_a8", "W4 g32 A8 g32 sym"),
         ("onnx_dynamic", "W8 sym signed A8 tensor"),
         ("ctranslate2_int8", "W8 sym signed A8 sym"),
-        ("compressed_tensors", "W4 g32"),
+        ("compressed_tensors", "W4 g32 sym signed_scale"),
     ],
 )
 def test_a_target_sets_what_nobody_set(name: str, label: str) -> None:
@@ -61,7 +61,7 @@ REFUSED = [
     (["target=ggml_q4_0", "symmetric=true"], "has symmetric=unsigned"),
     (["target=ctranslate2_int8", "act_bits=null"], "is to read floats; its runtime reads A8 sym"),
     (["target=onnx_nbits", "act_bits=8"], "is to read A8; its runtime reads floats"),
-    (["target=compressed_tensors", "act_bits=4"], "reads floats or A8 sym or A8"),
+    (["target=compressed_tensors", "act_bits=4"], "reads floats or A8"),
     (["target=ggml_q4_0", "method=quarot"], "no operations between layers"),
     (["target=ggml_q4_0", "method=best"], "no operations between layers"),
     (["target=ggml_q4_0", "method=awq"], "no operations between layers"),

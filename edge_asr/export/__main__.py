@@ -1,0 +1,53 @@
+"""Write a quantized model for a runtime: `python -m edge_asr.export --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from edge_asr.cli.compose import compose_settings
+from edge_asr.cli.main import Parser, exit_code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m edge_asr.export",
+        description="Write a quantized model in the format of a runtime: its own codes, never "
+        "quantized again. What was written is read back and compared, bit for bit, before the "
+        "folder appears.",
+    )
+    parser.add_argument("model", type=Path, help="folder of a finished run, or of a saved model")
+    parser.add_argument("--target", required=True, help="a name of conf/target")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--store", type=Path, help="the run's store (default: .edge_asr beside the folder of runs)"
+    )
+    return parser
+
+
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Export. Raises UserError for what cannot be."""
+    options = _parser().parse_args(arguments)
+    target = compose_settings(f"target={options.target}").target
+    # Only now what takes seconds to import.
+    from edge_asr.export.source import quantized_model
+    from edge_asr.export.write import export
+
+    folder = export(quantized_model(options.model, options.store), target, options.out)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    Console().print(
+        f"{folder}: {size / 1e6:.1f} MB; read back, every weight is that of {options.model}",
+        soft_wrap=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command."""
+    return exit_code(lambda: command(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""What every exporter does: write the codes of a quantized model, and read them back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import InputQuantizer
+from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.registry import Registry
+
+
+class Exporter(ABC):
+    """Writes models in the format of one runtime, or of several targets of it.
+
+    Attributes:
+        packages: What has to be installed besides, by the name it is imported under.
+        extra: What to install it with: `pip install 'edge_asr[extra]'`.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str]
+
+    @abstractmethod
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Write the model into an empty folder.
+
+        Raises UserError for a layer that the format cannot hold for another reason than its target
+        knows.
+        """
+
+    @abstractmethod
+    def read_back(self, folder: Path) -> Mapping[str, Tensor]:
+        """Every quantized weight by its layer's path, float32, as a runtime dequantizes it, from
+        the file alone."""
+
+
+exporters: Registry[Exporter] = Registry("exporter")
+
+
+def format_of(layer: QuantizedLinear) -> TensorFormat:
+    """What the layer is stored as and reads."""
+    entry = layer.quantize_input
+    inputs = entry.settings if isinstance(entry, InputQuantizer) else None
+    return TensorFormat(None if layer.quantized is None else layer.quantized.grid, inputs)

@@ -1,0 +1,40 @@
+"""The quantized model that a run made, or a folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_asr.errors import UserError
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.model_folder import load_model
+from edge_asr.store.artefacts import Store
+from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, read_record
+
+USUAL_STORE = ".edge_asr"
+
+
+def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
+    """The model of a run's folder, or of one that a quantized model was saved to.
+
+    Args:
+        folder: Either.
+        store: Where the run kept its steps; None: beside the folder of runs.
+
+    Raises:
+        UserError: there is none, or the store has given it up.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return load_model(folder)
+    record = read_record(path)
+    if record.method.name == FLOAT_METHOD:
+        raise UserError(f"{folder}: is a run of the float model; give one of a quantized model")
+    # RESULTS/MODEL/RUN
+    place = folder.resolve().parents[2] / USUAL_STORE if store is None else store
+    artefact = Store(place).find_key("quantize", record.keys.get("quantize", ""))
+    if artefact is None:
+        raise UserError(
+            f"{folder}: its quantized model is not in {place}; make the run again, which keeps it "
+            "there as long as store_cap= allows, or give --store"
+        )
+    return load_model(artefact.folder)

@@ -1,0 +1,82 @@
+"""Write a model for a target, and be sure that it is the same one."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Importing the formats registers their exporters.
+import edge_asr.export.formats  # noqa: F401
+from edge_asr.errors import UserError
+from edge_asr.export.base import exporters, format_of
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.layers import quantized_layers, runtime_ops
+from edge_asr.quant.target import Target
+
+READABLE = 0o755  # a temporary folder is its maker's alone
+
+
+def export(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
+    """Write a quantized model for `target` into `folder`, which appears only once it is whole.
+
+    Raises:
+        UserError: the target or its format cannot hold the model, something that it needs is not
+            installed, `folder` is there already, or what was read back differs.
+    """
+    exporter = exporters[target.name]()
+    for package in exporter.packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"--target={target.name}: needs {package}, which is not installed; "
+                f"pip install 'edge_asr[{exporter.extra}]'"
+            )
+    if folder.exists():
+        raise UserError(f"--out={folder}: is there already; choose another folder or remove it")
+    refuse_model(checkpoint, target)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        exporter.write(checkpoint, made)
+        compare(checkpoint, exporter.read_back(made))
+        made.chmod(READABLE)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def refuse_model(checkpoint: Checkpoint, target: Target) -> None:
+    """Raises UserError where `target` cannot hold a layer of the model, or what runs with it."""
+    layers = quantized_layers(checkpoint.model)
+    if not layers:
+        raise UserError(f"{checkpoint.name}: is not quantized; there is nothing to export")
+    for name, layer in layers.items():
+        target.refuse(name, format_of(layer), layer.in_features)
+        kept = layer.quantized is not None and layer.quantized.outliers is not None
+        if kept and not target.outliers:
+            raise UserError(
+                f"target={target.name}: {name} keeps weights in floating point, which its runtime "
+                "cannot; quantize with method/outliers=none"
+            )
+    ops = runtime_ops(checkpoint.model)
+    if ops and not target.runtime_ops:
+        raise UserError(
+            f"target={target.name}: {next(iter(ops))} runs with the model, and its runtime has no "
+            "operations that do not belong to the checkpoint; quantize with method/transform=none"
+        )
+
+
+def compare(checkpoint: Checkpoint, found: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless what was read back is what the simulation computes with."""
+    for name, layer in quantized_layers(checkpoint.model).items():
+        if name not in found or not torch.equal(found[name], layer.weight.detach().cpu()):
+            raise UserError(
+                f"{name}: is not the same in the file that was written; nothing was exported. This "
+                "is a bug"
+            )
