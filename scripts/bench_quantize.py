@@ -58,7 +58,7 @@ from edge_asr.store.plain_json import parse
 
 METHODS = (
     "rtn", "smoothquant", "awq", "omniquant", "gptq", "spqr", "quik", "tesseraq", "quarot",
-    "spinquant", "hqq", "autoround", "adaround",
+    "spinquant", "hqq", "autoround", "adaround", "best", "best_tuned",
 )  # fmt: skip
 # The options that say how long a method learns.
 STEPS = {
@@ -67,6 +67,7 @@ STEPS = {
     "spinquant": ("method.transform.iterations",),
     "autoround": ("method.rounding.iterations",),
     "adaround": ("method.rounding.iterations",),
+    "best_tuned": ("method.correction.iterations",),
 }
 PRODUCTS = "gptq products"
 UPDATE_BLOCK = 128

@@ -99,11 +99,18 @@ def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tenso
     keeps its own.
     """
     with torch.no_grad():
-        scale, zero = parameters.expand(rows.shape[1])
+        scale, zero = _of_columns(parameters, rows)
         quantized = dequantize(quantize(rows, scale, zero, grid), scale, zero)
         kept = (rows - quantized).abs() <= scale
     result: Tensor = _StraightThrough.apply(rows, quantized, kept)
     return result
+
+
+def _of_columns(parameters: GridParameters, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero points that broadcast against `rows` [rows, channels]."""
+    if parameters.scale.shape[1] == 1:
+        return parameters.scale, parameters.zero
+    return parameters.expand(rows.shape[1])
 
 
 @modules.register("input_quantizer")
@@ -172,7 +179,7 @@ class InputQuantizer(StoredModule):
             parameters = GridParameters(self.scale, self.zero, rows.shape[1])
             quantized = fake_quantize(rows, parameters, grid)
         elif self.range_gradient:
-            scale, zero = dynamic_parameters(ranged, self.settings).expand(rows.shape[1])
+            scale, zero = _of_columns(dynamic_parameters(ranged, self.settings), rows)
             codes = quantize(rows, scale, zero, grid, straight_through_round)
             quantized = dequantize(codes, scale, zero)
         else:

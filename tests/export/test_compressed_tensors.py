@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from quant.passes import batches_of, formats_of, stages
+from export.models import GROUPS, SIGNED, quantized
+from quant.passes import batches_of
 from torch import Tensor
 from transformers import AutoModelForSpeechSeq2Seq, PreTrainedModel
 
@@ -19,26 +18,9 @@ from edge_asr.export.write import export
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import quantized_layers
-from edge_asr.quant.recipe import Recipe
-from edge_asr.quant.sequential import quantize_model
 
 TARGET = compose_settings("target=compressed_tensors").target
 ANY_GROUPS = dataclasses.replace(TARGET, group_sizes=None)
-SIGNED: dict[str, Any] = {"symmetric": True, "signed": True}
-GROUPS: dict[str, Any] = {"granularity": "group", "group_size": 8}
-
-
-def quantized(
-    checkpoint: Checkpoint, grid: Grid, inputs: ActivationGrid | None = None, **parts: Any
-) -> Checkpoint:
-    model = copy.deepcopy(checkpoint.model)
-    formats = formats_of(checkpoint, grid, inputs)
-    recipe = Recipe.build(stages(**parts))
-    quantize_model(
-        model, checkpoint.architecture, batches_of(checkpoint), recipe, formats,
-        stored_dtype=checkpoint.stored_dtype,
-    )  # fmt: skip
-    return dataclasses.replace(checkpoint, model=model)
 
 
 def loaded(folder: Path) -> PreTrainedModel:

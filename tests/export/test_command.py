@@ -1,0 +1,81 @@
+"""The command: from a run's folder to a file, and what it says where that cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from options import composed
+
+from edge_asr.experiments.ptq import run_experiment
+from edge_asr.export.__main__ import main
+
+OPTIONS = ("model=moonshine_micro", "data.limit=2", "batch_size=2", "threads=1", "group_size=48")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs, a float one and one for compressed-tensors, with a store beside it."""
+    folder = tmp_path_factory.mktemp("work") / "runs"
+    for words in (("method=float",), ("method=rtn", "target=compressed_tensors")):
+        run_experiment(composed(*OPTIONS, *words, f"results={folder}"))
+    return folder
+
+
+def of(runs: Path, method: str) -> Path:
+    (found,) = (runs / "moonshine-micro").glob(f"{method}-*")
+    return found
+
+
+def test_a_run_is_exported_by_its_folder(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(of(runs, "rtn")), "--target", "compressed_tensors", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "MB; read back, every weight is that of" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message"),
+    [
+        ("float", "compressed_tensors", "is a run of the float model"),
+        ("rtn", "compressed_tensor", "did you mean compressed_tensors?"),
+        ("rtn", "none", "known are compressed_tensors"),
+        ("rtn", "ctranslate2_int8", "known are compressed_tensors"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    method: str, target: str, message: str,
+) -> None:  # fmt: skip
+    code = main([str(of(runs, method)), "--target", target, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_the_store_gave_up_says_where_it_was_looked_for(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "elsewhere" / "runs"
+    shutil.copytree(runs, moved)
+    words = [str(of(moved, "rtn")), "--target", "compressed_tensors"]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "elsewhere" / ".edge_asr") in error
+    assert "--store" in error
+    assert (
+        main([*words, "--out", str(tmp_path / "a"), "--store", str(runs.parent / ".edge_asr")]) == 0
+    )
+
+
+def test_a_folder_that_holds_nothing_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--target", "compressed_tensors", "--out", "out"]) == 2
+    assert "holds no quantized model" in capsys.readouterr().err
