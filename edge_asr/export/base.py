@@ -29,11 +29,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        """Write the model into an empty folder.
-
-        Raises UserError for a layer that the format cannot hold for another reason than its target
-        knows.
-        """
+        """Write the model, which the target holds, into an empty folder."""
 
     @abstractmethod
     def read_back(self, folder: Path) -> Mapping[str, Tensor]:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 # Importing the formats registers their exporters.
 import edge_asr.export.formats  # noqa: F401
+from edge_asr.cli.compose import compose_settings
 from edge_asr.errors import UserError
 from edge_asr.export.base import exporters, format_of
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import quantized_layers, runtime_ops
 from edge_asr.quant.target import Target
 
+ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8")
 READABLE = 0o755  # a temporary folder is its maker's alone
 
 
@@ -51,15 +53,44 @@ def export(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
     return folder
 
 
+def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a model, float or quantized, for ONNX Runtime into a folder that is there.
+
+    Raises UserError where no target of it can hold the model.
+    """
+    reasons = []
+    for name in ONNX_TARGETS:
+        target = compose_settings(f"target={name}").target
+        try:
+            refuse_layers(checkpoint, target)
+        except UserError as error:
+            reasons.append(str(error))
+        else:
+            exporter = exporters[name]()
+            exporter.write(checkpoint, folder)
+            compare(checkpoint, exporter.read_back(folder))
+            return
+    raise UserError("runtime=onnxruntime: " + "; ".join(reasons))
+
+
 def refuse_model(checkpoint: Checkpoint, target: Target) -> None:
     """Raises UserError where `target` cannot hold a layer of the model, or what runs with it."""
-    layers = quantized_layers(checkpoint.model)
-    if not layers:
+    if not quantized_layers(checkpoint.model):
         raise UserError(f"{checkpoint.name}: is not quantized; there is nothing to export")
-    for name, layer in layers.items():
+    refuse_layers(checkpoint, target)
+
+
+def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
+    """The same, but for a float model, which has no such layer."""
+    for name, layer in quantized_layers(checkpoint.model).items():
         target.refuse(name, format_of(layer), layer.in_features)
-        kept = layer.quantized is not None and layer.quantized.outliers is not None
-        if kept and not target.outliers:
+        weight = layer.quantized
+        if weight is not None and weight.parameters.order is not None:
+            raise UserError(
+                f"target={target.name}: groups of {name} run over its columns in an order of their "
+                "own, which no format holds; quantize with method.rounding.ordered_groups=false"
+            )
+        if weight is not None and weight.outliers is not None and not target.outliers:
             raise UserError(
                 f"target={target.name}: {name} keeps weights in floating point, which its runtime "
                 "cannot; quantize with method/outliers=none"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from edge_asr.models.families.base import Architecture, end_tokens
+
 # Two logits so close can swap places by rounding alone.
 NEAR_TIE = 1e-3
 
@@ -29,6 +31,17 @@ class SearchTokens:
     ends: Collection[int]
     suppressed: Sequence[int] = ()
     suppressed_first: Sequence[int] = ()
+
+
+def search_tokens(model: Any, architecture: Architecture) -> SearchTokens:
+    """Those of a model, as its generation settings have them."""
+    generation = model.generation_config
+    return SearchTokens(
+        architecture.prompt(model),
+        end_tokens(model),
+        getattr(generation, "suppress_tokens", None) or (),
+        getattr(generation, "begin_suppress_tokens", None) or (),
+    )
 
 
 @dataclass

@@ -12,11 +12,10 @@ import torch
 from edge_asr.errors import UserError, first_line
 from edge_asr.memory import is_out_of_memory
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
-from edge_asr.models.families.base import end_tokens
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
 from edge_asr.runtimes.decoding_model import decoding_model
-from edge_asr.runtimes.greedy_search import FoundTokens, SearchTokens, greedy_search
+from edge_asr.runtimes.greedy_search import FoundTokens, greedy_search, search_tokens
 from edge_asr.store.phases import PhaseSeconds
 
 Features = Mapping[str, torch.Tensor]
@@ -37,13 +36,7 @@ class TorchRuntime(Runtime):
         self._encoder = self._model.get_submodule(architecture.encoder_module)
         self._decoder = self._model.get_submodule(architecture.decoder_module)
         self._head = self._model.get_submodule(architecture.head)
-        generation: Any = self._model.generation_config
-        self._tokens = SearchTokens(
-            architecture.prompt(self._model),
-            end_tokens(self._model),
-            getattr(generation, "suppress_tokens", None) or (),
-            getattr(generation, "begin_suppress_tokens", None) or (),
-        )
+        self._tokens = search_tokens(self._model, architecture)
 
     def window(self, samples: np.ndarray) -> np.ndarray:
         return clip_to_window(self.checkpoint, samples)
@@ -74,7 +67,7 @@ class TorchRuntime(Runtime):
             encoder = clock.lap()
             found = greedy_search(self._decoder, self._head, memory, mask, self._tokens, limits)
             decoder = clock.lap()
-        transcripts = self._transcripts(found)
+        transcripts = transcripts_of(self.checkpoint.tokenizer, found)
         seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=clock.lap())
         return DecodedBatch(transcripts, seconds)
 
@@ -89,21 +82,6 @@ class TorchRuntime(Runtime):
         memory = self._encoder(**inputs).last_hidden_state.to(dtypes[1])
         return memory, self.checkpoint.architecture.memory_mask(inputs, memory.shape[1])
 
-    def _transcripts(self, found: Sequence[FoundTokens]) -> tuple[Transcript, ...]:
-        texts = self.checkpoint.tokenizer.batch_decode(
-            [one.tokens for one in found], skip_special_tokens=True
-        )
-        return tuple(
-            Transcript(
-                text.strip(),
-                tuple(one.tokens),
-                len(one.tokens) + one.ended,
-                not one.ended,
-                one.near_ties,
-            )
-            for text, one in zip(texts, found, strict=True)
-        )
-
 
 class _Clock:
     """Tells the seconds between its laps, when a device has done all that was asked of it."""
@@ -117,6 +95,21 @@ class _Clock:
             torch.accelerator.synchronize(self._device)
         before, self._began = self._began, time.perf_counter()
         return self._began - before
+
+
+def transcripts_of(tokenizer: Any, found: Sequence[FoundTokens]) -> tuple[Transcript, ...]:
+    """What was found as text."""
+    texts = tokenizer.batch_decode([one.tokens for one in found], skip_special_tokens=True)
+    return tuple(
+        Transcript(
+            text.strip(),
+            tuple(one.tokens),
+            len(one.tokens) + one.ended,
+            not one.ended,
+            one.near_ties,
+        )
+        for text, one in zip(texts, found, strict=True)
+    )
 
 
 def clip_to_window(checkpoint: Checkpoint, samples: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edge_asr.errors import UserError
 from edge_asr.export.base import Exporter, exporters, format_of
 from edge_asr.models.files import ARCHITECTURE_FILES, PROCESSING_FILES, WEIGHTS
 from edge_asr.models.loading import Checkpoint
@@ -42,8 +41,7 @@ class CompressedTensors(Exporter):
         for name, layer in layers.items():
             assert layer.quantized is not None
             tensors |= {
-                f"{name}.{key}": value
-                for key, value in packed_tensors(name, layer.quantized).items()
+                f"{name}.{key}": value for key, value in packed_tensors(layer.quantized).items()
             }
             groups.setdefault(format_of(layer), []).append(name)
         weights = {f"{name}.weight" for name in layers}
@@ -75,19 +73,11 @@ class CompressedTensors(Exporter):
         return found
 
 
-def packed_tensors(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    """What stands for a layer's weight in the file.
-
-    Raises UserError for groups in an order of their own.
-    """
+def packed_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
+    """What stands for a layer's weight in the file."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     grid, parameters = weight.grid, weight.parameters
-    if parameters.order is not None:
-        raise UserError(
-            f"target=compressed_tensors: the groups of {name} run over its columns in another "
-            "order; quantize with method.rounding.ordered_groups=false"
-        )
     shift = 0 if grid.signed else 1 << (grid.bits - 1)
     codes = (weight.codes.to(torch.int32) - shift).to(torch.int8)
     tensors = {

@@ -1,0 +1,121 @@
+"""ONNX Runtime: greedy decoding through the exported file, clip by clip and token by token."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_asr.errors import UserError
+from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
+from edge_asr.models.loading import Checkpoint
+from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
+from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, SearchTokens, search_tokens
+from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
+from edge_asr.store.phases import PhaseSeconds
+
+
+@runtimes.register("onnxruntime")
+class OnnxRuntime(Runtime):
+    """A model as the file that its target exports it to, on the processor."""
+
+    def __init__(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise UserError("runtime=onnxruntime: is not installed; pip install 'edge_asr[onnx]'")
+        if dtypes != IN_FLOAT32 or checkpoint.model.device.type != "cpu":
+            raise UserError(
+                "runtime=onnxruntime: computes in float32 on the processor; leave out device=, "
+                "encoder.dtype= and decoder.dtype="
+            )
+        from edge_asr.export.graphs import DECODER, ENCODER
+        from edge_asr.export.write import write_onnx
+
+        self.checkpoint = checkpoint
+        self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
+        with tempfile.TemporaryDirectory() as folder:
+            write_onnx(checkpoint, Path(folder))
+            self._encoder, self._decoder = (
+                session(Path(folder) / name) for name in (ENCODER, DECODER)
+            )
+
+    def window(self, samples: np.ndarray) -> np.ndarray:
+        return clip_to_window(self.checkpoint, samples)
+
+    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
+        return token_limit(self.checkpoint, samples, max_new_tokens)
+
+    def prepare(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The features of every clip."""
+        architecture, extractor = self.checkpoint.architecture, self.checkpoint.feature_extractor
+        features = (architecture.model_inputs(extractor, [clip]) for clip in clips)
+        return [next(iter(one.values())).numpy() for one in features]
+
+    def decode(self, prepared: Sequence[np.ndarray], limits: Sequence[int]) -> DecodedBatch:
+        found, encoder, decoder = [], 0.0, 0.0
+        for features, limit in zip(prepared, limits, strict=True):
+            began = time.perf_counter()
+            memory = self._encoder.run(None, {"features": features})
+            encoded = time.perf_counter()
+            found.append(greedy_tokens(self._decoder, memory, self._tokens, limit))
+            encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
+        began = time.perf_counter()
+        texts: tuple[Transcript, ...] = transcripts_of(self.checkpoint.tokenizer, found)
+        return DecodedBatch(texts, PhaseSeconds(encoder, decoder, time.perf_counter() - began))
+
+
+def session(path: Path) -> Any:
+    """A session of the file at `path`, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def greedy_tokens(
+    decoder: Any, memory: Sequence[np.ndarray], tokens: SearchTokens, limit: int
+) -> FoundTokens:
+    """The most likely token at every step.
+
+    Args:
+        decoder: A session of the decoder's graph.
+        memory: Keys and values of the encoder's graph.
+        tokens: Prompt, ends and suppressed tokens.
+        limit: Most tokens, the end token included.
+    """
+    layers, _, heads, _, head_dim = memory[0].shape
+    cache = [np.zeros((layers, 1, heads, 0, head_dim), np.float32)] * 2
+    found = FoundTokens()
+    logits = np.zeros(0, np.float32)
+
+    def step(token: int) -> None:
+        nonlocal logits, cache
+        given = zip(
+            ("keys", "values", "cross_keys", "cross_values"), (*cache, *memory), strict=True
+        )
+        rows, *cache = decoder.run(None, {"token": np.array([[token]], np.int64), **dict(given)})
+        logits = rows[0]
+
+    for token in tokens.prompt:
+        step(int(token))
+    suppressed = [*tokens.suppressed, *tokens.suppressed_first]
+    while True:
+        logits[[token for token in suppressed if 0 <= token < len(logits)]] = -np.inf
+        suppressed = list(tokens.suppressed)
+        best = int(logits.argmax())
+        others = np.delete(logits, best)
+        found.near_ties += bool(logits[best] - others.max() < NEAR_TIE)
+        if best in tokens.ends:
+            found.ended = True
+            return found
+        found.tokens.append(best)
+        if len(found.tokens) == limit:
+            return found
+        step(best)
