@@ -236,8 +236,7 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
 
 
 def _refuse_ranges_of_batches(settings: Settings, formats: Iterable[TensorFormat]) -> None:
-    inputs = [one.inputs for one in formats if one.inputs is not None]
-    of_calls = any(one.granularity == "tensor" and not one.static for one in inputs)
+    of_calls = any(one.inputs is not None and one.inputs.of_call for one in formats)
     if of_calls and settings.batch_size > 1:
         raise UserError(
             f"batch_size={settings.batch_size} with act_range=dynamic: a range of all that passes "

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from edge_asr.audio import SAMPLE_RATE
+from edge_asr.export.onnx_exporter import LAYERS, OperatorLinear
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint
 from edge_asr.store.files import write_bytes_atomically
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-LAYERS = "edge_asr.layers"  # in a graph's metadata: the layer's path by its initializers' prefix
 OPSET = 21
 TRACED_TOKENS = 4  # any number but 0 and 1, which tracing takes for constants
 
@@ -147,7 +147,9 @@ def _write(
     assert program is not None
     proto = program.model_proto
     _halve(proto.graph)
-    layers = {path: one.layer for path, one in graph.named_modules() if hasattr(one, "layer")}
+    layers = {
+        name: one.layer for name, one in graph.named_modules() if isinstance(one, OperatorLinear)
+    }
     proto.metadata_props.add(key=LAYERS, value=json.dumps(layers))
     onnx.checker.check_model(proto)
     write_bytes_atomically(path, proto.SerializeToString())

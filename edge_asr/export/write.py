@@ -20,7 +20,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import quantized_layers, runtime_ops
 from edge_asr.quant.target import Target
 
-ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8")
+ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
 READABLE = 0o755  # a temporary folder is its maker's alone
 
 

@@ -147,6 +147,11 @@ class ActivationGrid:
         return self.static_range is not None
 
     @property
+    def of_call(self) -> bool:
+        """Whether its range is one of all that passes in a call."""
+        return self.granularity == "tensor" and not self.static
+
+    @property
     def grid(self) -> Grid:
         """The grid of rows (tokens) x channels. Only static scales are stored, in float16."""
         return Grid(
@@ -163,7 +168,7 @@ class ActivationGrid:
         """`A8`, `A8 sym`, `A8 static`, `A8 static mean`, `A8 g32 sym half`, `A4 sym clip 0.9`."""
         words = [f"A{self.bits}"]
         words += ["static"] if self.static else []
-        words += ["tensor"] if self.granularity == "tensor" and not self.static else []
+        words += ["tensor"] if self.of_call else []
         words += [f"g{self.group_size}"] if self.group_size else []
         words += ["mean"] if self.static_range == "mean" else []
         words += ["sym"] if self.symmetric else []

@@ -66,6 +66,8 @@ def greedy_search(
     memory_mask: Mapping[str, Tensor],
     tokens: SearchTokens,
     limits: Sequence[int],
+    *,
+    prompt_at_once: bool = True,
 ) -> list[FoundTokens]:
     """The most likely token at every step, clip by clip.
 
@@ -76,9 +78,12 @@ def greedy_search(
         memory_mask: The decoder's keyword arguments that hide padded frames, [clips, frames].
         tokens: Prompt, ends and suppressed tokens.
         limits: Most tokens of each clip, the end token included, at least 1.
+        prompt_at_once: The tokens of the prompt pass together, not one after the other.
     """
     found = [FoundTokens() for _ in limits]
     rows = _Rows(memory, memory_mask, torch.tensor(tokens.prompt, device=memory.device))
+    if not prompt_at_once:
+        rows.read_but_last(decoder)
     vocabulary = head.out_features
     always = _known(tokens.suppressed, vocabulary, memory.device)
     at_first = _known([*tokens.suppressed, *tokens.suppressed_first], vocabulary, memory.device)
@@ -132,6 +137,13 @@ class _Rows:
             **self._mask,
         ).last_hidden_state
         return states[:, -1]
+
+    def read_but_last(self, decoder: nn.Module) -> None:
+        """Pass all of what each row is given but the last token, one after the other."""
+        *given, last = self.tokens.split(1, dim=1)
+        for self.tokens in given:
+            self.step(decoder)
+        self.tokens = last
 
     def drop(self, finished: Sequence[int]) -> None:
         """Let rows leave, given in ascending order.

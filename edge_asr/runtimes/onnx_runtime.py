@@ -20,12 +20,25 @@ from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, SearchTokens,
 from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
 from edge_asr.store.phases import PhaseSeconds
 
+CACHES = ("keys", "values", "cross_keys", "cross_values")
+
 
 @runtimes.register("onnxruntime")
 class OnnxRuntime(Runtime):
-    """A model as the file that its target exports it to, on the processor."""
+    """A model as the file that its target exports it to, on the processor.
 
-    def __init__(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> None:
+    Args:
+        checkpoint: The model.
+        dtypes: float32, for it knows no others.
+        exported: Where it was exported to; None: it is exported first.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtypes: StackDtypes = IN_FLOAT32,
+        exported: Path | None = None,
+    ) -> None:
         if importlib.util.find_spec("onnxruntime") is None:
             raise UserError("runtime=onnxruntime: is not installed; pip install 'edge_asr[onnx]'")
         if dtypes != IN_FLOAT32 or checkpoint.model.device.type != "cpu":
@@ -38,11 +51,11 @@ class OnnxRuntime(Runtime):
 
         self.checkpoint = checkpoint
         self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
-        with tempfile.TemporaryDirectory() as folder:
-            write_onnx(checkpoint, Path(folder))
-            self._encoder, self._decoder = (
-                session(Path(folder) / name) for name in (ENCODER, DECODER)
-            )
+        with tempfile.TemporaryDirectory() as made:
+            folder = exported or Path(made)
+            if exported is None:
+                write_onnx(checkpoint, folder)
+            self._encoder, self._decoder = (session(folder / name) for name in (ENCODER, DECODER))
 
     def window(self, samples: np.ndarray) -> np.ndarray:
         return clip_to_window(self.checkpoint, samples)

@@ -13,6 +13,7 @@ from edge_asr.errors import UserError, first_line
 from edge_asr.memory import is_out_of_memory
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.activation import InputQuantizer
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
 from edge_asr.runtimes.decoding_model import decoding_model
 from edge_asr.runtimes.greedy_search import FoundTokens, greedy_search, search_tokens
@@ -37,6 +38,10 @@ class TorchRuntime(Runtime):
         self._decoder = self._model.get_submodule(architecture.decoder_module)
         self._head = self._model.get_submodule(architecture.head)
         self._tokens = search_tokens(self._model, architecture)
+        # A runtime with such ranges decodes token by token from the first on.
+        self._ranges_of_calls = any(
+            one.settings.of_call for one in self._model.modules() if isinstance(one, InputQuantizer)
+        )
 
     def window(self, samples: np.ndarray) -> np.ndarray:
         return clip_to_window(self.checkpoint, samples)
@@ -65,7 +70,10 @@ class TorchRuntime(Runtime):
         with torch.inference_mode():
             memory, mask = self._encode(prepared)
             encoder = clock.lap()
-            found = greedy_search(self._decoder, self._head, memory, mask, self._tokens, limits)
+            found = greedy_search(
+                self._decoder, self._head, memory, mask, self._tokens, limits,
+                prompt_at_once=not self._ranges_of_calls,
+            )  # fmt: skip
             decoder = clock.lap()
         transcripts = transcripts_of(self.checkpoint.tokenizer, found)
         seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=clock.lap())

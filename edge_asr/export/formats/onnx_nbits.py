@@ -7,42 +7,34 @@ last block of a row is filled up (onnxruntime: docs/ContribOperators.md).
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_asr.export.base import Exporter, exporters
-from edge_asr.models.loading import Checkpoint
+from edge_asr.export.base import exporters
+from edge_asr.export.onnx_exporter import OnnxExporter, OperatorLinear, tensor_of
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.layers import QuantizedLinear, quantized_layers
+from edge_asr.quant.layers import QuantizedLinear
 
-OPERATOR = "com.microsoft::MatMulNBits"
+OPERATOR = "MatMulNBits"  # of the domain com.microsoft
 INT8_INPUTS = 4  # the operator's accuracy_level
 
 
-class NBitsLinear(nn.Module):
-    """A layer as one MatMulNBits; it cannot run in PyTorch, only be traced.
-
-    Attributes:
-        layer: The path of the layer it stands for.
-    """
+class NBitsLinear(OperatorLinear):
+    """A layer as one MatMulNBits."""
 
     packed: Tensor
     scales: Tensor
     zeros: Tensor | None
 
     def __init__(self, layer: str, own: QuantizedLinear) -> None:
-        super().__init__()
+        super().__init__(layer, own)
         weight = own.quantized
         assert weight is not None
-        self.layer, self.input_ops, self.bias = layer, own.input_ops, own.bias
-        self.rows, self.columns = weight.codes.shape
+        self.rows, columns = weight.codes.shape
         bits, size = weight.grid.bits, weight.parameters.group_size
         shift = 1 << (bits - 1) if weight.grid.signed else 0
         codes = (weight.codes.to(torch.int16) + shift).to(torch.uint8)
@@ -52,24 +44,19 @@ class NBitsLinear(nn.Module):
         # Where it is the usual one it is not stored.
         usual = bool((zeros == 1 << (bits - 1)).all())
         self.register_buffer("zeros", None if usual else packed_rows(zeros, bits))
-        quantized = isinstance(own.quantize_input, InputQuantizer)
-        self.settings: dict[str, Any] = {
-            "K": self.columns,
-            "N": self.rows,
-            "bits": bits,
-            "block_size": size,
-        }
-        self.settings |= {"accuracy_level": INT8_INPUTS} if quantized else {}
+        self.settings: dict[str, Any] = {"K": columns, "N": self.rows}
+        self.settings |= {"bits": bits, "block_size": size}
+        if isinstance(own.quantize_input, InputQuantizer):
+            self.settings["accuracy_level"] = INT8_INPUTS
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = self.input_ops(inputs)
+    def product(self, inputs: Tensor) -> Tensor:
         operands = [inputs, self.packed, self.scales]
         operands += [] if self.zeros is None else [self.zeros]
         outputs: Tensor = torch.onnx.ops.symbolic(
-            OPERATOR, operands, self.settings, dtype=inputs.dtype,
+            f"com.microsoft::{OPERATOR}", operands, self.settings, dtype=inputs.dtype,
             shape=(*inputs.shape[:-1], self.rows), version=1,
         )  # fmt: skip
-        return outputs if self.bias is None else outputs + self.bias
+        return outputs
 
 
 def packed_blocks(codes: Tensor, bits: int, size: int) -> Tensor:
@@ -95,57 +82,26 @@ def unpacked_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     return codes.flatten(1)[:, :columns].to(torch.uint8)
 
 
-class _Nbits(Exporter):
-    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
-    extra: ClassVar[str] = "onnx"
-
-    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        from edge_asr.export.graphs import write_graphs
-
-        model: Any = copy.deepcopy(checkpoint.model)
-        for name, layer in quantized_layers(model).items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, NBitsLinear(name, layer))
-        write_graphs(checkpoint, model, folder)
-
-    def read_back(self, folder: Path) -> Mapping[str, Tensor]:
-        from edge_asr.export.graphs import DECODER, ENCODER
-
-        return {**read_layers(folder / ENCODER), **read_layers(folder / DECODER)}
-
-
 @exporters.register("onnx_nbits")
-class OnnxNbits(_Nbits):
+class OnnxNbits(OnnxExporter):
     """Layers read floats."""
+
+    def operators(self, name: str, layer: QuantizedLinear) -> OperatorLinear:
+        return NBitsLinear(name, layer)
+
+    def weights(
+        self, nodes: Iterator[Any], values: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for node in nodes:
+            if node.op_type == OPERATOR:
+                settings = {one.name: one.i for one in node.attribute}
+                operands = [tensor_of(values[name]) for name in node.input[1:] if name]
+                yield node.input[1], dequantized(*operands, settings=settings)
 
 
 @exporters.register("onnx_nbits_a8")
-class OnnxNbitsInt8(_Nbits):
+class OnnxNbitsInt8(OnnxNbits):
     """Layers read int8 in blocks."""
-
-
-def read_layers(path: Path) -> dict[str, Tensor]:
-    """The weights of all layers in a graph, by their path, as ONNX Runtime dequantizes them."""
-    import onnx
-    from onnx import numpy_helper
-
-    from edge_asr.export.graphs import LAYERS
-
-    proto = onnx.load(path)
-    values = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type == "Cast" and node.input[0] in values:
-            values[node.output[0]] = values[node.input[0]].astype(np.float32)
-    names = json.loads(next(one.value for one in proto.metadata_props if one.key == LAYERS))
-    found = {}
-    for node in proto.graph.node:
-        if node.op_type != OPERATOR.rpartition(":")[2]:
-            continue
-        settings = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        operands = [torch.from_numpy(values[name].copy()) for name in node.input[1:] if name]
-        layer = names[node.input[1].rpartition(".")[0]]
-        found[layer] = dequantized(*operands, settings=settings)
-    return found
 
 
 def dequantized(

@@ -1,0 +1,92 @@
+"""What exporters to ONNX Runtime share: layers as operators, and how a file tells them again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_asr.export.base import Exporter
+from edge_asr.models.loading import Checkpoint
+from edge_asr.quant.layers import QuantizedLinear, quantized_layers
+
+LAYERS = "edge_asr.layers"  # in a graph's metadata: the layer's path by its initializers' prefix
+
+
+class OperatorLinear(nn.Module):
+    """A layer as operators of ONNX; it cannot run in PyTorch, only be traced.
+
+    Attributes:
+        layer: The path of the layer it stands for.
+    """
+
+    def __init__(self, layer: str, own: QuantizedLinear) -> None:
+        super().__init__()
+        self.layer, self.input_ops, self.bias = layer, own.input_ops, own.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.product(self.input_ops(inputs))
+        return outputs if self.bias is None else outputs + self.bias
+
+    @abstractmethod
+    def product(self, inputs: Tensor) -> Tensor:
+        """The inputs times the weight."""
+
+
+class OnnxExporter(Exporter):
+    """Writes `encoder.onnx` and `decoder.onnx`, see `graphs.py`."""
+
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
+    extra: ClassVar[str] = "onnx"
+
+    @abstractmethod
+    def operators(self, name: str, layer: QuantizedLinear) -> OperatorLinear:
+        """What stands for the layer at path `name`."""
+
+    @abstractmethod
+    def weights(
+        self, nodes: Iterator[Any], values: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Of every layer among a graph's `nodes` the name of the initializer that holds its codes,
+        and its weight float32. `values` are the graph's constants by name."""
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        from edge_asr.export.graphs import write_graphs
+
+        model: Any = copy.deepcopy(checkpoint.model)
+        for name, layer in quantized_layers(model).items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, self.operators(name, layer))
+        write_graphs(checkpoint, model, folder)
+
+    def read_back(self, folder: Path) -> Mapping[str, Tensor]:
+        import onnx
+        from onnx import numpy_helper
+
+        from edge_asr.export.graphs import DECODER, ENCODER
+
+        found = {}
+        for path in (folder / ENCODER, folder / DECODER):
+            proto = onnx.load(path)
+            values = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
+            for node in proto.graph.node:
+                if node.op_type == "Cast" and node.input[0] in values:
+                    values[node.output[0]] = values[node.input[0]].astype(np.float32)
+            layers = json.loads(
+                next(one.value for one in proto.metadata_props if one.key == LAYERS)
+            )
+            for codes, weight in self.weights(iter(proto.graph.node), values):
+                found[layers[codes.rpartition(".")[0]]] = weight
+        return found
+
+
+def tensor_of(values: np.ndarray) -> Tensor:
+    """A constant of a graph, which is read-only, as a tensor."""
+    return torch.from_numpy(values.copy())
