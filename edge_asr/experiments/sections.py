@@ -20,6 +20,7 @@ from edge_asr.quant.formats import VALUE_BITS, TensorFormat
 from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, quantized_layers, runtime_ops
 from edge_asr.quant.result import Quantization
 from edge_asr.quant.weight import QuantizedWeight
+from edge_asr.runtimes.base import runtimes
 from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.record import (
     FLOAT_METHOD,
@@ -125,7 +126,8 @@ def data_section(plan: Plan, data: DataSet, rows: Sequence[ClipOutput]) -> DataS
     """Which data set was transcribed, and the seconds that took."""
     seconds = sum((row.seconds for row in rows), start=PhaseSeconds())
     audio = sum(row.duration for row in rows)
-    timed = plan.quantize is None and seconds.transcription > 0
+    simulated = plan.quantize is not None and runtimes[plan.settings.runtime].simulates
+    timed = not simulated and seconds.transcription > 0
     return DataSection(
         data.name,
         len(data.corpus),

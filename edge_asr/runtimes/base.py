@@ -47,10 +47,12 @@ class Runtime(ABC):
 
     A batch passes two calls, `prepare` and `decode`, so that the next one is prepared by another
     thread meanwhile. `version` is part of every hypothesis's key: raised when the same model may
-    write other texts.
+    write other texts. `simulates` says that a quantized model's integers are multiplied as floats,
+    so that its seconds say nothing of a file's.
     """
 
     version: ClassVar[int] = 1
+    simulates: ClassVar[bool] = True
 
     @abstractmethod
     def window(self, samples: np.ndarray) -> np.ndarray:

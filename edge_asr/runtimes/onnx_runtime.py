@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class OnnxRuntime(Runtime):
         dtypes: float32, for it knows no others.
         exported: Where it was exported to; None: it is exported first.
     """
+
+    simulates: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -79,7 +81,8 @@ class OnnxRuntime(Runtime):
             encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
         began = time.perf_counter()
         texts: tuple[Transcript, ...] = transcripts_of(self.checkpoint.tokenizer, found)
-        return DecodedBatch(texts, PhaseSeconds(encoder, decoder, time.perf_counter() - began))
+        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=time.perf_counter() - began)
+        return DecodedBatch(texts, seconds)
 
 
 def session(path: Path) -> Any:

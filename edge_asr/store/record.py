@@ -260,7 +260,7 @@ class DataSection:
 
     `name` is that of its results, `origin` where it was published (path, config, split, resolved
     revision), `hypotheses_file` its manifest beside the record. `seconds` is what transcribing it
-    took; `rtfx`, of a float run alone, the seconds of audio over those that the Open ASR
+    took; `rtfx`, unless integers were simulated, the seconds of audio over those that the Open ASR
     Leaderboard times. Neither is a part of what is compared.
     """
 
