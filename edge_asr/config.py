@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import Field
 
 import edge_asr
@@ -20,7 +21,17 @@ from edge_asr.errors import UserError
 from edge_asr.models.decoding import Decoding, Dtype
 from edge_asr.quant.scheme import DEFAULT, Scheme
 from edge_asr.quant.target import Target
-from edge_asr.settings import Bits, Checked, Count, Fraction, Rate, ScheduleName, Seed, build
+from edge_asr.settings import (
+    Bits,
+    Checked,
+    Count,
+    Fraction,
+    Rate,
+    ScheduleName,
+    Seed,
+    build,
+    nearest,
+)
 from edge_asr.store.files import parse_size
 from edge_asr.store.plain_json import finite
 
@@ -269,6 +280,16 @@ class Settings(Checked):
         for name in ("results", "store", "store_cap", "rerun", "threads", "schedule"):
             del plain[name]
         return plain
+
+
+def target_named(name: str) -> Target:
+    """The target of a file that comes with the package. Raises UserError for an unknown name."""
+    known = {path.stem: path for path in (CONF / "target").glob("*.yaml")}
+    if name not in known:
+        raise UserError(f"target={name}: {nearest(name, known)}")
+    plain = OmegaConf.to_container(OmegaConf.load(known[name]))
+    assert isinstance(plain, dict)
+    return build(Target, {str(key): value for key, value in plain.items()}, Target.option())
 
 
 def settings_from(plain: Mapping[str, Any]) -> Settings:

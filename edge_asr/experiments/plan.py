@@ -158,8 +158,13 @@ def check_settings(settings: Settings) -> Recipe:
         UserError: for a setting out of its range, or parts that cannot work together or serve the
             scheme.
     """
-    _ = runtimes[settings.runtime], protocol_named(settings.protocol.name)
+    runtime, _ = runtimes[settings.runtime], protocol_named(settings.protocol.name)
     recipe = Recipe.build(settings.method.stages)
+    if recipe.quantizes and runtime.targets and settings.target.name not in runtime.targets:
+        raise UserError(
+            f"runtime={settings.runtime} with target={settings.target.name}: say which of its "
+            f"files it shall run, target={', '.join(runtime.targets)}"
+        )
     if recipe.quantizes:
         recipe.check(settings.rules(), settings.target)
     calibration_source(settings.calibration)
@@ -183,6 +188,7 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
     scheme = settings.rules()
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
+    runtimes[settings.runtime].check(_dtypes(settings, files), settings.device)
     corpora = clips.data_sets(settings)
     slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
     formats, served = {}, {}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edge_asr.cli.compose import compose_settings
 from edge_asr.cli.main import Parser, exit_code
+from edge_asr.config import target_named
 
 
 def _parser() -> Parser:
@@ -31,7 +31,7 @@ def _parser() -> Parser:
 def command(arguments: Sequence[str] | None = None) -> None:
     """Export. Raises UserError for what cannot be."""
     options = _parser().parse_args(arguments)
-    target = compose_settings(f"target={options.target}").target
+    target = target_named(options.target)
     # Only now what takes seconds to import.
     from edge_asr.export.source import quantized_model
     from edge_asr.export.write import export

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
+from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import TensorFormat
@@ -37,7 +39,19 @@ class Exporter(ABC):
         the file alone."""
 
 
-exporters: Registry[Exporter] = Registry("exporter")
+exporters: Registry[Exporter] = Registry("exporter", "--target")
+# What ONNX Runtime runs.
+ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
+
+
+def require_packages(option: str, packages: Iterable[str], extra: str) -> None:
+    """Raises UserError where one of `packages`, by the names for import, is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"{option}: needs {package}, which is not installed; "
+                f"pip install 'edge_asr[{extra}]'"
+            )
 
 
 def format_of(layer: QuantizedLinear) -> TensorFormat:

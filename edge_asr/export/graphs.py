@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.export.onnx_exporter import LAYERS, OperatorLinear
+from edge_asr.export.onnx_exporter import DECODER, ENCODER, LAYERS, OperatorLinear
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint
 from edge_asr.store.files import write_bytes_atomically
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 21
 TRACED_TOKENS = 4  # any number but 0 and 1, which tracing takes for constants
 

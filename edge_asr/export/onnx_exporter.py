@@ -17,6 +17,7 @@ from edge_asr.export.base import Exporter
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import QuantizedLinear, quantized_layers
 
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 LAYERS = "edge_asr.layers"  # in a graph's metadata: the layer's path by its initializers' prefix
 
 
@@ -69,8 +70,6 @@ class OnnxExporter(Exporter):
     def read_back(self, folder: Path) -> Mapping[str, Tensor]:
         import onnx
         from onnx import numpy_helper
-
-        from edge_asr.export.graphs import DECODER, ENCODER
 
         found = {}
         for path in (folder / ENCODER, folder / DECODER):

@@ -30,7 +30,7 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
     if record.method.name == FLOAT_METHOD:
         raise UserError(f"{folder}: is a run of the float model; give one of a quantized model")
     # RESULTS/MODEL/RUN
-    place = folder.resolve().parents[2] / USUAL_STORE if store is None else store
+    place = folder.resolve().parent.parent.parent / USUAL_STORE if store is None else store
     artefact = Store(place).find_key("quantize", record.keys.get("quantize", ""))
     if artefact is None:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,14 +12,13 @@ from torch import Tensor
 
 # Importing the formats registers their exporters.
 import edge_asr.export.formats  # noqa: F401
-from edge_asr.cli.compose import compose_settings
+from edge_asr.config import target_named
 from edge_asr.errors import UserError
-from edge_asr.export.base import exporters, format_of
+from edge_asr.export.base import ONNX_TARGETS, exporters, format_of, require_packages
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.layers import quantized_layers, runtime_ops
+from edge_asr.quant.layers import QuantizedLinear, quantized_layers, runtime_ops
 from edge_asr.quant.target import Target
 
-ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
 READABLE = 0o755  # a temporary folder is its maker's alone
 
 
@@ -32,12 +30,7 @@ def export(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
             installed, `folder` is there already, or what was read back differs.
     """
     exporter = exporters[target.name]()
-    for package in exporter.packages:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"--target={target.name}: needs {package}, which is not installed; "
-                f"pip install 'edge_asr[{exporter.extra}]'"
-            )
+    require_packages(f"--target={target.name}", exporter.packages, exporter.extra)
     if folder.exists():
         raise UserError(f"--out={folder}: is there already; choose another folder or remove it")
     refuse_model(checkpoint, target)
@@ -60,7 +53,7 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
     """
     reasons = []
     for name in ONNX_TARGETS:
-        target = compose_settings(f"target={name}").target
+        target = target_named(name)
         try:
             refuse_layers(checkpoint, target)
         except UserError as error:
@@ -82,7 +75,9 @@ def refuse_model(checkpoint: Checkpoint, target: Target) -> None:
 
 def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
     """The same, but for a float model, which has no such layer."""
-    for name, layer in quantized_layers(checkpoint.model).items():
+    for name, layer in checkpoint.model.named_modules():
+        if not isinstance(layer, QuantizedLinear):
+            continue
         target.refuse(name, format_of(layer), layer.in_features)
         weight = layer.quantized
         if weight is not None and weight.parameters.order is not None:

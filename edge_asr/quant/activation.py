@@ -6,7 +6,7 @@ arXiv:2404.00456, section 5) and SpinQuant do, or from a group of its channels, 
 multiply blocks of integers (ggml, ONNX Runtime's MatMulNBits). Per tensor, one range is taken from
 calibration and stored (static), either the global extremes or the mean of every clip's extremes
 (LLMC's default); or from all that passes in one call, as ONNX Runtime's DynamicQuantizeLinear does,
-so that what a clip reads then depends on what else is in its batch.
+so that what a clip reads then depends on what else is in its batch, in calibration too.
 
 Only what the Linear layers of blocks read is quantized: the queries, keys, values and probabilities
 of attention products stay float, as do the inputs of stem, embedding and head.

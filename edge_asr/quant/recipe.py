@@ -126,13 +126,16 @@ class Recipe:
     def check(self, scheme: Scheme, target: Target = ANYTHING) -> None:
         """Raises UserError if, in some model, a part could not serve what `scheme` asks for, or
         leaves what `target` cannot hold."""
-        served = []
-        for slot, formats in scheme.role_formats().items():
-            served += [self.constrain(format, slot) for format in formats]
+        served = {
+            f"{slot.stack}.{slot.role}": [self.constrain(format, slot) for format in formats]
+            for slot, formats in scheme.role_formats().items()
+        }
         names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
-        target.refuse_recipe(
-            names["outliers"] != "none", self.transform.without_runtime_ops(served), names
-        )
+        ops = self.transform.without_runtime_ops(one for own in served.values() for one in own)
+        target.refuse_recipe(names["outliers"] != "none", ops, names)
+        for name, formats in served.items():
+            for format in formats:
+                target.refuse(name, format)
 
     def learn_ranges(self, context: BlockContext) -> None:
         """Train the block's transform and ranges together, where either is learned.

@@ -74,6 +74,11 @@ class Assigned:
                     "from calibration, or dynamic for one from what passes at every call"
                 )
             size = self.act_group_size
+            if size == "weights" and self.group_size is None:
+                raise UserError(
+                    "act_group_size=weights with group_size=null: weights with a scale a channel "
+                    "have no groups; set group_size=32"
+                )
             inputs = ActivationGrid(
                 self.act_bits,
                 self.act_symmetric,

@@ -74,6 +74,7 @@ def quantize_model(
         progress: Called with (what goes on, blocks done, total) while a part learns, and with
             (block and its losses, done, total) after every block.
     """
+    recipe.correction.check_clips(batches)
     blocks = list(architecture.blocks(model.config))
     install_layers(model, (name for block in blocks for name in block.layers))
     engine = SequentialPass(

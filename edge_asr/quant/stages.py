@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from edge_asr.calibration.capture import Batch
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.models.families.sites import Site
 from edge_asr.models.tensors import Slot
@@ -190,6 +191,9 @@ class Correction(Part):
 
     def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
+
+    def check_clips(self, batches: Sequence[Batch]) -> None:
+        """Raises UserError, before anything is quantized, where `batches` are too few for it."""
 
     def repair_model(self, context: ModelContext) -> None:
         """Change what is no code of the whole quantized model, once, after the last block."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge_asr.errors import UserError
-from edge_asr.quant.formats import Grid, TensorFormat, convention_of
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat, convention_of
 from edge_asr.quant.scheme import Assigned, Rule
 from edge_asr.settings import Bits, Checked, Count, show_value
 
@@ -26,9 +26,9 @@ class Target(Checked):
     Of every list the first entry holds where a run says nothing.
 
     Attributes:
-        name: The file of conf/target it comes from; decides nothing.
+        name: The file of conf/target it comes from; what exports to it and runs it goes by that.
         bits: Widths of weights.
-        symmetric: Conventions of weights without a zero point; false: with one.
+        symmetric: Conventions of weights without a zero point; false: with a whole one.
         group_sizes: Columns that may share a scale; null among them: one scale an output channel.
         whole_groups: Whether groups must divide the columns of a layer.
         inputs: Ways to read activations, each with act_bits, act_symmetric, ..., or none of them
@@ -48,8 +48,14 @@ class Target(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in vars(self).items():
+            if value == ():
+                raise UserError(f"target.{name}=[]: give at least one, or null for any")
         for index, one in enumerate(self.inputs or ()):
-            Rule.parse({"act_bits": None, **one}, f"target.inputs[{index}]")
+            place = f"target.inputs[{index}]"
+            if foreign := [name for name in one if not name.startswith("act_")]:
+                raise UserError(f"{place}.{foreign[0]}: says nothing of inputs; give act_bits, ...")
+            Rule.parse({"act_bits": None, **one}, place)
 
     @classmethod
     def option(cls) -> str:
@@ -70,11 +76,16 @@ class Target(Checked):
 
         `columns` are the layer's; None: not known yet.
         """
-        grid = format.weights
-        if grid is not None:
-            self._refuse_grid(name, grid, columns)
-        if self.inputs is not None:
-            self._refuse_inputs(name, format, self.inputs)
+        if format.weights is not None:
+            self._refuse_grid(name, format.weights, columns)
+            if self.inputs is not None:
+                self._refuse_inputs(name, format.inputs, format.weights, self.inputs)
+        elif self.inputs is not None and format.inputs is not None:
+            raise UserError(
+                f"target={self.name}: {name} keeps its weights in floating point and is to read "
+                f"{format.inputs.label}; its runtime reads floats there: add act_bits: null to the "
+                "rule that keeps them, or set act_bits=null of its stack"
+            )
 
     def refuse_recipe(self, outliers: bool, ops: str | None, names: Mapping[str, str]) -> None:
         """Raises UserError where the runtime cannot hold what the parts of a recipe leave.
@@ -88,7 +99,7 @@ class Target(Checked):
         if outliers and not self.outliers:
             raise UserError(
                 f"target={self.name} with method/outliers={names['outliers']}: its runtime holds "
-                "no weights of a layer apart; use method/outliers=none or method=gptq"
+                "no weights of a layer apart; use method=gptq"
             )
         if ops is not None and not self.runtime_ops:
             raise UserError(
@@ -97,18 +108,22 @@ class Target(Checked):
             )
 
     def _refuse_inputs(
-        self, name: str, format: TensorFormat, ways: tuple[Mapping[str, Any], ...]
+        self,
+        name: str,
+        found: ActivationGrid | None,
+        weights: Grid,
+        ways: tuple[Mapping[str, Any], ...],
     ) -> None:
-        found = format.inputs
-        groups = None if format.weights is None else format.weights.group_size
-        own = [Assigned(**{"group_size": groups, **one}).format().inputs for one in ways]
+        own = [Assigned(group_size=weights.group_size, **one).format().inputs for one in ways]
         if found in own:
             return
         # The nearest one is quantized if what was asked for is.
         best = min(range(len(own)), key=lambda one: ((own[one] is None) != (found is None), one))
-        remedy = "set act_bits=null"
+        remedy = "set act_bits=null and leave out scheme= and other act_ settings"
         if ways[best]:
-            remedy = f"leave act_bits out and set scheme.rules=[{show_value(ways[best])}]"
+            remedy = (
+                f"leave act_bits and scheme= out and set scheme.rules=[{show_value(ways[best])}]"
+            )
         raise UserError(
             f"target={self.name}: {name} is to read {found.label if found else 'floats'}; its "
             f"runtime reads {' or '.join(one.label if one else 'floats' for one in own)}: "
@@ -121,6 +136,11 @@ class Target(Checked):
             raise UserError(
                 f"target={self.name}: {name} has bits={grid.bits}; its runtime has kernels for "
                 f"{_listed(self.bits)} bits: set bits={best}"
+            )
+        if self.symmetric is not None and not grid.symmetric and grid.zero_point == "float":
+            raise UserError(
+                f"target={self.name}: {name} has zero points between the steps of its grid; its "
+                "runtime holds whole ones: use method/range=mse"
             )
         found = convention_of(grid)
         if self.symmetric is not None and found not in self.symmetric:
@@ -139,7 +159,7 @@ class Target(Checked):
         size = grid.group_size
         if self.whole_groups and size and columns is not None and columns % size:
             fitting = [one for one in sizes or range(1, size) if one is None or columns % one == 0]
-            remedy = "leave it floating point, a rule with its name and bits: float"
+            remedy = f"leave it floating point, {{name: {name}, bits: float, act_bits: null}}"
             if fitting:
                 largest = max(fitting, key=lambda one: one or 0)
                 remedy = f"set group_size={show_value(largest)}"

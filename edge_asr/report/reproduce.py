@@ -46,8 +46,9 @@ def words_of(config: Mapping[str, Any]) -> list[str]:
     plain = dict(config)
     words = [*_model(plain.pop("model")), *_method(plain.pop("method"))]
     words += _of_file("scheme", plain.pop("scheme"))
-    if (target := plain.pop("target", None)) is not None and target["name"] != NO_TARGET:
-        words += _of_file("target", target)
+    if target := plain.pop("target", None):
+        own = list(_of_file("target", target))
+        words += [] if own == [f"target={NO_TARGET}"] else own
     for group in ("data", "calibration", "protocol"):
         section = dict(plain.pop(group))
         section |= section.pop("options", {})

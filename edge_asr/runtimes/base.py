@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edge_asr.audio import SAMPLE_RATE
+from edge_asr.models.decoding import StackDtypes
 from edge_asr.registry import Registry
 from edge_asr.store.phases import PhaseSeconds
 
@@ -46,13 +47,24 @@ class Runtime(ABC):
     """A model ready to transcribe.
 
     A batch passes two calls, `prepare` and `decode`, so that the next one is prepared by another
-    thread meanwhile. `version` is part of every hypothesis's key: raised when the same model may
-    write other texts. `simulates` says that a quantized model's integers are multiplied as floats,
-    so that its seconds say nothing of a file's.
+    thread meanwhile.
+
+    Attributes:
+        version: Part of every hypothesis's key: raised when the same model may write other texts,
+            through what an exporter changed too.
+        simulates: A quantized model's integers are multiplied as floats, so that its seconds say
+            nothing of a file's.
+        targets: Those whose files it runs; None: it simulates any.
     """
 
     version: ClassVar[int] = 1
     simulates: ClassVar[bool] = True
+    targets: ClassVar[tuple[str, ...] | None] = None
+
+    @classmethod
+    def check(cls, dtypes: StackDtypes, device: str) -> None:
+        """Raises UserError where it could not compute so, before anything is loaded."""
+        del dtypes, device
 
     @abstractmethod
     def window(self, samples: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from edge_asr.errors import UserError
+from edge_asr.export.base import ONNX_TARGETS, require_packages
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
@@ -28,12 +28,22 @@ class OnnxRuntime(Runtime):
     """A model as the file that its target exports it to, on the processor.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The model; which of its targets holds it, its formats tell.
         dtypes: float32, for it knows no others.
         exported: Where it was exported to; None: it is exported first.
     """
 
     simulates: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...] | None] = ONNX_TARGETS
+
+    @classmethod
+    def check(cls, dtypes: StackDtypes, device: str) -> None:
+        require_packages("runtime=onnxruntime", ("onnxruntime", "onnx", "onnxscript"), "onnx")
+        if dtypes != IN_FLOAT32 or device != "cpu":
+            raise UserError(
+                "runtime=onnxruntime: computes in float32 on the processor; leave out device=, "
+                "encoder.dtype= and decoder.dtype="
+            )
 
     def __init__(
         self,
@@ -41,14 +51,8 @@ class OnnxRuntime(Runtime):
         dtypes: StackDtypes = IN_FLOAT32,
         exported: Path | None = None,
     ) -> None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise UserError("runtime=onnxruntime: is not installed; pip install 'edge_asr[onnx]'")
-        if dtypes != IN_FLOAT32 or checkpoint.model.device.type != "cpu":
-            raise UserError(
-                "runtime=onnxruntime: computes in float32 on the processor; leave out device=, "
-                "encoder.dtype= and decoder.dtype="
-            )
-        from edge_asr.export.graphs import DECODER, ENCODER
+        self.check(dtypes, checkpoint.model.device.type)
+        from edge_asr.export.onnx_exporter import DECODER, ENCODER
         from edge_asr.export.write import write_onnx
 
         self.checkpoint = checkpoint
@@ -113,10 +117,8 @@ def greedy_tokens(
 
     def step(token: int) -> None:
         nonlocal logits, cache
-        given = zip(
-            ("keys", "values", "cross_keys", "cross_values"), (*cache, *memory), strict=True
-        )
-        rows, *cache = decoder.run(None, {"token": np.array([[token]], np.int64), **dict(given)})
+        given = dict(zip(CACHES, (*cache, *memory), strict=True))
+        rows, *cache = decoder.run(None, {"token": np.array([[token]], np.int64), **given})
         logits = rows[0]
 
     for token in tokens.prompt:

@@ -66,6 +66,11 @@ class TorchRuntime(Runtime):
             ) from error
 
     def decode(self, prepared: Features, limits: Sequence[int]) -> DecodedBatch:
+        if self._ranges_of_calls and len(limits) > 1:
+            raise UserError(
+                f"batch_size={len(limits)}: the model reads ranges of all that passes in a call, "
+                "which would depend on the other clips of a batch; set batch_size=1"
+            )
         clock = _Clock(self._model.device)
         with torch.inference_mode():
             memory, mask = self._encode(prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def current_environment(device: str, threads: int) -> Environment:
     tracked = _git("ls-files", "--error-unmatch", "__init__.py") is not None
     # Code and configuration alone: results that a run has left do not make its code another.
     status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
-    names = ("torch", "transformers", "numpy", "jiwer", "kaldialign")
+    names = ["torch", "transformers", "numpy", "jiwer", "kaldialign"]
+    names += [name for name in ("onnxruntime",) if importlib.util.find_spec(name)]
     return Environment(
         package=edge_asr.__version__,
         git_commit=_git("rev-parse", "HEAD") if tracked else None,

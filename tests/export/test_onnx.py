@@ -161,7 +161,10 @@ def test_ranges_of_a_call_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> 
 
 
 def test_runtime_ops_are_in_the_file(moonshine: Checkpoint) -> None:
-    rotated = quantized(moonshine, GROUPS_OF_16, transform={"name": "hadamard"})
+    # And blocks that are wider than any layer.
+    rotated = quantized(
+        moonshine, Grid(4, granularity="group", group_size=256), transform={"name": "hadamard"}
+    )
     assert heard(OnnxRuntime(rotated)) == heard(TorchRuntime(rotated))
 
 
@@ -196,6 +199,13 @@ def test_what_no_target_of_it_holds_is_refused(
     with pytest.raises(UserError, match=r"^runtime=onnxruntime: ") as refused:
         OnnxRuntime(quantized(moonshine, grid, inputs))
     assert message in str(refused.value)
+
+
+def test_clips_of_a_batch_would_change_ranges_of_a_call(whisper: Checkpoint) -> None:
+    own = quantized(whisper, Grid(8, **SIGNED), ActivationGrid(8, False, "tensor"))
+    clips = [tone(0.7, 200.0)] * 2
+    with pytest.raises(UserError, match=r"batch_size=2.*set batch_size=1"):
+        TorchRuntime(own).transcribe(clips, [2, 2])
 
 
 def test_other_dtypes_are_refused(moonshine: Checkpoint) -> None:

@@ -15,7 +15,9 @@ from edge_asr.errors import UserError
 from edge_asr.export.formats.compressed_tensors import CompressedTensors
 from edge_asr.export.write import export
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import Grid
+from edge_asr.quant.activation import InputQuantizer
+from edge_asr.quant.formats import ActivationGrid, Grid
+from edge_asr.quant.layers import quantized_layers
 from edge_asr.quant.model_folder import load_model, save_model
 
 TARGET = compose_settings("target=compressed_tensors", "target.group_sizes=null").target
@@ -45,6 +47,16 @@ def test_what_a_target_cannot_hold_is_refused(moonshine: Checkpoint, tmp_path: P
     refused(rotated, tmp_path, "runs with the model.*method/transform=none")
     kept = quantized(moonshine, GRID, outliers={"name": "columns", "fraction": 0.2})
     refused(kept, tmp_path, "keeps weights in floating point.*method/outliers=none")
+
+
+def test_inputs_that_a_float_layer_reads_are_not_forgotten(
+    moonshine: Checkpoint, tmp_path: Path
+) -> None:
+    own = quantized(moonshine, GRID)
+    layer = next(iter(quantized_layers(own.model).values()))
+    layer.quantized = None
+    layer.quantize_input = InputQuantizer(ActivationGrid(8))
+    refused(own, tmp_path, "keeps its weights in floating point and is to read A8")
 
 
 def test_a_target_without_an_exporter_says_which_have_one(

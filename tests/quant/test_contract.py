@@ -197,7 +197,7 @@ def test_every_part_makes_a_sound_model_with_quantized_inputs(
         inputs = ActivationGrid(8, granularity="tensor", static_range="extreme")
     grid, recipe = Grid(4), recipe_with((stage, name))
     if name == "let" and inputs.static_range:
-        with pytest.raises(UserError, match="act_granularity=tensor"):
+        with pytest.raises(UserError, match="act_range=extreme"):
             recipe.constrain(TensorFormat(grid, inputs), Slot("any", "encoder", "qkv", "linear"))
         return
     model, _ = quantized(checkpoint, recipe, grid, inputs)

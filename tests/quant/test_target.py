@@ -66,6 +66,8 @@ REFUSED = [
     (["target=ggml_q4_0", "method=best"], "no operations between layers"),
     (["target=ggml_q4_0", "method=awq"], "no operations between layers"),
     (["target=onnx_nbits", "method=spqr"], "no weights of a layer apart"),
+    (["target=onnx_nbits", "method=hqq"], "has zero points between the steps"),
+    (["target=onnx_nbits", "scheme=a8_static"], "is to read A8 static; its runtime reads floats"),
 ]  # fmt: skip
 
 
@@ -83,10 +85,24 @@ def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
     if word.startswith("scheme.rules="):
         word = word.replace(": ", ":")
     kept = [one for one in words if one.partition("=")[0] != word.partition("=")[0]]
-    if "leave act_bits out" in text:
-        kept = [one for one in kept if not one.startswith("act_bits=")]
+    if "leave act_bits and scheme= out" in text or "and leave out scheme=" in text:
+        kept = [one for one in kept if not one.startswith(("act_bits=", "scheme="))]
+        word = word.removesuffix(" and leave out scheme= and other act_ settings")
     kept = [one for one in kept if not (one == "encoder.bits=6" and word.startswith("bits="))]
     check_settings(compose_settings("method=gptq", *kept, word))
+
+
+@pytest.mark.parametrize("name", ["ggml_q4_0", "onnx_nbits_a8", "onnx_dynamic"])
+def test_what_stays_float_reads_floats(name: str) -> None:
+    words = ["method=gptq", f"target={name}", "decoder.bits=float"]
+    with pytest.raises(UserError, match=r"decoder\.\w+ keeps its weights in floating point"):
+        compose_settings(*words)
+    compose_settings(*words, "decoder.act_bits=null")
+
+
+def test_groups_of_weights_that_have_none_are_refused() -> None:
+    with pytest.raises(UserError, match="act_group_size=weights with group_size=null"):
+        compose_settings("method=gptq", "target=onnx_nbits_a8", "group_size=null")
 
 
 def test_groups_of_inputs_follow_those_of_weights() -> None:
@@ -124,9 +140,9 @@ def test_a_width_without_any_group_is_left_float_or_refused() -> None:
     grid = Grid(
         4, symmetric=True, signed=True, signed_scale=True, granularity="group", group_size=32
     )
-    with pytest.raises(UserError, match=r"do not divide the 144 columns.*bits: float"):
+    with pytest.raises(UserError, match=r"divide the 144 columns.*bits: float, act_bits: null"):
         target.refuse("layer", TensorFormat(grid, Q8), 144)
-    target.refuse("layer", TensorFormat(None, Q8), 144)
+    target.refuse("layer", TensorFormat(None, None), 144)
 
 
 def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -141,3 +157,26 @@ def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
 def test_a_bad_policy_names_its_entry() -> None:
     with pytest.raises(UserError, match=r"target\.inputs\[0\]\.act_bit"):
         Target(inputs=({"act_bit": 8},))
+    with pytest.raises(UserError, match=r"target\.inputs\[0\]\.role: says nothing of inputs"):
+        Target(inputs=({"role": "fc2"},))
+
+
+@pytest.mark.parametrize("field", ["bits", "symmetric", "group_sizes", "inputs"])
+def test_an_empty_policy_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"target\.{field}=\[\]: give at least one"):
+        Target(**{field: ()})
+
+
+def test_a_file_is_run_by_what_knows_it() -> None:
+    words = ["method=rtn", "runtime=onnxruntime"]
+    for more in ([], ["target=ggml_q4_0"]):
+        with pytest.raises(UserError, match="target=onnx_nbits, onnx_nbits_a8, onnx_dynamic"):
+            check_settings(compose_settings(*words, *more))
+    check_settings(compose_settings(*words, "target=onnx_nbits"))
+    check_settings(compose_settings("method=float", "runtime=onnxruntime"))
+
+
+def test_what_a_runtime_cannot_compute_is_said_before_the_work(tmp_path: Path) -> None:
+    words = ["method=rtn", "runtime=onnxruntime", "target=onnx_nbits", "decoder.dtype=bfloat16"]
+    with pytest.raises(UserError, match="computes in float32"):
+        make_plan(compose_settings(*words), Store(tmp_path))

@@ -24,6 +24,7 @@ COMMANDS = [
     "method=gptq target=ggml_q4_0",
     "method=rtn target=onnx_nbits_a8 group_size=64",
     "method=rtn target=onnx_nbits 'target.bits=[8,4]' target.runtime_ops=false",
+    "method=rtn 'target.bits=[8]'",
     "model=custom 'model.path=a folder/with (spaces), é' model.name=mine data.limit=7",
     "data=manifest 'data.path=it'\"'\"'s.jsonl' data.where.set=a data.where.speaker=1688",
     "data=manifest data.path=a.jsonl 'data.where.set=[a,b]' data.split_by=set protocol=plain",

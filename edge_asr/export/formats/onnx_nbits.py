@@ -35,7 +35,8 @@ class NBitsLinear(OperatorLinear):
         weight = own.quantized
         assert weight is not None
         self.rows, columns = weight.codes.shape
-        bits, size = weight.grid.bits, weight.parameters.group_size
+        bits, size = weight.grid.bits, weight.grid.group_size
+        assert size is not None  # its targets hold no other
         shift = 1 << (bits - 1) if weight.grid.signed else 0
         codes = (weight.codes.to(torch.int16) + shift).to(torch.uint8)
         zeros = (weight.parameters.zero + shift).to(torch.uint8)

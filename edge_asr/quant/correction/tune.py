@@ -9,7 +9,7 @@ divergence) along its own transcripts instead of given texts, as NeUQI's authors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_asr.calibration.capture import Batch
 from edge_asr.errors import UserError
 from edge_asr.quant.context import ModelContext
 from edge_asr.quant.grid import stored_scale
@@ -162,13 +163,14 @@ class Tune(Trained, Correction):
     def evaluations(self) -> int:
         return 5
 
-    def repair_model(self, context: ModelContext) -> None:
-        _, trained = chosen_clips(context.batches, apart=True)
-        if not trained:
+    def check_clips(self, batches: Sequence[Batch]) -> None:
+        if not chosen_clips(batches, apart=True)[1]:
             raise UserError(
                 "method/correction=tune: needs two clips at least in which the float model hears "
                 "something, one to train on and one apart; set calibration.clips to more"
             )
+
+    def repair_model(self, context: ModelContext) -> None:
         tuned = TunedModel(context).to(context.model.device)
         optimizer = torch.optim.Adam(tuned.parameters(), lr=self.learning_rate)
         norms = [value for value in context.model.parameters() if value.ndim == 1]
