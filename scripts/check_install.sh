@@ -17,6 +17,7 @@ python -m edge_asr.run method=gptq bits=4 data.limit=2 calibration.clips=2 >>row
 edge-asr report >>rows.txt
 grep -q "observablehq/plot" runs/report.html
 edge-asr store size >>rows.txt
+edge-asr export --help >>help.txt
 status=0
 edge-asr run method=gptqq 2>typo.txt || status=$?
 [ "$status" = 2 ]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # `resource` and `fcntl` are there on Unix only. psutil, which accelerate needs, has a module for
 # every system, and that for this one may have them.
@@ -36,3 +40,13 @@ def test_every_module_is_imported_without_resource_and_fcntl() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 80
+
+
+def test_every_package_is_installed() -> None:
+    """Those beside conf/, which lies elsewhere."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    own = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "edge_asr").rglob("__init__.py")
+    }
+    assert own | {"edge_asr.conf"} == set(listed)
