@@ -202,8 +202,9 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         served = recipe.serve(formats, slots.values())
         _refuse_ranges_of_batches(settings, formats.values())
         for name, format in served.items():
-            _, shape, _ = files.tensors[f"{name}.weight"]
-            settings.target.refuse(name, format, shape[1])
+            # A checkpoint may call its tensors otherwise; then the width is not known before.
+            stored = files.tensors.get(f"{name}.weight")
+            settings.target.refuse(name, format, stored and stored[1][1])
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True
     )

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.export.onnx_exporter import DECODER, ENCODER, LAYERS, OperatorLinear
+from edge_asr.export.onnx_exporter import (
+    CACHES,
+    CROSS,
+    DECODER,
+    ENCODER,
+    FEATURES,
+    LAYERS,
+    TOKEN,
+    OperatorLinear,
+)
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint
 from edge_asr.store.files import write_bytes_atomically
@@ -115,18 +124,15 @@ def write_graphs(checkpoint: Checkpoint, model: Any, folder: Path) -> None:
         cross = torch.zeros(depth, 1, heads, count, head_dim)
         cache = torch.zeros(depth, 1, heads, TRACED_TOKENS, head_dim)
         _write(
-            folder / ENCODER, encoder, (features,), ("features",), ("cross_keys", "cross_values"),
-            {"features": {1: torch.export.Dim.DYNAMIC} if any_length else None},
+            folder / ENCODER, encoder, (features,), (FEATURES,), CROSS,
+            {FEATURES: {1: torch.export.Dim.DYNAMIC} if any_length else None},
         )  # fmt: skip
         _write(
             folder / DECODER, decoder,
             (torch.zeros(1, 1, dtype=torch.long), cache, cache.clone(), cross, cross.clone()),
-            ("token", "keys", "values", "cross_keys", "cross_values"),
+            (TOKEN, *CACHES),
             ("logits", "new_keys", "new_values"),
-            {
-                "token": None, "keys": tokens, "values": tokens,
-                "cross_keys": frames, "cross_values": frames,
-            },
+            {TOKEN: None, **dict(zip(CACHES, (tokens, tokens, frames, frames), strict=True))},
         )  # fmt: skip
 
 

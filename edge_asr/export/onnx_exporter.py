@@ -18,6 +18,9 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import QuantizedLinear, quantized_layers
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+FEATURES, TOKEN = "features", "token"
+CROSS = ("cross_keys", "cross_values")  # what the encoder gives, and the decoder reads
+CACHES = ("keys", "values", *CROSS)
 LAYERS = "edge_asr.layers"  # in a graph's metadata: the layer's path by its initializers' prefix
 
 

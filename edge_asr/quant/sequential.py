@@ -86,9 +86,8 @@ def quantize_model(
     if recipe.follows_float or recipe.correction.trains_model:
         reference = copy.deepcopy(model)
     if recipe.follows_float and reference is not None:
-        floats_of_blocks = CalibrationPass(
-            reference, architecture, batches, dtype
-        ).captured_blocks()
+        beside = CalibrationPass(reference, architecture, batches, dtype)
+        floats_of_blocks = beside.captured_blocks()
     for done in range(len(blocks)):
         with engine.clock.phase("forward"):
             captured = next(captured_blocks)

@@ -13,14 +13,13 @@ import torch
 
 from edge_asr.errors import UserError
 from edge_asr.export.base import ONNX_TARGETS, require_packages
+from edge_asr.export.onnx_exporter import CACHES, DECODER, ENCODER, FEATURES, TOKEN
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
 from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, SearchTokens, search_tokens
 from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
 from edge_asr.store.phases import PhaseSeconds
-
-CACHES = ("keys", "values", "cross_keys", "cross_values")
 
 
 @runtimes.register("onnxruntime")
@@ -52,7 +51,6 @@ class OnnxRuntime(Runtime):
         exported: Path | None = None,
     ) -> None:
         self.check(dtypes, checkpoint.model.device.type)
-        from edge_asr.export.onnx_exporter import DECODER, ENCODER
         from edge_asr.export.write import write_onnx
 
         self.checkpoint = checkpoint
@@ -79,7 +77,7 @@ class OnnxRuntime(Runtime):
         found, encoder, decoder = [], 0.0, 0.0
         for features, limit in zip(prepared, limits, strict=True):
             began = time.perf_counter()
-            memory = self._encoder.run(None, {"features": features})
+            memory = self._encoder.run(None, {FEATURES: features})
             encoded = time.perf_counter()
             found.append(greedy_tokens(self._decoder, memory, self._tokens, limit))
             encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
@@ -118,7 +116,7 @@ def greedy_tokens(
     def step(token: int) -> None:
         nonlocal logits, cache
         given = dict(zip(CACHES, (*cache, *memory), strict=True))
-        rows, *cache = decoder.run(None, {"token": np.array([[token]], np.int64), **given})
+        rows, *cache = decoder.run(None, {TOKEN: np.array([[token]], np.int64), **given})
         logits = rows[0]
 
     for token in tokens.prompt:

@@ -25,7 +25,7 @@ from edge_asr.export.formats.onnx_nbits import (
     unpacked_rows,
 )
 from edge_asr.export.graphs import DECODER, ENCODER
-from edge_asr.export.onnx_exporter import OperatorLinear
+from edge_asr.export.onnx_exporter import CACHES, OperatorLinear
 from edge_asr.export.write import export, write_onnx
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.loading import Checkpoint
@@ -226,9 +226,7 @@ def test_logits_are_those_of_the_model(checkpoint: Checkpoint, tmp_path: Path) -
     layers, _, heads, _, head_dim = cross[0].shape
     cache: list[Any] = [np.zeros((layers, 1, heads, 0, head_dim), np.float32)] * 2
     for position, token in enumerate(tokens[0].tolist()):
-        given = dict(
-            zip(("keys", "values", "cross_keys", "cross_values"), (*cache, *cross), strict=True)
-        )
+        given = dict(zip(CACHES, (*cache, *cross), strict=True))
         logits, *cache = decoder.run(None, {"token": np.array([[token]]), **given})
         torch.testing.assert_close(
             torch.from_numpy(logits[0]), expected[position], rtol=1e-3, atol=1e-4
