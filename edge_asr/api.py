@@ -167,11 +167,10 @@ def quantize(
         raise UserError(f"method={method}: quantizes nothing; choose another")
     recipe.check(scheme, settings.target)
     network = copy.deepcopy(model.model)
-    slots = model.architecture.slots(network.config)
-    formats = scheme.resolve(slots)
-    linear = [slot for slot in slots if slot.kind == "linear"]
-    for name, format in recipe.serve(formats, linear).items():
-        settings.target.refuse(name, format, network.get_parameter(f"{name}.weight").shape[1])
+    formats, _ = recipe.formats(
+        scheme, settings.target, model.architecture, network.config,
+        lambda name: network.get_parameter(f"{name}.weight")[0].numel(),
+    )  # fmt: skip
     said: list[str] = []
     batches = []
     if recipe.needs_calibration(formats.values()):

@@ -241,7 +241,7 @@ class Settings(Checked):
         # Values out of range, or none of the target's, before anything heavy is imported.
         for slot, formats in self.rules().role_formats().items():
             for format in formats:
-                self.target.refuse(f"{slot.stack}.{slot.role}", format)
+                self.target.refuse(slot, format)
 
     def rules(self) -> Scheme:
         """The scheme of all rules and shorthands. Raises UserError for one that cannot be read."""

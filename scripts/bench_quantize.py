@@ -229,7 +229,7 @@ def products(checkpoint: Checkpoint, batches: list[CalibrationBatch]) -> None:
         run_to_last_input(context)
         for site in captured.block.sites:
             layers = list(context.layers(site).values())
-            columns = layers[0].in_features
+            columns = layers[0].matrix.shape[1]
             unit = torch.eye(columns, dtype=torch.float64)
             hessian = unit.clone()
             for weights in captured.row_weights:

@@ -191,8 +191,8 @@ class CapturedBlock:
         self._outputs = KeptOutputs()
 
 
-class _FirstBlockReached(Exception):
-    """Stops a forward pass once the first block's inputs are known."""
+class _Reached(Exception):
+    """Stops a forward pass once the inputs that are looked for are known."""
 
 
 class CalibrationPass:
@@ -244,6 +244,21 @@ class CalibrationPass:
             captured = self._captured(block, calls, tokens)
             yield captured
 
+    def calls_of(self, name: str) -> list[Call]:
+        """With what the layer at path `name`, which is outside of blocks, is called."""
+        return [
+            self._capture(
+                self.model,
+                name,
+                {
+                    **self._placed(batch.encoder_inputs),
+                    "decoder_input_ids": batch.decoder_input_ids.to(self.model.device),
+                    "use_cache": False,
+                },
+            )
+            for batch in self.batches
+        ]
+
     def _captured(
         self, block: Block, calls: list[Call], row_weights: Sequence[Tensor]
     ) -> CapturedBlock:
@@ -253,7 +268,7 @@ class CalibrationPass:
     def _enter_encoder(self, first: Block) -> list[Call]:
         stack = self.model.get_submodule(self.architecture.encoder_module)
         return [
-            self._capture(stack, first, self._placed(batch.encoder_inputs))
+            self._capture(stack, first.module, self._placed(batch.encoder_inputs))
             for batch in self.batches
         ]
 
@@ -269,28 +284,28 @@ class CalibrationPass:
                 "use_cache": False,
                 **hidden,
             }
-            calls.append(self._capture(stack, first, arguments))
+            calls.append(self._capture(stack, first.module, arguments))
         return calls
 
     def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     @torch.no_grad()
-    def _capture(self, stack: nn.Module, first: Block, inputs: Mapping[str, Any]) -> Call:
-        """The arguments with which `stack` calls its first block."""
+    def _capture(self, stack: nn.Module, path: str, inputs: Mapping[str, Any]) -> Call:
+        """The arguments with which `stack` first calls the module at `path`."""
         caught: list[Call] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not args:
                 args = (kwargs.pop("hidden_states"),)
             caught.append(Call(args, dict(kwargs), self.dtype))
-            raise _FirstBlockReached
+            raise _Reached
 
-        module = self.model.get_submodule(first.module)
+        module = self.model.get_submodule(path)
         # Before the block's own hooks: a call caught behind them would pass them twice.
         with module.register_forward_pre_hook(catch, with_kwargs=True, prepend=True):
             try:
                 stack(**inputs)
-            except _FirstBlockReached:
+            except _Reached:
                 return caught[0]
-        raise RuntimeError(f"{first.module} was never called: the architecture map is wrong")
+        raise RuntimeError(f"{path} was never called: the architecture map is wrong")

@@ -72,7 +72,8 @@ class Plan:
         architecture: Its family's map.
         config: Its configuration.
         recipe: The method; one without a rounding part is the float model.
-        formats: What the scheme asks for, for every Linear inside a block.
+        formats: What the scheme asks for, for every Linear inside a block and what else it
+            quantizes.
         served: The same as the recipe's parts serve it.
         data_sets: The clips to transcribe; no two have one name.
         drawn: The calibration clips, empty where nothing looks at any.
@@ -99,9 +100,11 @@ class Plan:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """The Linear layers by name."""
+        """The Linear layers of blocks, and what else the scheme quantizes, by name."""
         slots = self.architecture.slots(self.config)
-        return {slot.name: slot for slot in slots if slot.kind == "linear"}
+        return {
+            slot.name: slot for slot in slots if slot.kind == "linear" or slot.name in self.formats
+        }
 
     @property
     def calibration_digests(self) -> frozenset[str]:
@@ -185,26 +188,22 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
     """
     recipe = check_settings(settings)
     clips = clips or Clips(store.digests)
-    scheme = settings.rules()
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
     runtimes[settings.runtime].check(_dtypes(settings, files), settings.device)
     corpora = clips.data_sets(settings)
-    slots = {slot.name: slot for slot in architecture.slots(config) if slot.kind == "linear"}
-    formats, served = {}, {}
+    formats: dict[str, TensorFormat] = {}
+    served = formats
     if recipe.quantizes:
-        formats = scheme.resolve(architecture.slots(config))
+        formats, served = recipe.formats(
+            settings.rules(), settings.target, architecture, config, files.columns
+        )
         if not any(one.weights or one.inputs for one in formats.values()):
             raise UserError(
                 "scheme: leaves every weight and input floating point, so nothing would be "
                 "quantized; give some of them bits, or use method=float"
             )
-        served = recipe.serve(formats, slots.values())
         _refuse_ranges_of_batches(settings, formats.values())
-        for name, format in served.items():
-            # A checkpoint may call its tensors otherwise; then the width is not known before.
-            stored = files.tensors.get(f"{name}.weight")
-            settings.target.refuse(name, format, stored and stored[1][1])
     wants_clips = recipe.quantizes and (
         recipe.needs_calibration(served.values()) or settings.layer_errors is True
     )

@@ -17,8 +17,9 @@ from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint, empty_model
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import VALUE_BITS, TensorFormat
-from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, quantized_layers, runtime_ops
+from edge_asr.quant.layers import QuantizedLayer, RuntimeOp, quantized_layers, runtime_ops
 from edge_asr.quant.result import Quantization
+from edge_asr.quant.scheme import WEIGHTS
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.runtimes.base import runtimes
 from edge_asr.store.phases import PhaseSeconds
@@ -61,13 +62,16 @@ def quantized_summary(model: Any, architecture: Architecture, float_bits: int) -
     """
     elsewhere = runtime_ops(model)
     stored = {}
-    for block in architecture.blocks(model.config):
-        for name in block.layers:
-            layer = model.get_submodule(name)
-            own = [part for part in elsewhere if part.startswith(f"{name}.")]
-            ops = [elsewhere.pop(part) for part in own]
-            if isinstance(layer, QuantizedLinear):
-                stored[name] = _stored(layer, ops, float_bits)
+    table = model.get_submodule(architecture.embedding)
+    for name in (slot.name for slot in architecture.slots(model.config) if slot.kind in WEIGHTS):
+        layer = model.get_submodule(name)
+        own = [part for part in elsewhere if part.startswith(f"{name}.")]
+        ops = [elsewhere.pop(part) for part in own]
+        if isinstance(layer, QuantizedLayer):
+            stored[name] = _stored(layer, layer.quantized, ops, float_bits)
+    if isinstance(table, QuantizedLayer) and architecture.is_tied(model):
+        head = model.get_submodule(architecture.head)
+        stored[architecture.head] = _stored(head, table.quantized, [], float_bits)
     between = [
         runtime_op_record(
             architecture, name, macs_per_row=part.macs_per_row, stored_bits=part.stored_bits
@@ -79,9 +83,11 @@ def quantized_summary(model: Any, architecture: Architecture, float_bits: int) -
     )
 
 
-def _stored(layer: QuantizedLinear, ops: Sequence[RuntimeOp], float_bits: int) -> StoredWeight:
+def _stored(
+    layer: Any, weight: QuantizedWeight | None, ops: Sequence[RuntimeOp], float_bits: int
+) -> StoredWeight:
     """What the cost model is told of one layer."""
-    entry, weight = layer.quantize_input, layer.quantized
+    entry = getattr(layer, "quantize_input", None)
     bits, range_bits = None, 0
     if isinstance(entry, InputQuantizer):
         bits, range_bits = entry.settings.bits, entry.stored_bits
@@ -97,7 +103,7 @@ def _stored(layer: QuantizedLinear, ops: Sequence[RuntimeOp], float_bits: int) -
             runtime_op_bits=runtime_op_bits,
         )
     columns = 0 if weight.float_columns is None else int(weight.float_columns.sum())
-    share = columns / layer.in_features
+    share = columns / weight.codes.shape[1]
     others = (weight.operand_bits - share * VALUE_BITS) / (1 - share) if share < 1 else 0
     return StoredWeight(
         bits_per_weight=others,
@@ -176,7 +182,9 @@ def method_section(
     weights = sum(layer.weights for layer in layers)
     groups = {one.weights.group_size for one in formats if one.weights}
     symmetric = {one.weights.symmetric for one in formats if one.weights}
-    inputs = {one.inputs for one in plan.formats.values()}
+    inputs = {
+        plan.formats[name].inputs for name, slot in plan.slots.items() if slot.kind == "linear"
+    }
     only_inputs = next(iter(inputs)) if len(inputs) == 1 else None
     bits = {one.weights.bits for one in formats if one.weights}
     # Of quantized activations alone, every weight stays float.

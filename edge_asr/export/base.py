@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.models.loading import Checkpoint
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import TensorFormat
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer
+from edge_asr.quant.scheme import WEIGHTS
+from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.registry import Registry
 
 
@@ -54,8 +57,25 @@ def require_packages(option: str, packages: Iterable[str], extra: str) -> None:
             )
 
 
-def format_of(layer: QuantizedLinear) -> TensorFormat:
+def weighted_layers(checkpoint: Checkpoint) -> Iterator[tuple[Slot, Any]]:
+    """Every layer with a weight that a scheme can give a format."""
+    for slot in checkpoint.architecture.slots(checkpoint.model.config):
+        if slot.kind in WEIGHTS:
+            yield slot, checkpoint.model.get_submodule(slot.name)
+
+
+def stored_weight(checkpoint: Checkpoint, slot: Slot) -> QuantizedWeight | None:
+    """What is stored of the weight of `slot`; of a head that is the embedding, what is of that."""
+    model, architecture = checkpoint.model, checkpoint.architecture
+    name = slot.name
+    if slot.kind == "head" and architecture.is_tied(model):
+        name = architecture.embedding
+    layer = model.get_submodule(name)
+    return layer.quantized if isinstance(layer, QuantizedLayer) else None
+
+
+def format_of(layer: nn.Module, weight: QuantizedWeight | None) -> TensorFormat:
     """What the layer is stored as and reads."""
-    entry = layer.quantize_input
+    entry = getattr(layer, "quantize_input", None)
     inputs = entry.settings if isinstance(entry, InputQuantizer) else None
-    return TensorFormat(None if layer.quantized is None else layer.quantized.grid, inputs)
+    return TensorFormat(None if weight is None else weight.grid, inputs)

@@ -32,7 +32,7 @@ from edge_asr.export.onnx_exporter import (
     FEATURES,
     LAYERS,
     TOKEN,
-    OperatorLinear,
+    Operators,
 )
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.loading import Checkpoint
@@ -151,13 +151,42 @@ def _write(
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto
+    operators = {name: one for name, one in graph.named_modules() if isinstance(one, Operators)}
+    _merge(proto.graph, operators)
     _halve(proto.graph)
-    layers = {
-        name: one.layer for name, one in graph.named_modules() if isinstance(one, OperatorLinear)
-    }
+    layers = {name: one.layer for name, one in operators.items()}
     proto.metadata_props.add(key=LAYERS, value=json.dumps(layers))
     onnx.checker.check_model(proto)
     write_bytes_atomically(path, proto.SerializeToString())
+
+
+def _merge(graph: onnx.GraphProto, operators: Mapping[str, Operators]) -> None:
+    """Store the constants of a head that is the embedding once."""
+    place = {one.layer: name for name, one in operators.items()}
+    same = {
+        f"{name}.{constant}": f"{place[one.same_as]}.{constant}"
+        for name, one in operators.items()
+        if one.same_as is not None
+        for constant in dict(one.named_buffers())
+    }
+    shapes = {one.name: list(one.dims) for one in graph.initializer}
+    for one in graph.initializer:
+        # The exporter itself keeps only one of small constants that are equal.
+        if one.name in same and same[one.name] not in shapes:
+            shapes[same[one.name]], shapes[one.name] = shapes[one.name], []
+            one.name = same[one.name]
+    turned = [
+        name for name, other in same.items() if shapes.get(name) and shapes[name] != shapes[other]
+    ]
+    transposes = [onnx.helper.make_node("Transpose", [same.pop(name)], [name]) for name in turned]
+    kept = [one for one in graph.initializer if one.name not in {*same, *turned}]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+    nodes = [*transposes, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
 
 
 def _halve(graph: onnx.GraphProto) -> None:

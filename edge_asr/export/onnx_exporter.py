@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_asr.export.base import Exporter
+from edge_asr.export.base import Exporter, stored_weight, weighted_layers
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.layers import QuantizedLinear, quantized_layers
+from edge_asr.models.tensors import Slot
+from edge_asr.quant.layers import QuantizedConv1d, QuantizedLinear
+from edge_asr.quant.weight import QuantizedWeight
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 FEATURES, TOKEN = "features", "token"
@@ -24,16 +26,28 @@ CACHES = ("keys", "values", *CROSS)
 LAYERS = "edge_asr.layers"  # in a graph's metadata: the layer's path by its initializers' prefix
 
 
-class OperatorLinear(nn.Module):
+class Operators(nn.Module):
     """A layer as operators of ONNX; it cannot run in PyTorch, only be traced.
 
     Attributes:
         layer: The path of the layer it stands for.
+        same_as: The path of one that has the very same constants, or None.
     """
 
-    def __init__(self, layer: str, own: QuantizedLinear) -> None:
+    same_as: str | None = None
+
+    def __init__(self, layer: str) -> None:
         super().__init__()
-        self.layer, self.input_ops, self.bias = layer, own.input_ops, own.bias
+        self.layer = layer
+
+
+class OperatorLinear(Operators):
+    """A Linear layer; `weight` is its own, or that of the embedding that it is the head of."""
+
+    def __init__(self, layer: str, own: Any, weight: QuantizedWeight) -> None:
+        super().__init__(layer)
+        self.input_ops = own.input_ops if isinstance(own, QuantizedLinear) else nn.Sequential()
+        self.bias = own.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = self.product(self.input_ops(inputs))
@@ -51,8 +65,16 @@ class OnnxExporter(Exporter):
     extra: ClassVar[str] = "onnx"
 
     @abstractmethod
-    def operators(self, name: str, layer: QuantizedLinear) -> OperatorLinear:
-        """What stands for the layer at path `name`."""
+    def linear(self, name: str, layer: nn.Module, weight: QuantizedWeight) -> Operators:
+        """What stands for the Linear layer at path `name`."""
+
+    @abstractmethod
+    def table(self, name: str, weight: QuantizedWeight) -> Operators:
+        """What stands for the embedding at path `name`."""
+
+    def convolution(self, name: str, layer: QuantizedConv1d) -> Operators:
+        """What stands for the convolution at path `name`."""
+        raise TypeError(f"{name}: the target holds no quantized convolution")
 
     @abstractmethod
     def weights(
@@ -65,10 +87,24 @@ class OnnxExporter(Exporter):
         from edge_asr.export.graphs import write_graphs
 
         model: Any = copy.deepcopy(checkpoint.model)
-        for name, layer in quantized_layers(model).items():
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, self.operators(name, layer))
+        architecture = checkpoint.architecture
+        for slot, layer in weighted_layers(checkpoint):
+            weight = stored_weight(checkpoint, slot)
+            if weight is not None:
+                parent, _, child = slot.name.rpartition(".")
+                own = self.operators(slot, layer, weight)
+                if slot.kind == "head" and architecture.is_tied(checkpoint.model):
+                    own.same_as = architecture.embedding
+                setattr(model.get_submodule(parent), child, own)
         write_graphs(checkpoint, model, folder)
+
+    def operators(self, slot: Slot, layer: nn.Module, weight: QuantizedWeight) -> Operators:
+        """What stands for the layer of `slot`."""
+        if slot.kind == "embedding":
+            return self.table(slot.name, weight)
+        if isinstance(layer, QuantizedConv1d):
+            return self.convolution(slot.name, layer)
+        return self.linear(slot.name, layer, weight)
 
     def read_back(self, folder: Path) -> Mapping[str, Tensor]:
         import onnx

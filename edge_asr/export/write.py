@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from torch import Tensor
 import edge_asr.export.formats  # noqa: F401
 from edge_asr.config import target_named
 from edge_asr.errors import UserError
-from edge_asr.export.base import ONNX_TARGETS, exporters, format_of, require_packages
+from edge_asr.export.base import (
+    ONNX_TARGETS,
+    exporters,
+    format_of,
+    require_packages,
+    stored_weight,
+    weighted_layers,
+)
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.layers import QuantizedLinear, quantized_layers, runtime_ops
+from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.layers import quantized_layers, runtime_ops
 from edge_asr.quant.target import Target
 
 READABLE = 0o755  # a temporary folder is its maker's alone
@@ -75,11 +84,14 @@ def refuse_model(checkpoint: Checkpoint, target: Target) -> None:
 
 def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
     """The same, but for a float model, which has no such layer."""
-    for name, layer in checkpoint.model.named_modules():
-        if not isinstance(layer, QuantizedLinear):
-            continue
-        target.refuse(name, format_of(layer), layer.in_features)
-        weight = layer.quantized
+    formats = {
+        slot: format_of(layer, stored_weight(checkpoint, slot))
+        for slot, layer in weighted_layers(checkpoint)
+    }
+    for slot, layer in weighted_layers(checkpoint):
+        name, weight = slot.name, stored_weight(checkpoint, slot)
+        if any(one != TensorFormat() for one in formats.values()):
+            target.refuse(slot, formats[slot], layer.weight[0].numel())
         if weight is not None and weight.parameters.order is not None:
             raise UserError(
                 f"target={target.name}: groups of {name} run over its columns in an order of their "
@@ -100,8 +112,10 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
 
 def compare(checkpoint: Checkpoint, found: Mapping[str, Tensor]) -> None:
     """Raises UserError unless what was read back is what the simulation computes with."""
-    for name, layer in quantized_layers(checkpoint.model).items():
-        if name not in found or not torch.equal(found[name], layer.weight.detach().cpu()):
+    for name in {*quantized_layers(checkpoint.model), *found}:
+        layer: Any = checkpoint.model.get_submodule(name)
+        own = layer.weight.detach().flatten(1).cpu()
+        if name not in found or not torch.equal(found[name], own):
             raise UserError(
                 f"{name}: is not the same in the file that was written; nothing was exported. This "
                 "is a bug"

@@ -152,6 +152,12 @@ class CheckpointFiles:
         """Stored values in all."""
         return sum(torch.Size(shape).numel() for _, shape, _ in self.tensors.values())
 
+    def columns(self, layer: str) -> int | None:
+        """Columns of the weight of a layer, as a matrix; None where it is not stored under that
+        name."""
+        stored = self.tensors.get(f"{layer}.weight")
+        return stored and torch.Size(stored[1][1:]).numel()
+
     @cached_property
     def weights_fingerprint(self) -> str:
         """Of tensors by name, dtype, shape and bytes, and the architecture's configuration."""

@@ -27,6 +27,7 @@ from edge_asr.quant.formats import SCALE_BITS, ActivationGrid, Grid
 from edge_asr.quant.grid import (
     GridParameters,
     Round,
+    as_half,
     code_dtype,
     dequantize,
     parameters_from_range,
@@ -34,7 +35,7 @@ from edge_asr.quant.grid import (
     reduce_groups,
     straight_through_round,
 )
-from edge_asr.quant.layers import QuantizedLinear, StoredModule, modules
+from edge_asr.quant.layers import QuantizedLayer, StoredModule, modules
 
 
 def dynamic_parameters(
@@ -91,8 +92,12 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0] * kept, None, None
 
 
-def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tensor:
+def fake_quantize(
+    rows: Tensor, parameters: GridParameters, grid: Grid, *, half_scales: bool = False
+) -> Tensor:
     """`rows` [rows, channels] at their nearest grid points, with a straight-through gradient.
+
+    With `half_scales`, scales are rounded to float16 once the codes are known.
 
     Scales and zero points take no part in the gradient. Values that the range cuts off have none;
     the largest of a row may miss the grid by half a step, since the zero point is rounded, and
@@ -100,7 +105,8 @@ def fake_quantize(rows: Tensor, parameters: GridParameters, grid: Grid) -> Tenso
     """
     with torch.no_grad():
         scale, zero = _of_columns(parameters, rows)
-        quantized = dequantize(quantize(rows, scale, zero, grid), scale, zero)
+        kept_scale = as_half(scale) if half_scales else scale
+        quantized = dequantize(quantize(rows, scale, zero, grid), kept_scale, zero)
         kept = (rows - quantized).abs() <= scale
     result: Tensor = _StraightThrough.apply(rows, quantized, kept)
     return result
@@ -181,9 +187,12 @@ class InputQuantizer(StoredModule):
         elif self.range_gradient:
             scale, zero = _of_columns(dynamic_parameters(ranged, self.settings), rows)
             codes = quantize(rows, scale, zero, grid, straight_through_round)
-            quantized = dequantize(codes, scale, zero)
+            quantized = dequantize(
+                codes, as_half(scale) if self.settings.half_scales else scale, zero
+            )
         else:
-            quantized = fake_quantize(rows, dynamic_parameters(ranged, self.settings), grid)
+            parameters = dynamic_parameters(ranged, self.settings)
+            quantized = fake_quantize(rows, parameters, grid, half_scales=self.settings.half_scales)
         if self.float_columns is not None:
             quantized = torch.where(self.float_columns, rows, quantized)
         return quantized.to(inputs.dtype).reshape(inputs.shape)
@@ -213,7 +222,7 @@ class InputQuantizer(StoredModule):
     def attach(self, model: nn.Module, path: str) -> None:
         super().attach(model, path)
         layer = model.get_submodule(path.rpartition(".")[0])
-        if isinstance(layer, QuantizedLinear) and layer.quantized is not None:
+        if isinstance(layer, QuantizedLayer) and layer.quantized is not None:
             self.float_columns = layer.quantized.float_columns
 
     def extra_repr(self) -> str:
@@ -221,7 +230,7 @@ class InputQuantizer(StoredModule):
 
 
 def quantize_inputs(
-    layers: Iterable[QuantizedLinear],
+    layers: Iterable[QuantizedLayer],
     settings: ActivationGrid,
     statistics: InputStatistics,
     *,

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edge_asr.quant.layers import QuantizedLinear, StoredModule, modules
+from edge_asr.quant.layers import QuantizedLayer, StoredModule, modules
 from edge_asr.quant.packing import read_weight, weight_description, weight_tensors
 from edge_asr.store.files import write_bytes_atomically, write_text_atomically
 
 # The dtype in which the parameter at a path is stored.
 StoredDtype = Callable[[str], torch.dtype]
 Captured = tuple[dict[str, Tensor], dict[str, Any]]
+INPUT = "quantize_input"  # what a layer's input quantizer is called
 
 
 def capture(
@@ -52,7 +53,7 @@ def capture(
             description = {"path": path, "name": modules.name_of(module)}
             stored_modules.append(description | {"settings": module.description()})
             tensors |= {f"{path}:{name}": value for name, value in module.stored().items()}
-        if isinstance(module, QuantizedLinear) and module.quantized is not None:
+        if isinstance(module, QuantizedLayer) and module.quantized is not None:
             layers[path] = weight_description(module.quantized)
             weights = weight_tensors(module.quantized)
             tensors |= {f"{path}:{name}": value for name, value in weights.items()}
@@ -63,6 +64,15 @@ def capture(
             tensors[name] = parameter.detach().to(dtype)
     description = {"layers": layers, "modules": stored_modules}
     return {name: value.cpu().contiguous() for name, value in tensors.items()}, description
+
+
+def layer_names(description: Mapping[str, Any]) -> set[str]:
+    """Layers that are quantized, or read quantized inputs, by what `capture` described."""
+    readers = [
+        path for path, _, child in (one["path"].rpartition(".") for one in description["modules"])
+        if child == INPUT
+    ]  # fmt: skip
+    return {*description["layers"], *readers}
 
 
 @torch.no_grad()
@@ -81,8 +91,8 @@ def restore(
         parts.setdefault(path, {})[name] = value
     for path, layer_description in description["layers"].items():
         layer = model.get_submodule(path)
-        if not isinstance(layer, QuantizedLinear):
-            raise TypeError(f"{path} is no QuantizedLinear")
+        if not isinstance(layer, QuantizedLayer):
+            raise TypeError(f"{path} is no QuantizedLayer")
         layer.store(read_weight(layer_description, parts[path]))
     for entry in description["modules"]:
         if "same_as" in entry:

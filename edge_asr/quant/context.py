@@ -25,7 +25,7 @@ from edge_asr.models.families.sites import Block, Site, counted_rows
 from edge_asr.quant import artefact
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.weight import FloatWeights
 
@@ -63,10 +63,11 @@ class ModelContext:
     """The whole model, float before the sequential pass over its blocks or quantized after it.
 
     Attributes:
-        model: Changed in place; every Linear inside a block is a `QuantizedLinear`.
+        model: Changed in place; every layer in `formats` is a `QuantizedLayer`.
         architecture: Its map.
         batches: Calibration batches.
-        formats: What every layer inside a block is stored as and reads.
+        formats: What every layer is stored as and reads: Linears of blocks, and what else is asked
+            to be quantized.
         reference: The float model, after the pass and where a part learns from it.
         warnings: Sentences for the record.
         reconstructions: What training did to its loss.
@@ -167,10 +168,10 @@ class BlockContext:
     _statistics: dict[Site, InputStatistics] = field(default_factory=dict)
     _originals: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
-    def layer(self, name: str) -> QuantizedLinear:
+    def layer(self, name: str) -> QuantizedLayer:
         layer = self.model.get_submodule(name)
-        if not isinstance(layer, QuantizedLinear):
-            raise TypeError(f"{name} is no QuantizedLinear")
+        if not isinstance(layer, QuantizedLayer):
+            raise TypeError(f"{name} is no QuantizedLayer")
         return layer
 
     def grids(self, names: Iterable[str]) -> dict[str, Grid]:
@@ -178,7 +179,7 @@ class BlockContext:
         formats = {name: self.formats[name].weights for name in names}
         return {name: grid for name, grid in formats.items() if grid is not None}
 
-    def layers(self, site: Site) -> dict[str, QuantizedLinear]:
+    def layers(self, site: Site) -> dict[str, QuantizedLayer]:
         return {name: self.layer(name) for name in site.layers}
 
     def statistics(self, site: Site) -> InputStatistics:
@@ -297,7 +298,7 @@ class BlockContext:
         with self.clock.phase("statistics"):
             statistics = {
                 site: InputStatistics(
-                    self.layer(site.layers[0]).in_features,
+                    self.layer(site.layers[0]).matrix.shape[1],
                     paired=reference is not None,
                     held_out=held_out,
                 )

@@ -110,7 +110,8 @@ class ActivationGrid:
             others are dynamic: taken from what passes, and of a `tensor` from all rows of one call.
         clip_ratio: Both ends of every range are multiplied by this, above 0 to 1.
         group_size: Channels a group; None unless the granularity is `group`.
-        half_scales: Round dynamic scales to float16, as ggml does; static ones always are.
+        half_scales: Dynamic scales are kept in float16, as ggml does, once codes are taken; static
+            ones always are.
 
     Raises:
         UserError: A setting is out of its range, or two do not fit each other.
@@ -160,7 +161,7 @@ class ActivationGrid:
             signed=self.symmetric,
             granularity=self.granularity,
             group_size=self.group_size,
-            half_scales=self.static or self.half_scales,
+            half_scales=self.static,
         )
 
     @property

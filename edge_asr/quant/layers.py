@@ -1,4 +1,4 @@
-"""The Linear layer of a quantized model, and the operations that run with it.
+"""The layers of a quantized model, and the operations that run with it.
 
 A *runtime op* is an operation on activations that could not be folded into weights: an un-fused
 channel scale, a rotation. It is a visible, registered module, so that it is charged, stored with
@@ -91,41 +91,101 @@ class ChannelScale(RuntimeOp):
         return {"factor": self.factor.half()}
 
 
-class QuantizedLinear(nn.Linear):
-    """A Linear whose input passes runtime ops and then an input quantizer, both visible modules.
+class QuantizedLayer(nn.Module):
+    """A layer with a weight whose input passes runtime ops and then an input quantizer, both
+    visible modules.
 
     Until a method puts something there, both are identities and the layer computes what the
-    Linear it stands for computes.
+    layer it stands for computes.
 
     Attributes:
+        weight: Its values, in the shape the layer has in the checkpoint.
         input_ops: Modules applied to the input in order, each a `RuntimeOp`.
         quantize_input: The activation quantizer, or an identity.
         quantized: What is stored of the weight, whose values `weight` then has; None: floats.
     """
 
+    weight: Tensor
     input_ops: nn.Sequential
     quantize_input: nn.Module
     quantized: QuantizedWeight | None
+
+    def share(self, layer: Any) -> Self:
+        """Take over the parameters of `layer`, and nothing that a method does yet."""
+        for name, parameter in layer.named_parameters(recurse=False):
+            setattr(self, name, parameter)
+        self.input_ops = nn.Sequential()
+        self.quantize_input = nn.Identity()
+        self.quantized = None
+        return self.train(layer.training)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as it is quantized, [rows, columns]: a row an output channel or token."""
+        return self.weight.detach().flatten(1)
+
+    def rows(self, input: Tensor) -> Tensor:
+        """What it reads as rows that `matrix` multiplies, [..., columns]."""
+        return input
+
+    @torch.no_grad()
+    def store(self, weight: QuantizedWeight) -> None:
+        """Keep `weight` and compute with its values from now on."""
+        self.quantized = weight.to("cpu")
+        self.weight.copy_(self.quantized.dequantize().reshape(self.weight.shape))
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A Linear layer."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> QuantizedLinear:
         """A layer that shares the parameters of `linear`."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.input_ops = nn.Sequential()
-        layer.quantize_input = nn.Identity()
-        layer.quantized = None
-        return layer.train(linear.training)
+        return layer.share(linear)
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(self.quantize_input(self.input_ops(input)), self.weight, self.bias)
 
-    @torch.no_grad()
-    def store(self, weight: QuantizedWeight) -> None:
-        """Keep `weight` and compute with its values from now on."""
-        self.quantized = weight.to("cpu")
-        self.weight.copy_(self.quantized.dequantize())
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """A convolution along time, without groups. What it reads at an output position, all channels
+    of its kernel's width, is a row to its input quantizer, as where a runtime multiplies matrices.
+    """
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv1d) -> QuantizedConv1d:
+        """A layer that shares the parameters of `conv`."""
+        with torch.device("meta"):
+            layer = cls(
+                conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0],
+                conv.padding[0], conv.dilation[0], bias=conv.bias is not None,
+            )  # fmt: skip
+        return layer.share(conv)
+
+    def rows(self, input: Tensor) -> Tensor:
+        """[batch, positions, channels x kernel] of what it reads, [batch, channels, time]."""
+        padded = functional.pad(input, (int(self.padding[0]),) * 2)
+        windows = padded.unfold(2, self.kernel_size[0], self.stride[0])
+        return windows.transpose(1, 2).flatten(2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(self.quantize_input, nn.Identity):
+            return super().forward(input)
+        rows = self.quantize_input(self.rows(input))
+        return functional.linear(rows, self.weight.flatten(1), self.bias).transpose(1, 2)
+
+
+class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
+    """A table of which a row is read a token."""
+
+    @classmethod
+    def from_embedding(cls, table: nn.Embedding) -> QuantizedEmbedding:
+        """A layer that shares the parameter of `table`."""
+        with torch.device("meta"):
+            layer = cls(table.num_embeddings, table.embedding_dim, table.padding_idx)
+        return layer.share(table)
 
 
 def runtime_ops(model: nn.Module) -> dict[str, RuntimeOp]:
@@ -138,26 +198,35 @@ def runtime_ops(model: nn.Module) -> dict[str, RuntimeOp]:
     return found
 
 
-def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """All layers with a quantized weight, by module path."""
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """All layers with a quantized weight, by module path; of a head that is the embedding, that."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear) and module.quantized is not None
+        if isinstance(module, QuantizedLayer) and module.quantized is not None
     }
 
 
 def install_layers(model: nn.Module, names: Iterable[str]) -> None:
-    """Put a `QuantizedLinear` in the place of every Linear in `names`.
+    """Put a `QuantizedLayer` in the place of every layer in `names`.
 
     Raises:
         TypeError: when a name leads to something else.
     """
     for name in names:
         layer: Any = model.get_submodule(name)
-        if isinstance(layer, QuantizedLinear):
+        if isinstance(layer, QuantizedLayer):
             continue
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(f"{name} is no Linear layer")
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear.from_linear(layer))
+        setattr(model.get_submodule(parent), child, _quantizable(name, layer))
+
+
+def _quantizable(name: str, layer: nn.Module) -> QuantizedLayer:
+    match layer:
+        case nn.Linear():
+            return QuantizedLinear.from_linear(layer)
+        case nn.Conv1d(groups=1, padding_mode="zeros", dilation=(1,)):
+            return QuantizedConv1d.from_conv(layer)
+        case nn.Embedding():
+            return QuantizedEmbedding.from_embedding(layer)
+    raise TypeError(f"{name} is no layer that can be quantized")

@@ -61,6 +61,7 @@ def load_model(folder: Path, device: str = "cpu", decoding: Decoding | None = No
     install_layers(
         model, (name for block in architecture.blocks(model.config) for name in block.layers)
     )
+    install_layers(model, artefact.layer_names(description))
     model.config.tie_word_embeddings = description["tie_word_embeddings"]
     artefact.restore(model, tensors, description)
     model.to(device)

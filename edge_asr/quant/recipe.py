@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,13 +14,15 @@ import edge_asr.quant.range
 import edge_asr.quant.rounding
 import edge_asr.quant.transform  # noqa: F401
 from edge_asr.errors import UserError
+from edge_asr.models.families.base import Architecture
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.combinations import refuse_senseless
 from edge_asr.quant.context import BlockContext
 from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.outside_blocks import refuse_head_of_its_own
 from edge_asr.quant.protection import fixed_fit
 from edge_asr.quant.reconstruction import reconstruct
-from edge_asr.quant.scheme import Scheme
+from edge_asr.quant.scheme import WEIGHTS, Scheme
 from edge_asr.quant.stages import (
     STAGES,
     Correction,
@@ -94,6 +96,16 @@ class Recipe:
         """Whether a part is trained, on blocks or on the whole model."""
         return any(part.learned or part.trains_model for part in self.parts.values())
 
+    @property
+    def outside_blocks(self) -> Recipe:
+        """What serves layers outside of blocks: the same, but for what works on blocks or keeps
+        weights apart."""
+        return replace(
+            Recipe.build({}),
+            range=STAGES["range"].build({"name": "minmax"}) if self.range.learned else self.range,
+            rounding=self.rounding.outside_blocks,
+        )
+
     def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
         """Whether anything in it, or a static range among `formats`, looks at clips."""
         static = any(one.inputs and one.inputs.static for one in formats)
@@ -123,19 +135,41 @@ class Recipe:
         by_name = {slot.name: slot for slot in slots}
         return {name: self.constrain(format, by_name[name]) for name, format in formats.items()}
 
+    def formats(
+        self,
+        scheme: Scheme,
+        target: Target,
+        architecture: Architecture,
+        config: Any,
+        columns: Callable[[str], int | None],
+    ) -> tuple[dict[str, TensorFormat], dict[str, TensorFormat]]:
+        """What `scheme` asks for, by layer, and in what its parts serve it.
+
+        `columns` gives a layer's, None where they are not known. Raises UserError where a part or
+        `target` cannot.
+        """
+        slots = architecture.slots(config)
+        asked = scheme.resolve(slots)
+        tied = config.tie_word_embeddings and not self.transform.unties
+        refuse_head_of_its_own(asked, architecture, tied)
+        served = self.serve(asked, slots)
+        for slot in (one for one in slots if one.kind in WEIGHTS):
+            target.refuse(slot, served.get(slot.name, TensorFormat()), columns(slot.name))
+        return asked, served
+
     def check(self, scheme: Scheme, target: Target = ANYTHING) -> None:
         """Raises UserError if, in some model, a part could not serve what `scheme` asks for, or
         leaves what `target` cannot hold."""
         served = {
-            f"{slot.stack}.{slot.role}": [self.constrain(format, slot) for format in formats]
+            slot: [self.constrain(format, slot) for format in formats]
             for slot, formats in scheme.role_formats().items()
         }
         names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
         ops = self.transform.without_runtime_ops(one for own in served.values() for one in own)
         target.refuse_recipe(names["outliers"] != "none", ops, names)
-        for name, formats in served.items():
+        for slot, formats in served.items():
             for format in formats:
-                target.refuse(name, format)
+                target.refuse(slot, format)
 
     def learn_ranges(self, context: BlockContext) -> None:
         """Train the block's transform and ranges together, where either is learned.

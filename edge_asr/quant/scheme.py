@@ -32,7 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "role": get_args(Role),
     "kind": get_args(TensorKind),
 }
-FLOAT = "float"
+FLOAT: Final = "float"
+WEIGHTS = ("linear", "convolution", "embedding", "head")  # kinds that have one
 DEFAULT: Final = "default"  # of a shorthand: not given
 NAMES_IN_LABEL = 3
 
@@ -220,16 +221,18 @@ class Scheme:
         ]
         return cls(tuple(rules))
 
-    def assigned(self, slot: Slot) -> Assigned:
-        """What the rules set for `slot`."""
-        result = Assigned()
+    def assigned(self, slot: Slot, start: Assigned | None = None) -> Assigned:
+        """What the rules set for `slot`, which has `start` where none says more."""
+        result = start or Assigned()
         for rule in self.rules:
             if rule.matches(slot):
                 result = replace(result, **rule.assign)
         return result
 
     def resolve(self, slots: Iterable[Slot]) -> dict[str, TensorFormat]:
-        """The format of every Linear among `slots`, by name.
+        """The format of every Linear among `slots`, and of what else is to be quantized, by name.
+
+        A head is stored as the embedding is, unless rules of its own say otherwise.
 
         Raises:
             UserError: a rule matches nothing, gives a format to a kind that cannot be quantized
@@ -239,13 +242,28 @@ class Scheme:
         for rule in self.rules:
             if not any(rule.matches(slot) for slot in slots):
                 raise UserError(f"{rule.source}: matches no tensor of this model{_hint(rule)}")
-            if rule.kind != "linear" and not _leaves_float(rule):
+            if rule.kind not in WEIGHTS and not _leaves_float(rule):
                 raise UserError(
-                    f"{rule.source}: {rule.kind} stays floating point so far, only Linear layers "
-                    "inside blocks can be quantized; leave the rule out"
+                    f"{rule.source}: {rule.kind} stays floating point so far, only weights and "
+                    "what they read can be quantized; leave the rule out"
                 )
-        linear = [slot for slot in slots if slot.kind == "linear"]
-        assigned = {slot.name: self.assigned(slot) for slot in linear}
+            if rule.kind == "embedding" and rule.assign.get("act_bits") is not None:
+                raise UserError(
+                    f"{rule.source}: an embedding reads numbers of tokens, there is nothing to "
+                    "quantize; leave act_bits out, or give it to kind: head"
+                )
+        assigned: dict[str, Assigned] = {}
+        table = Assigned(bits=FLOAT)
+        for slot in slots:
+            if slot.kind == "linear":
+                assigned[slot.name] = self.assigned(slot)
+            elif slot.kind in WEIGHTS:
+                start = table if slot.kind == "head" else Assigned(bits=FLOAT)
+                own = self.assigned(slot, start)
+                if slot.kind == "embedding":
+                    table = own
+                if own.bits != FLOAT or own.act_bits is not None:
+                    assigned[slot.name] = own
         self._check_unused_activation(assigned.values())
         return {name: one.format() for name, one in assigned.items()}
 
@@ -276,7 +294,7 @@ class Scheme:
         found: dict[Slot, list[TensorFormat]] = {}
         for stack, roles in ROLES.items():
             for role in roles:
-                slot = Slot("*", stack, role, "linear")
+                slot = Slot(f"{stack}.{role}", stack, role, "linear")
                 variants = [unnamed.assigned(slot).format(), anywhere.assigned(slot).format()]
                 found[slot] = list(dict.fromkeys(variants))
         return found
@@ -305,6 +323,8 @@ def scheme_label(slots: Iterable[Slot], formats: Mapping[str, TensorFormat]) -> 
     The most frequent format comes first; then the parts that differ: `W4, encoder W8`.
     """
     linear = [slot for slot in slots if slot.name in formats]
+    table = next((formats[slot.name] for slot in linear if slot.kind == "embedding"), None)
+    linear = [one for one in linear if one.kind != "head" or formats[one.name] != table]
     groups: dict[TensorFormat, list[Slot]] = {}
     for slot in linear:
         groups.setdefault(formats[slot.name], []).append(slot)

@@ -1,6 +1,7 @@
 """The sequential pass: quantize block after block, each on inputs of the quantized ones before it.
 
-For every block in forward order: (1) capture its inputs, (2) rewrite, range, round and repair it
+First the layers outside of blocks are quantized, where the scheme asks for that. Then for every
+block in forward order: (1) capture its inputs, (2) rewrite, range, round and repair it
 with the parts of the recipe, (3) put the dequantized weights in place and run the inputs through
 it. So later layers are fitted to the errors of earlier ones (as GPTQ's authors do). A recipe that
 looks at no clips is given none, and nothing is run.
@@ -29,7 +30,8 @@ from edge_asr.quant.activation import InputQuantizer, quantize_inputs
 from edge_asr.quant.artefact import StoredDtype
 from edge_asr.quant.context import BlockContext, Fit, Layer, ModelContext, SiteContext
 from edge_asr.quant.formats import TensorFormat
-from edge_asr.quant.layers import QuantizedLinear, RuntimeOp, install_layers
+from edge_asr.quant.layers import QuantizedLayer, RuntimeOp, install_layers
+from edge_asr.quant.outside_blocks import captured_layers, with_one_table
 from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
@@ -59,11 +61,13 @@ def quantize_model(
     """Quantize `model` in place by `recipe`.
 
     Args:
-        model: The float model; the Linears of its blocks become `QuantizedLinear`s.
+        model: The float model; the Linears of its blocks, and what else has a format, become
+            `QuantizedLayer`s.
         architecture: Its map.
         batches: Calibration batches; none where nothing looks at clips.
         recipe: The method.
-        formats: What the scheme asks for, for every Linear inside a block.
+        formats: What the scheme asks for, for every Linear inside a block and what else it
+            quantizes.
         stored_dtype: The dtype in which a parameter is stored that stays floating point. Those that
             a part changes are rounded to it before later blocks see them.
         layer_errors: Measure the output error of every layer on `batches`, a diagnostic.
@@ -76,24 +80,26 @@ def quantize_model(
     """
     recipe.correction.check_clips(batches)
     blocks = list(architecture.blocks(model.config))
-    install_layers(model, (name for block in blocks for name in block.layers))
+    install_layers(model, {*(name for block in blocks for name in block.layers), *formats})
     engine = SequentialPass(
         model, architecture, recipe, formats, stored_dtype, layer_errors, finished
     )
     engine.rewrite_model(batches, lambda text: progress(text, 0, len(blocks)))
-    captured_blocks = CalibrationPass(model, architecture, batches, dtype).captured_blocks()
     reference = floats_of_blocks = None
     if recipe.follows_float or recipe.correction.trains_model:
         reference = copy.deepcopy(model)
     if recipe.follows_float and reference is not None:
         beside = CalibrationPass(reference, architecture, batches, dtype)
         floats_of_blocks = beside.captured_blocks()
+    engine.quantize_outside(batches, partial(_show, progress, 0, len(blocks)))
+    captured_blocks = CalibrationPass(model, architecture, batches, dtype).captured_blocks()
     for done in range(len(blocks)):
         with engine.clock.phase("forward"):
             captured = next(captured_blocks)
         with engine.clock.phase("targets"):
             floats = None if floats_of_blocks is None else next(floats_of_blocks)
-        engine.quantize(captured, floats, partial(_show, progress, done, len(blocks)))
+        shown = partial(_show, progress, done, len(blocks))
+        engine.quantize(f"block-{done:03d}", captured, floats, shown)
         progress(engine.result.summary(captured.block.module), done + 1, len(blocks))
     engine.repair_model(batches, lambda text: progress(text, len(blocks), len(blocks)), reference)
     return engine.result
@@ -117,8 +123,8 @@ class SequentialPass:
         finished: Path | None,
     ) -> None:
         self.model, self.architecture, self.recipe = model, architecture, recipe
-        slots = [slot for slot in architecture.slots(model.config) if slot.kind == "linear"]
-        self.asked, self.served = formats, recipe.serve(formats, slots)
+        self.asked = formats
+        self.served = recipe.serve(formats, architecture.slots(model.config))
         self._stored_dtype, self._finished = stored_dtype, finished
         self._layer_errors = layer_errors
         self.result = Quantization()
@@ -172,14 +178,34 @@ class SequentialPass:
         if part.trains_model:
             self._keep(stem, None, found)
 
+    def quantize_outside(self, batches: Sequence[Batch], on_step: Callable[[str], None]) -> None:
+        """Quantize layers outside of blocks, by what the recipe has for them."""
+        formats = with_one_table(self.asked, self.model, self.architecture)
+        outside = SequentialPass(
+            self.model, self.architecture, self.recipe.outside_blocks, formats,
+            self._stored_dtype, self._layer_errors, self._finished,
+        )  # fmt: skip
+        found = captured_layers(self.model, self.architecture, batches, formats)
+        for done, captured in enumerate(found):
+            on_step(captured.block.module)
+            outside.quantize(f"outside-{done:03d}", captured, None, on_step)
+        if outside.result.blocks and self.recipe.learned:
+            outside.result.warnings.append(
+                "layers outside of blocks are rounded to nearest, for parts learn on blocks"
+            )
+        self.result.join(outside.result)
+
     def quantize(
-        self, captured: CapturedBlock, floats: CapturedBlock | None, on_step: Callable[[str], None]
+        self,
+        stem: str,
+        captured: CapturedBlock,
+        floats: CapturedBlock | None,
+        on_step: Callable[[str], None],
     ) -> None:
-        """Run all stages on one block.
+        """Run all stages on one block, which is kept under `stem`.
 
         `floats` is the float model's, where the recipe follows it; `on_step` is told how it goes.
         """
-        stem = f"block-{len(self.result.blocks.keys() - {MODEL}):03d}"
         if self._resume(stem):
             return
         began = time.perf_counter()
@@ -285,7 +311,7 @@ class SequentialPass:
             return {}
         errors: dict[str, float | None] = {}
         for name in context.grids(site.layers):
-            grid, weight = self.asked[name].weights, context.layer(name).weight.detach().cpu()
+            grid, weight = self.asked[name].weights, context.layer(name).matrix.cpu()
             if grid is not None:
                 statistics = context.statistics(site)
                 nearest = round_nearest(weight, minmax_parameters(weight, grid), grid)
@@ -333,7 +359,7 @@ class SequentialPass:
         }
         return SiteContext(
             site=site,
-            weights={name: context.layer(name).weight.detach().cpu().clone() for name in grids},
+            weights={name: context.layer(name).matrix.cpu().clone() for name in grids},
             statistics=statistics,
             grids=grids,
             fits={name: context.learned_fits.get(name, fit) for name, fit in fits.items()},
@@ -359,7 +385,7 @@ class SequentialPass:
             layer = self.model.get_submodule(name.rpartition(".")[0])
             path = name.rpartition(".")[0]
             pending = path in self.served and self.served[path].weights is not None
-            if isinstance(layer, QuantizedLinear) and pending and name.endswith(".weight"):
+            if isinstance(layer, QuantizedLayer) and pending and name.endswith(".weight"):
                 continue
             parameter = self.model.get_parameter(name)
             rounded = parameter.to(self._stored_dtype(name)).to(parameter.dtype)

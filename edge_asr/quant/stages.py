@@ -20,7 +20,7 @@ from edge_asr.models.tensors import Slot
 from edge_asr.quant.context import BlockContext, Layer, ModelContext, Observation, SiteContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import GridParameters
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer
 from edge_asr.quant.outlier_rule import OutlierRule
 from edge_asr.quant.reconstruction import Schedule
 from edge_asr.quant.trainable import TrainableRange, TrainableTransform
@@ -70,6 +70,11 @@ class Transform(Part):
     """Which function-preserving rewrite makes the model easier to quantize."""
 
     stage: ClassVar[str] = "transform"
+
+    @property
+    def unties(self) -> bool:
+        """Whether a head that was the embedding becomes a tensor of its own."""
+        return False
 
     def rewrite_model(self, context: ModelContext) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
@@ -163,6 +168,12 @@ class Rounding(Part, ABC):
         """How the statistics are taken that it rounds by."""
         return Observation()
 
+    @property
+    def outside_blocks(self) -> Rounding:
+        """What rounds layers outside of blocks; to nearest, unless the part says otherwise."""
+        nearest: Rounding = roundings.build({"name": "nearest"})
+        return nearest
+
     @abstractmethod
     def round_block(
         self, context: BlockContext, sites: Sequence[SiteContext]
@@ -189,7 +200,7 @@ class Correction(Part):
 
     stage: ClassVar[str] = "correction"
 
-    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
+    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLayer]) -> None:
         """Change float parameters of `layers`, whose rounded weights are in place by now."""
 
     def check_clips(self, batches: Sequence[Batch]) -> None:

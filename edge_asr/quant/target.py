@@ -8,15 +8,17 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from edge_asr.errors import UserError
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat, convention_of
 from edge_asr.quant.scheme import Assigned, Rule
 from edge_asr.settings import Bits, Checked, Count, show_value
 
 Convention = Literal["unsigned", "signed", "signed_scale", False]
+Kept = Literal["quantized", "preferred", "either", "float"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Target(Checked):
         whole_groups: Whether groups must divide the columns of a layer.
         inputs: Ways to read activations, each with act_bits, act_symmetric, ..., or none of them
             for floats.
+        embedding: Whether the token embedding, and a head that is the same tensor, is quantized as
+            layers are, is so unless a run says otherwise (preferred), stays floating point, or
+            either.
+        embedding_bits: Its widths; null: those of layers.
+        convolution: The same of convolutions.
+        convolution_inputs: What they read; null: the same as layers.
         runtime_ops: Whether operations that could not be folded into weights can run with it.
         outliers: Whether weights of a layer can stay floating point.
     """
@@ -43,6 +51,10 @@ class Target(Checked):
     group_sizes: tuple[Count | None, ...] | None = None
     whole_groups: bool = False
     inputs: tuple[Mapping[str, Any], ...] | None = None
+    embedding: Kept = "either"
+    embedding_bits: tuple[Bits, ...] | None = None
+    convolution: Kept = "either"
+    convolution_inputs: tuple[Mapping[str, Any], ...] | None = None
     runtime_ops: bool = True
     outliers: bool = True
 
@@ -63,23 +75,39 @@ class Target(Checked):
 
     @property
     def rules(self) -> tuple[dict[str, Any], ...]:
-        """What it sets where a run says nothing, as a rule of the scheme."""
+        """What it sets where a run says nothing, as rules of the scheme."""
         given = {
             "bits": self.bits, "symmetric": self.symmetric, "group_size": self.group_sizes
         }  # fmt: skip
         rule = {name: values[0] for name, values in given.items() if values}
-        rule |= self.inputs[0] if self.inputs else {}
-        return (rule,) if rule else ()
+        inputs = dict(self.inputs[0]) if self.inputs else {}
+        rules: list[dict[str, Any]] = [rule | inputs]
+        if self.embedding in ("quantized", "preferred"):
+            rules += [{"kind": "embedding", **rule}, {"kind": "head", **inputs}]
+        if self.convolution in ("quantized", "preferred"):
+            read = self.convolution_inputs or self.inputs or ({},)
+            rules.append({"kind": "convolution", **rule, **read[0]})
+        return tuple(one for one in rules if one.keys() - {"kind"})
 
-    def refuse(self, name: str, format: TensorFormat, columns: int | None = None) -> None:
-        """Raises UserError where the runtime cannot hold layer `name` in `format`.
+    def refuse(self, slot: Slot, format: TensorFormat, columns: int | None = None) -> None:
+        """Raises UserError where the runtime cannot hold the layer of `slot` in `format`.
 
         `columns` are the layer's; None: not known yet.
         """
-        if format.weights is not None:
+        name = slot.name
+        self._refuse_kind(slot, format)
+        if slot.kind == "embedding" and format.weights is not None:
+            # No runtime fills up the rows of a table.
+            whole = replace(self, whole_groups=self.group_sizes is not None)
+            whole = replace(whole, bits=self.embedding_bits or self.bits)
+            whole._refuse_grid(name, format.weights, columns)
+        elif format.weights is not None:
             self._refuse_grid(name, format.weights, columns)
-            if self.inputs is not None:
-                self._refuse_inputs(name, format.inputs, format.weights, self.inputs)
+            ways = self.inputs
+            if slot.kind == "convolution":
+                ways = self.convolution_inputs or ways
+            if ways is not None:
+                self._refuse_inputs(slot, format.inputs, format.weights, ways)
         elif self.inputs is not None and format.inputs is not None:
             raise UserError(
                 f"target={self.name}: {name} keeps its weights in floating point and is to read "
@@ -109,7 +137,7 @@ class Target(Checked):
 
     def _refuse_inputs(
         self,
-        name: str,
+        slot: Slot,
         found: ActivationGrid | None,
         weights: Grid,
         ways: tuple[Mapping[str, Any], ...],
@@ -117,18 +145,36 @@ class Target(Checked):
         own = [Assigned(group_size=weights.group_size, **one).format().inputs for one in ways]
         if found in own:
             return
+        kind: dict[str, Any] = {} if slot.kind == "linear" else {"kind": slot.kind}
         # The nearest one is quantized if what was asked for is.
         best = min(range(len(own)), key=lambda one: ((own[one] is None) != (found is None), one))
         remedy = "set act_bits=null and leave out scheme= and other act_ settings"
+        if kind:
+            remedy = f"leave act_bits out of the rule for kind: {slot.kind}"
         if ways[best]:
-            remedy = (
-                f"leave act_bits and scheme= out and set scheme.rules=[{show_value(ways[best])}]"
-            )
+            rule = show_value(kind | dict(ways[best]))
+            remedy = f"leave act_bits and scheme= out and set scheme.rules=[{rule}]"
         raise UserError(
-            f"target={self.name}: {name} is to read {found.label if found else 'floats'}; its "
+            f"target={self.name}: {slot.name} is to read {found.label if found else 'floats'}; its "
             f"runtime reads {' or '.join(one.label if one else 'floats' for one in own)}: "
             f"{remedy}"
         )
+
+    def _refuse_kind(self, slot: Slot, format: TensorFormat) -> None:
+        """Of what is no Linear inside a block: whether it is quantized."""
+        kept = {
+            "embedding": self.embedding, "head": self.embedding, "convolution": self.convolution
+        }.get(slot.kind, "either")  # fmt: skip
+        if kept == "float" and format != TensorFormat():
+            raise UserError(
+                f"target={self.name}: {slot.name} is to be {format.label}; its runtime keeps it in "
+                f"floating point: leave out the rule for kind: {slot.kind}"
+            )
+        if kept == "quantized" and format.weights is None:
+            raise UserError(
+                f"target={self.name}: {slot.name} stays floating point; its runtime holds it as "
+                f"it does layers: leave out the rule that keeps it, kind: {slot.kind}"
+            )
 
     def _refuse_grid(self, name: str, grid: Grid, columns: int | None) -> None:
         if self.bits is not None and grid.bits not in self.bits:

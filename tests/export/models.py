@@ -9,7 +9,7 @@ from typing import Any
 from quant.passes import batches_of, formats_of, stages
 
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import ActivationGrid, Grid
+from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.sequential import quantize_model
 
@@ -18,12 +18,22 @@ GROUPS: dict[str, Any] = {"granularity": "group", "group_size": 8}
 
 
 def quantized(
-    checkpoint: Checkpoint, grid: Grid, inputs: ActivationGrid | None = None, **parts: Any
+    checkpoint: Checkpoint,
+    grid: Grid,
+    inputs: ActivationGrid | None = None,
+    *,
+    others: tuple[str, ...] = (),
+    **parts: Any,
 ) -> Checkpoint:
-    """A quantized copy, by rounding to nearest but for `parts`."""
+    """A quantized copy, by rounding to nearest but for `parts`; `others` are kinds outside of
+    blocks that are quantized too."""
     model = copy.deepcopy(checkpoint.model)
+    formats = formats_of(checkpoint, grid, inputs)
+    for slot in checkpoint.architecture.slots(model.config):
+        if slot.kind in others:
+            formats[slot.name] = TensorFormat(grid, None if slot.kind == "embedding" else inputs)
     quantize_model(
         model, checkpoint.architecture, batches_of(checkpoint), Recipe.build(stages(**parts)),
-        formats_of(checkpoint, grid, inputs), stored_dtype=checkpoint.stored_dtype,
+        formats, stored_dtype=checkpoint.stored_dtype,
     )  # fmt: skip
     return dataclasses.replace(checkpoint, model=model)

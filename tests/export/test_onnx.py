@@ -31,10 +31,10 @@ from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import ActivationGrid, Grid
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer, QuantizedLinear
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.target import Target
-from edge_asr.quant.weight import round_nearest
+from edge_asr.quant.weight import QuantizedWeight, round_nearest
 from edge_asr.runtimes.base import Runtime
 from edge_asr.runtimes.onnx_runtime import OnnxRuntime
 from edge_asr.runtimes.torch_greedy import TorchRuntime
@@ -51,6 +51,11 @@ def layer_of(columns: int, grid: Grid, inputs: ActivationGrid | None) -> Quantiz
     if inputs is not None:
         layer.quantize_input = InputQuantizer(inputs)
     return layer
+
+
+def weight_of(layer: QuantizedLayer) -> QuantizedWeight:
+    assert layer.quantized is not None
+    return layer.quantized
 
 
 class Together(nn.Module):
@@ -92,8 +97,8 @@ def test_a_layer_computes_what_is_simulated(columns: int) -> None:
         layers += [layer_of(columns, grid, inputs) for inputs in (None, blocks)]
     layers.append(layer_of(columns, Grid(8, **SIGNED), ActivationGrid(8, False, "tensor")))
     operators = [
-        *(NBitsLinear("layer", layer) for layer in layers[:-1]),
-        DynamicLinear("layer", layers[-1]),
+        *(NBitsLinear("layer", layer, weight_of(layer)) for layer in layers[:-1]),
+        DynamicLinear("layer", layers[-1], weight_of(layers[-1])),
     ]
     for layer, found in zip(layers, outputs_of(operators, states), strict=True):
         expected = layer(states)
@@ -157,6 +162,24 @@ def test_inputs_in_blocks_hear_the_same(moonshine: Checkpoint, tmp_path: Path) -
 
 def test_ranges_of_a_call_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> None:
     own = quantized(whisper, Grid(8, **SIGNED), ActivationGrid(8, False, "tensor"))
+    same_through_its_file(own, "onnx_dynamic", tmp_path)
+
+
+def test_tables_in_blocks_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> None:
+    """An embedding is looked up by GatherBlockQuantized, its bytes are the head's too."""
+    own = quantized(whisper, GROUPS_OF_16, others=("embedding", "head"))
+    same_through_its_file(own, "onnx_nbits", tmp_path)
+    names = [one.name for one in onnx.load(tmp_path / "out" / DECODER).graph.initializer]
+    assert not any(name.startswith("head.packed") for name in names)
+
+
+def test_integer_tables_and_convolutions_hear_the_same(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    own = quantized(
+        checkpoint, Grid(8, **SIGNED), ActivationGrid(8, False, "tensor"),
+        others=("embedding", "head", "convolution"),
+    )  # fmt: skip
     same_through_its_file(own, "onnx_dynamic", tmp_path)
 
 

@@ -25,6 +25,7 @@ SLOTS = [
 OTHERS = [
     Slot("model.encoder.conv1", "encoder", "conv", "convolution"),
     Slot("model.decoder.embed_tokens", "decoder", "embedding", "embedding"),
+    Slot("proj_out", "decoder", "head", "head"),
     Slot("model.decoder.layers.0.self", "decoder", None, "kv_cache"),
 ]
 NOTHING = dict.fromkeys(("bits", "group_size", "symmetric", "act_bits"), DEFAULT)
@@ -109,8 +110,7 @@ def test_a_shorthand_that_is_null_is_given() -> None:
         ({"act_symmetric": True}, "nothing quantizes activations"),
         ({"act_bits": 8, "act_granularity": "tensor"}, "give extreme or mean"),
         ({"act_bits": 8, "act_clip_ratio": 2.0}, "act_clip_ratio=2.0"),
-        ({"kind": "embedding", "bits": 8}, "embedding stays floating point so far"),
-        ({"kind": "convolution", "bits": 8}, "convolution stays floating point so far"),
+        ({"kind": "embedding", "bits": 8, "act_bits": 8}, "give it to kind: head"),
         ({"kind": "kv_cache", "act_bits": 8}, "kv_cache stays floating point so far"),
         ({"kind": "bias", "bits": 8}, "known are attention"),
     ],
@@ -137,6 +137,20 @@ def test_a_bad_shorthand_is_named_as_it_was_typed() -> None:
 def test_kinds_that_stay_float_may_be_said_to() -> None:
     made = scheme({"kind": "embedding", "bits": "float"})
     assert set(labels(made).values()) == {"W4"}
+
+
+def test_a_head_is_stored_as_the_embedding_unless_a_rule_says_otherwise() -> None:
+    made = labels(scheme({"kind": "embedding", "bits": 8}, {"kind": "head", "act_bits": 8}))
+    assert made["model.decoder.embed_tokens"] == "W8" and made["proj_out"] == "W8 A8"
+    made = labels(scheme({"kind": "embedding", "bits": 8}, {"kind": "head", "bits": "float"}))
+    assert made["model.decoder.embed_tokens"] == "W8" and "proj_out" not in made
+    assert "model.encoder.conv1" not in made
+
+
+def test_what_is_outside_of_blocks_is_told_in_the_label() -> None:
+    made = scheme({"kind": "embedding", "bits": 8}, {"kind": "convolution", "bits": 6})
+    label = scheme_label([*SLOTS, *OTHERS], formats(made))
+    assert label == "W4, conv W6, embedding W8"
 
 
 def test_a_part_that_cannot_serve_a_scheme_is_refused_before_there_is_a_model() -> None:

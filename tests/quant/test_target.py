@@ -11,6 +11,7 @@ from edge_asr.cli.compose import compose_settings
 from edge_asr.config import CONF, Settings
 from edge_asr.errors import UserError
 from edge_asr.experiments.plan import check_settings, make_plan
+from edge_asr.models.tensors import Slot
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.target import Target
 from edge_asr.store.artefacts import Store
@@ -19,6 +20,7 @@ NAMES = sorted(path.stem for path in (CONF / "target").glob("*.yaml"))
 # Of matrix layers of both families, tiny to small.
 WIDTHS = (288, 384, 416, 1152, 1536, 1664)
 BLOCKS = (32, 64, 128, 256)
+LAYER = Slot("layer", "encoder", "fc1", "linear")
 Q8 = ActivationGrid(8, True, "group", group_size=32, half_scales=True)
 
 
@@ -125,10 +127,10 @@ def test_groups_that_do_not_divide_a_width(name: str, block: int, columns: int) 
     held = name == "onnx_nbits" or columns % block == 0
     held &= block in (target.group_sizes or ())
     if held:
-        target.refuse("layer", format, columns)
+        target.refuse(LAYER, format, columns)
         return
     with pytest.raises(UserError, match=r"group_size=|groups of") as refused:
-        target.refuse("layer", format, columns)
+        target.refuse(LAYER, format, columns)
     better = re.search(r"set group_size=(\d+)", str(refused.value))
     assert better is not None
     if name == "ggml_q4_0":
@@ -141,8 +143,8 @@ def test_a_width_without_any_group_is_left_float_or_refused() -> None:
         4, symmetric=True, signed=True, signed_scale=True, granularity="group", group_size=32
     )
     with pytest.raises(UserError, match=r"divide the 144 columns.*bits: float, act_bits: null"):
-        target.refuse("layer", TensorFormat(grid, Q8), 144)
-    target.refuse("layer", TensorFormat(None, None), 144)
+        target.refuse(LAYER, TensorFormat(grid, Q8), 144)
+    target.refuse(LAYER, TensorFormat(None, None), 144)
 
 
 def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

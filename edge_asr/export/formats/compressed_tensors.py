@@ -43,7 +43,7 @@ class CompressedTensors(Exporter):
             tensors |= {
                 f"{name}.{key}": value for key, value in packed_tensors(layer.quantized).items()
             }
-            groups.setdefault(format_of(layer), []).append(name)
+            groups.setdefault(format_of(layer, layer.quantized), []).append(name)
         weights = {f"{name}.weight" for name in layers}
         for name, parameter in checkpoint.model.named_parameters():
             if name not in weights:

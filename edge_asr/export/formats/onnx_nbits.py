@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.export.base import exporters
-from edge_asr.export.onnx_exporter import OnnxExporter, OperatorLinear, tensor_of
+from edge_asr.export.onnx_exporter import OnnxExporter, OperatorLinear, Operators, tensor_of
 from edge_asr.quant.activation import InputQuantizer
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.weight import QuantizedWeight
 
-OPERATOR = "MatMulNBits"  # of the domain com.microsoft
+OPERATOR, LOOKUP = "MatMulNBits", "GatherBlockQuantized"  # of the domain com.microsoft
 INT8_INPUTS = 4  # the operator's accuracy_level
 
 
@@ -30,24 +30,15 @@ class NBitsLinear(OperatorLinear):
     scales: Tensor
     zeros: Tensor | None
 
-    def __init__(self, layer: str, own: QuantizedLinear) -> None:
-        super().__init__(layer, own)
-        weight = own.quantized
-        assert weight is not None
+    def __init__(self, layer: str, own: Any, weight: QuantizedWeight) -> None:
+        super().__init__(layer, own, weight)
         self.rows, columns = weight.codes.shape
         bits, size = weight.grid.bits, weight.grid.group_size
-        assert size is not None  # its targets hold no other
-        shift = 1 << (bits - 1) if weight.grid.signed else 0
-        codes = (weight.codes.to(torch.int16) + shift).to(torch.uint8)
-        zeros = (weight.parameters.zero + shift).to(torch.uint8)
-        self.register_buffer("packed", packed_blocks(codes, bits, size))
-        self.register_buffer("scales", weight.parameters.scale.float().contiguous())
-        # Where it is the usual one it is not stored.
-        usual = bool((zeros == 1 << (bits - 1)).all())
-        self.register_buffer("zeros", None if usual else packed_rows(zeros, bits))
+        for name, value in block_operands(weight).items():
+            self.register_buffer(name, value)
         self.settings: dict[str, Any] = {"K": columns, "N": self.rows}
         self.settings |= {"bits": bits, "block_size": size}
-        if isinstance(own.quantize_input, InputQuantizer):
+        if isinstance(getattr(own, "quantize_input", None), InputQuantizer):
             self.settings["accuracy_level"] = INT8_INPUTS
 
     def product(self, inputs: Tensor) -> Tensor:
@@ -58,6 +49,47 @@ class NBitsLinear(OperatorLinear):
             shape=(*inputs.shape[:-1], self.rows), version=1,
         )  # fmt: skip
         return outputs
+
+
+class NBitsTable(Operators):
+    """An embedding as one GatherBlockQuantized, of the same bytes as a head that it is."""
+
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    def __init__(self, layer: str, weight: QuantizedWeight) -> None:
+        super().__init__(layer)
+        self.columns = weight.codes.shape[1]  # whole blocks of them, as the target holds no other
+        bits, size = weight.grid.bits, weight.grid.group_size
+        for name, value in block_operands(weight).items():
+            self.register_buffer(name, value)
+        self.settings: dict[str, Any] = {"bits": bits, "block_size": size}
+        self.settings |= {"gather_axis": 0, "quantize_axis": 1}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        operands = [self.packed.flatten(1), tokens, self.scales]
+        operands += [] if self.zeros is None else [self.zeros]
+        outputs: Tensor = torch.onnx.ops.symbolic(
+            f"com.microsoft::{LOOKUP}", operands, self.settings, dtype=torch.float32,
+            shape=(*tokens.shape, self.columns), version=1,
+        )  # fmt: skip
+        return outputs
+
+
+def block_operands(weight: QuantizedWeight) -> dict[str, Tensor | None]:
+    """Packed codes, scales and, unless all are the usual one, zero points."""
+    bits, size = weight.grid.bits, weight.grid.group_size
+    assert size is not None  # its targets hold no other
+    shift = 1 << (bits - 1) if weight.grid.signed else 0
+    codes = (weight.codes.to(torch.int16) + shift).to(torch.uint8)
+    zeros = (weight.parameters.zero + shift).to(torch.uint8)
+    usual = bool((zeros == 1 << (bits - 1)).all())
+    return {
+        "packed": packed_blocks(codes, bits, size),
+        "scales": weight.parameters.scale.float().contiguous(),
+        "zeros": None if usual else packed_rows(zeros, bits),
+    }
 
 
 def packed_blocks(codes: Tensor, bits: int, size: int) -> Tensor:
@@ -87,17 +119,28 @@ def unpacked_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
 class OnnxNbits(OnnxExporter):
     """Layers read floats."""
 
-    def operators(self, name: str, layer: QuantizedLinear) -> OperatorLinear:
-        return NBitsLinear(name, layer)
+    def linear(self, name: str, layer: nn.Module, weight: QuantizedWeight) -> Operators:
+        return NBitsLinear(name, layer, weight)
+
+    def table(self, name: str, weight: QuantizedWeight) -> Operators:
+        return NBitsTable(name, weight)
 
     def weights(
         self, nodes: Iterator[Any], values: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, Tensor]]:
         for node in nodes:
+            settings = {one.name: one.i for one in node.attribute}
             if node.op_type == OPERATOR:
-                settings = {one.name: one.i for one in node.attribute}
-                operands = [tensor_of(values[name]) for name in node.input[1:] if name]
-                yield node.input[1], dequantized(*operands, settings=settings)
+                codes, rest = node.input[1], node.input[2:]
+            elif node.op_type == LOOKUP:
+                # The codes are reshaped on their way.
+                rest = node.input[2:]
+                codes = rest[0].removesuffix("scales") + "packed"
+                settings["K"] = values[rest[0]].shape[1] * settings["block_size"]
+            else:
+                continue
+            operands = [tensor_of(values[name]) for name in (codes, *rest) if name]
+            yield codes, dequantized(*operands, settings=settings)
 
 
 @exporters.register("onnx_nbits_a8")

@@ -196,6 +196,11 @@ class Architecture(ABC):
     def prompt(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Decoder tokens that precede the transcript. Raises UserError if they are incomplete."""
 
+    def is_tied(self, model: nn.Module) -> bool:
+        """Whether the head is the embedding: one tensor."""
+        head = model.get_submodule(self.head)
+        return head.weight is model.get_submodule(self.embedding).weight
+
     def leave_out_head_padding(self, model: PreTrainedModel) -> None:
         """Have `model` multiply no zeros that fill its heads up for the sake of a GPU's kernels."""
         del model

@@ -164,7 +164,8 @@ class Whisper(Architecture):
 
     def on_counted_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
         """Clips are padded to 30 seconds, so most of an encoder block's work is on silence."""
-        if block.stack == "encoder":
+        del block
+        if isinstance(module, WhisperEncoderLayer):
             return CountedFrames(module)
         return None
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from edge_asr.quant.context import SiteContext
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer
 from edge_asr.quant.stages import Correction, corrections
 
 
@@ -28,9 +28,9 @@ class BiasCorrection(Correction):
 
     reads_statistics: ClassVar[bool] = True
 
-    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLinear]) -> None:
+    def repair(self, context: SiteContext, layers: Mapping[str, QuantizedLayer]) -> None:
         for name in context.weights:
-            layer = layers[name]
+            layer: Any = layers[name]
             if layer.bias is not None:
                 error = mean_output_error(
                     context.weights[name], layer.weight.detach().cpu(), context.statistics.mean

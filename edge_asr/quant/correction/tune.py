@@ -53,9 +53,11 @@ class TunedModel(ModelLearnable):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         self._layers: dict[str, QuantizedWeight] = {}
+        self._shapes: dict[str, torch.Size] = {}
         for name, layer in quantized_layers(context.model).items():
             if layer.quantized is not None:
                 self._layers[name] = layer.quantized.to(layer.weight.device)
+                self._shapes[name] = layer.weight.shape
         self._vectors = {
             name: value.detach()
             for name, value in context.model.named_parameters()
@@ -87,7 +89,10 @@ class TunedModel(ModelLearnable):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        weights = {f"{name}.weight": one.dequantize() for name, one in self.weights().items()}
+        weights = {
+            f"{name}.weight": one.dequantize().reshape(self._shapes[name])
+            for name, one in self.weights().items()
+        }
         return weights | self.moved_vectors()
 
     @torch.no_grad()

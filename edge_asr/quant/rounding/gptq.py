@@ -234,6 +234,12 @@ class Gptq(Compensating):
                 "rounded before the others are corrected"
             )
 
+    @property
+    def outside_blocks(self) -> Gptq:
+        """The same with nothing made up for, as earlier layers do not come before these."""
+        damping = None if self.compensation == "qronos" else self.damping
+        return replace(self, compensation="none", alpha=None, observe=None, damping=damping)
+
     def round(self, context: SiteContext) -> dict[str, QuantizedWeight]:
         factor = self.factor(context, act_order=self.act_order)
         if factor is None:

@@ -35,7 +35,7 @@ def can_fold(context: BlockContext, site: Site) -> bool:
     layers = [context.layer(name) for name in site.layers]
     if site.source is None or any(len(layer.input_ops) for layer in layers):
         return False
-    width = layers[0].in_features
+    width = layers[0].matrix.shape[1]
     source = source_layer(context, site)
     if source is not None:
         rows = width if site.source_rows == "all" else 2 * width

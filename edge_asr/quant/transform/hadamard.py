@@ -68,6 +68,10 @@ class Hadamard(Transform):
     untie: bool = False
     across_heads: bool = True
 
+    @property
+    def unties(self) -> bool:
+        return self.untie
+
     def rewrite_model(self, context: ModelContext) -> None:
         rotate_model(context, seed=self.seed, untie=self.untie, across_heads=self.across_heads)
 

@@ -65,7 +65,7 @@ class EquivalentTransformation(TrainableTransform):
             initial = magnitude**part.alpha / largest ** (1 - part.alpha)
             self.scale[key] = nn.Parameter(initial.clamp(min=1e-5))
             if site.role == "qkv":
-                width = context.layer(site.layers[0]).out_features
+                width = len(context.layer(site.layers[0]).matrix)
                 self.logit_scale[key] = nn.Parameter(torch.ones(width // self._tied))
 
     def rewritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

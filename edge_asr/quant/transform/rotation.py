@@ -107,7 +107,7 @@ def fold_norms(
     Raises:
         TypeError: when a norm of a stream is no LayerNorm, for example folded already.
     """
-    warnings = _untie(model, architecture) if untie and _is_tied(model, architecture) else []
+    warnings = _untie(model, architecture) if untie and architecture.is_tied(model) else []
     invariant = {
         name
         for block in architecture.blocks(model.config)
@@ -248,11 +248,6 @@ def rotate_at_runtime(layer: QuantizedLinear, op: RuntimeOp) -> None:
     layer.input_ops.append(op)
 
 
-def _is_tied(model: nn.Module, architecture: Architecture) -> bool:
-    head = model.get_submodule(architecture.head)
-    return head.weight is model.get_submodule(architecture.embedding).weight
-
-
 def _untie(model: PreTrainedModel, architecture: Architecture) -> list[str]:
     """Give the head a table of its own; returns a warning about its size."""
     head: Any = model.get_submodule(architecture.head)
@@ -263,7 +258,7 @@ def _untie(model: PreTrainedModel, architecture: Architecture) -> list[str]:
 
 def _needs_entry(model: nn.Module, architecture: Architecture, stream: ResidualStream) -> bool:
     """Whether the start of the stream cannot be centred and rotated in place."""
-    return architecture.embedding not in stream.writers or _is_tied(model, architecture)
+    return architecture.embedding not in stream.writers or architecture.is_tied(model)
 
 
 def _readers(

@@ -22,7 +22,7 @@ from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.context import ModelContext
 from edge_asr.quant.formats import Grid, TensorFormat
 from edge_asr.quant.grid import dequantize, quantize, straight_through_round
-from edge_asr.quant.layers import QuantizedLinear
+from edge_asr.quant.layers import QuantizedLayer
 from edge_asr.quant.model_training import NOT_ASKED, ModelLearnable, train_model
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.reconstruction import Length, Trained
@@ -137,6 +137,10 @@ class Spin(Trained, Transform):
     max_grad_norm: Rate = 1.0
     untie: bool = False
 
+    @property
+    def unties(self) -> bool:
+        return self.untie
+
     def rewrite_model(self, context: ModelContext) -> None:
         rotate_model(context, seed=self.seed, untie=self.untie, across_heads=False, dense=True)
         spins = Spins(context).to(context.model.device)
@@ -213,7 +217,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _quantized_inputs(context: ModelContext) -> Iterator[None]:
     """Quantize what every layer of a block reads, a scale a token, inside the context."""
     layers = {
-        name: cast(QuantizedLinear, context.model.get_submodule(name)) for name in context.formats
+        name: cast(QuantizedLayer, context.model.get_submodule(name)) for name in context.formats
     }
     kept = {name: layer.quantize_input for name, layer in layers.items()}
     try:
