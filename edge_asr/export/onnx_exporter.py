@@ -45,7 +45,8 @@ class OperatorLinear(nn.Module):
 
 
 class OnnxExporter(Exporter):
-    """Writes `encoder.onnx` and `decoder.onnx`, see `graphs.py`."""
+    """Writes `encoder.onnx` and `decoder.onnx`, see `graphs.py`, and what transcribing with them
+    alone takes, see `decoding_file.py`."""
 
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     extra: ClassVar[str] = "onnx"
@@ -62,6 +63,7 @@ class OnnxExporter(Exporter):
         and its weight float32. `values` are the graph's constants by name."""
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        from edge_asr.export.decoding_file import write_decoding
         from edge_asr.export.graphs import write_graphs
 
         model: Any = copy.deepcopy(checkpoint.model)
@@ -69,6 +71,7 @@ class OnnxExporter(Exporter):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, self.operators(name, layer))
         write_graphs(checkpoint, model, folder)
+        write_decoding(checkpoint, folder)
 
     def read_back(self, folder: Path) -> Mapping[str, Tensor]:
         import onnx
