@@ -103,7 +103,7 @@ def measured(options: Namespace, typed: str, console: Console) -> Times:
         source = write_clips(options.audio, seconds, working / "clips.npz")
         comparison = Comparison(names, tuple(map(find_files, options.checkpoint)), working)
         chosen = candidates(list(dict.fromkeys(options.folder)), comparison)
-        for line in comparison.left_out:
+        for line in dict.fromkeys(comparison.left_out):
             console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
 
         def tell(done: int, total: int, what: str) -> None:
@@ -114,7 +114,7 @@ def measured(options: Namespace, typed: str, console: Console) -> Times:
     environment = _environment(machine.processor, max(threads))
     return Times(
         SCHEMA_VERSION, typed, began.isoformat(timespec="seconds"), machine, environment, source,
-        chosen, found, tuple(comparison.left_out),
+        chosen, found, tuple(dict.fromkeys(comparison.left_out)),
     )  # fmt: skip
 
 

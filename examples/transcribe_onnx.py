@@ -40,7 +40,8 @@ def read_wav(path: Path, sample_rate: int) -> np.ndarray:
             f"{sample_rate} Hz, mono or stereo, 16-bit PCM"
         )
     whole = np.frombuffer(content[: len(content) // (2 * channels) * (2 * channels)], "<i2")
-    return whole.reshape(-1, channels).astype(np.float32).mean(1) / 32768
+    samples: np.ndarray = whole.reshape(-1, channels).astype(np.float32).mean(1) / 32768
+    return samples
 
 
 def log_mel(samples: np.ndarray, settings: dict[str, Any], filters: np.ndarray) -> np.ndarray:
@@ -53,7 +54,8 @@ def log_mel(samples: np.ndarray, settings: dict[str, Any], filters: np.ndarray) 
     power = np.abs(np.fft.rfft(frames * hann)) ** 2  # [frames, size // 2 + 1]
     logs = np.log10(np.maximum(filters.T @ power.T, 1e-10))
     logs = np.maximum(logs, logs.max() - 8)
-    return ((logs + 4) / 4)[None].astype(np.float32)
+    features: np.ndarray = ((logs + 4) / 4)[None].astype(np.float32)
+    return features
 
 
 def raw_samples(samples: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
