@@ -15,6 +15,7 @@ COMMANDS = {
     "rescore": ("edge_asr.rescore", "stored hypotheses by another protocol, without a model"),
     "export": ("edge_asr.export.__main__", "a quantized model in the format of a runtime"),
     "profile": ("edge_asr.profile", "where the seconds and the memory of a run go"),
+    "time": ("edge_asr.time", "speed and memory of exported models on this machine"),
     "store": ("edge_asr.store.__main__", "what finished steps take up, and how to make room"),
 }
 

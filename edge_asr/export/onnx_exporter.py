@@ -59,7 +59,8 @@ class OperatorLinear(Operators):
 
 
 class OnnxExporter(Exporter):
-    """Writes `encoder.onnx` and `decoder.onnx`, see `graphs.py`."""
+    """Writes `encoder.onnx` and `decoder.onnx`, see `graphs.py`, and what transcribing with them
+    alone takes, see `decoding_file.py`."""
 
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
     extra: ClassVar[str] = "onnx"
@@ -84,6 +85,7 @@ class OnnxExporter(Exporter):
         and its weight float32. `values` are the graph's constants by name."""
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        from edge_asr.export.decoding_file import write_decoding
         from edge_asr.export.graphs import write_graphs
 
         model: Any = copy.deepcopy(checkpoint.model)
@@ -97,6 +99,7 @@ class OnnxExporter(Exporter):
                     own.same_as = architecture.embedding
                 setattr(model.get_submodule(parent), child, own)
         write_graphs(checkpoint, model, folder)
+        write_decoding(checkpoint, folder)
 
     def operators(self, slot: Slot, layer: nn.Module, weight: QuantizedWeight) -> Operators:
         """What stands for the layer of `slot`."""

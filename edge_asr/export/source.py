@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edge_asr.errors import UserError
@@ -37,4 +38,6 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
             f"{folder}: its quantized model is not in {place}; make the run again, which keeps it "
             "there as long as store_cap= allows, or give --store"
         )
-    return load_model(artefact.folder)
+    found = load_model(artefact.folder)
+    # Not its name: the float model can be found again.
+    return replace(found, files=replace(found.files, reference=record.model.source))

@@ -23,6 +23,7 @@ from edge_asr.export.base import (
     stored_weight,
     weighted_layers,
 )
+from edge_asr.export.exported import describe
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.layers import quantized_layers, runtime_ops
@@ -43,11 +44,18 @@ def export(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
     if folder.exists():
         raise UserError(f"--out={folder}: is there already; choose another folder or remove it")
     refuse_model(checkpoint, target)
+    return write_whole(checkpoint, target.name, folder)
+
+
+def write_whole(checkpoint: Checkpoint, target: str, folder: Path) -> Path:
+    """The same for any model that the target holds, a float one too; nothing else is asked."""
+    exporter = exporters[target]()
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         exporter.write(checkpoint, made)
         compare(checkpoint, exporter.read_back(made))
+        describe(checkpoint, target, made)
         made.chmod(READABLE)
         made.rename(folder)
     finally:

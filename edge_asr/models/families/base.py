@@ -95,6 +95,13 @@ class Architecture(ABC):
     ) -> dict[str, torch.Tensor]:
         """Batch float32 mono 16 kHz clips into the keyword inputs of the encoder."""
 
+    @abstractmethod
+    def feature_settings(self, feature_extractor: Any) -> dict[str, Any]:
+        """All that another program needs to make the features of one clip, by name.
+
+        `kind` says how: `log_mel` as Whisper's, or `samples`. Arrays are NumPy's.
+        """
+
     def memory_mask(
         self, encoder_inputs: Mapping[str, torch.Tensor], frames: int
     ) -> dict[str, torch.Tensor]:

@@ -144,6 +144,13 @@ class Moonshine(Architecture):
             "attention_mask": features["attention_mask"],
         }
 
+    def feature_settings(self, feature_extractor: Any) -> dict[str, Any]:
+        return {
+            "kind": "samples",
+            "normalize": bool(feature_extractor.do_normalize),
+            "minimum_samples": MINIMUM_SAMPLES,
+        }
+
     def memory_mask(
         self, encoder_inputs: Mapping[str, torch.Tensor], frames: int
     ) -> dict[str, torch.Tensor]:

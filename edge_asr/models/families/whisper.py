@@ -162,6 +162,17 @@ class Whisper(Architecture):
         )
         return {"input_features": features["input_features"]}
 
+    def feature_settings(self, feature_extractor: Any) -> dict[str, Any]:
+        """`mel_filters` is float32 [n_fft / 2 + 1, n_mels], the samples' power to that of bands."""
+        return {
+            "kind": "log_mel",
+            "n_fft": int(feature_extractor.n_fft),
+            "hop_length": int(feature_extractor.hop_length),
+            "n_mels": int(feature_extractor.feature_size),
+            "window_samples": int(feature_extractor.n_samples),
+            "mel_filters": np.asarray(feature_extractor.mel_filters, np.float32),
+        }
+
     def on_counted_rows(self, block: Block, module: nn.Module) -> nn.Module | None:
         """Clips are padded to 30 seconds, so most of an encoder block's work is on silence."""
         del block

@@ -1,0 +1,1 @@
+"""Exported models measured on this machine: a fresh process for every measurement."""
