@@ -66,6 +66,7 @@ def write_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_for(runtime: str, targets: Sequence[str], checkpoint: Checkpoint, folder: Path) -> None:
+    """The same for a runtime, in the format of the first of `targets` that holds the model."""
     reasons = []
     for name in targets:
         target = target_named(name)

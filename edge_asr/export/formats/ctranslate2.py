@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from edge_asr.errors import UserError
 from edge_asr.export.base import Exporter, exporters
-from edge_asr.export.ctranslate2_file import LAYERS, MODEL, quantized_in, read_variables
+from edge_asr.export.ctranslate2_file import LAYERS, MODEL, damaged, quantized_in, read_variables
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block
 from edge_asr.models.files import PROCESSING_FILES
@@ -67,8 +67,11 @@ class CTranslate2(Exporter):
         variables = read_variables(folder / MODEL)
         found: dict[str, Tensor] = {}
         for scope, names in quantized_in(folder).items():
-            codes = variables[f"{scope}/weight"].float()
-            scale = (1 / variables[f"{scope}/weight_scale"]).half().float()
+            matrix, scales = f"{scope}/weight", f"{scope}/weight_scale"
+            if not {matrix, scales} <= variables.keys():
+                raise damaged(folder / MODEL)
+            codes = variables[matrix].float()
+            scale = (1 / variables[scales]).half().float()
             values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
             found |= zip(names, values.chunk(len(names)), strict=True)
         return found
@@ -95,7 +98,7 @@ def filled_spec(checkpoint: Checkpoint) -> tuple[Any, dict[str, tuple[str, ...]]
 
     Raises UserError for layers of one matrix of which some are quantized and some are not.
     """
-    from ctranslate2.specs.model_spec import index_spec
+    from ctranslate2.specs.model_spec import OPTIONAL, index_spec
     from ctranslate2.specs.whisper_spec import WhisperSpec
 
     model: Any = checkpoint.model
@@ -104,8 +107,6 @@ def filled_spec(checkpoint: Checkpoint) -> tuple[Any, dict[str, tuple[str, ...]]
     spec = WhisperSpec(*(number for stack in stacks for number in stack))
     matrices = matrices_of(architecture, config)
     tied = _weight(model, architecture.head) is _weight(model, architecture.embedding)
-    if tied:
-        del matrices[HEAD]
     for scope, names in matrices.items():
         fill(index_spec(spec, scope), {name: model.get_submodule(name) for name in names})
     for scope, name in norms_of(architecture, config).items():
@@ -113,10 +114,12 @@ def filled_spec(checkpoint: Checkpoint) -> tuple[Any, dict[str, tuple[str, ...]]
         norm.gamma, norm.beta = map(narrowest, model.get_submodule(name).parameters())
     for scope, name in positions_of(architecture, model).items():
         index_spec(spec, scope).encodings = narrowest(_weight(model, name))
-    if tied:
-        spec.decoder.projection.weight = spec.decoder.embeddings.weight
     spec.register_vocabulary(vocabulary(checkpoint))
     spec.validate()
+    if tied:
+        del matrices[HEAD]
+        spec.decoder.projection.weight = f"{EMBEDDING}/weight"
+        spec.decoder.projection.weight_scale = OPTIONAL  # the alias is one of the scale, too
     quantized = {
         scope: names
         for scope, names in matrices.items()
@@ -124,8 +127,6 @@ def filled_spec(checkpoint: Checkpoint) -> tuple[Any, dict[str, tuple[str, ...]]
     }
     for scope in matrices.keys() - quantized if quantized else ():
         keep_float(index_spec(spec, scope), scope)
-    if tied:
-        spec.decoder.projection.weight = f"{EMBEDDING}/weight"
     return spec, quantized
 
 
