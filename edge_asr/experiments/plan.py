@@ -27,6 +27,7 @@ from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.scheme import scheme_label
 from edge_asr.runtimes.base import runtimes
+from edge_asr.runtimes.ctranslate2_runtime import CTranslate2Runtime as CTranslate2Runtime
 from edge_asr.runtimes.onnx_runtime import OnnxRuntime as OnnxRuntime
 from edge_asr.runtimes.torch_greedy import TorchRuntime as TorchRuntime
 from edge_asr.store.artefacts import Step, Store

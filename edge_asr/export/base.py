@@ -43,8 +43,9 @@ class Exporter(ABC):
 
 
 exporters: Registry[Exporter] = Registry("exporter", "--target")
-# What ONNX Runtime runs.
+# What ONNX Runtime and CTranslate2 run.
 ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
+CTRANSLATE2_TARGETS = ("ctranslate2_int8",)
 
 
 def require_packages(option: str, packages: Iterable[str], extra: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import edge_asr.export.formats  # noqa: F401
 from edge_asr.config import target_named
 from edge_asr.errors import UserError
 from edge_asr.export.base import (
+    CTRANSLATE2_TARGETS,
     ONNX_TARGETS,
     exporters,
     format_of,
@@ -68,8 +69,18 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
 
     Raises UserError where no target of it can hold the model.
     """
+    _write_for("onnxruntime", ONNX_TARGETS, checkpoint, folder)
+
+
+def write_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
+    """The same for CTranslate2."""
+    _write_for("ctranslate2", CTRANSLATE2_TARGETS, checkpoint, folder)
+
+
+def _write_for(runtime: str, targets: Sequence[str], checkpoint: Checkpoint, folder: Path) -> None:
+    """The same for a runtime, in the format of the first of `targets` that holds the model."""
     reasons = []
-    for name in ONNX_TARGETS:
+    for name in targets:
         target = target_named(name)
         try:
             refuse_layers(checkpoint, target)
@@ -80,7 +91,7 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
             exporter.write(checkpoint, folder)
             compare(checkpoint, exporter.read_back(folder))
             return
-    raise UserError("runtime=onnxruntime: " + "; ".join(reasons))
+    raise UserError(f"runtime={runtime}: " + "; ".join(reasons))
 
 
 def refuse_model(checkpoint: Checkpoint, target: Target) -> None:

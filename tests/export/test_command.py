@@ -45,7 +45,6 @@ def test_a_run_is_exported_by_its_folder(
         ("float", "compressed_tensors", "is a run of the float model"),
         ("rtn", "compressed_tensor", "did you mean compressed_tensors?"),
         ("rtn", "none", "known are compressed_tensors"),
-        ("rtn", "ctranslate2_int8", "known are compressed_tensors"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(

@@ -1,0 +1,158 @@
+"""CTranslate2: its own greedy search through the exported model, clip by clip."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from edge_asr.errors import UserError, first_line
+from edge_asr.export.base import CTRANSLATE2_TARGETS, require_packages
+from edge_asr.export.ctranslate2_file import MODEL, begin_suppressed, quantized_in, read_variables
+from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
+from edge_asr.models.loading import Checkpoint
+from edge_asr.runtimes.base import DecodedBatch, Runtime, runtimes
+from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, search_tokens
+from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
+from edge_asr.store.phases import PhaseSeconds
+
+
+@runtimes.register("ctranslate2")
+class CTranslate2Runtime(Runtime):
+    """A model as the file that its target exports it to, on the processor.
+
+    Args:
+        checkpoint: The model, float or what the target holds.
+        dtypes: float32, for what is not int8.
+        exported: Where it was exported to; None: it is exported first.
+    """
+
+    simulates: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...] | None] = CTRANSLATE2_TARGETS
+
+    @classmethod
+    def check(cls, dtypes: StackDtypes, device: str) -> None:
+        require_packages("runtime=ctranslate2", ("ctranslate2",), "ctranslate2")
+        if dtypes != IN_FLOAT32 or device != "cpu":
+            raise UserError(
+                "runtime=ctranslate2: computes in float32 and int8 on the processor; leave out "
+                "device=, encoder.dtype= and decoder.dtype="
+            )
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtypes: StackDtypes = IN_FLOAT32,
+        exported: Path | None = None,
+    ) -> None:
+        self.check(dtypes, checkpoint.model.device.type)
+        from edge_asr.export.write import write_ctranslate2
+
+        self.checkpoint = checkpoint
+        self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
+        self._vocabulary = int(checkpoint.model.config.vocab_size)
+        with tempfile.TemporaryDirectory() as made:
+            folder = exported or Path(made)
+            if exported is None:
+                write_ctranslate2(checkpoint, folder)
+            else:
+                read_variables(folder / MODEL)  # a damaged file may well be loaded
+            self._refuse_search(folder)
+            self._model = loaded(folder)
+
+    def _refuse_search(self, folder: Path) -> None:
+        """Raises UserError where CTranslate2 would search in another way."""
+        tokens = self._tokens
+        if len(set(tokens.ends)) > 1:
+            raise UserError(
+                f"runtime=ctranslate2: generation_config.json has eos_token_id={[*tokens.ends]}; "
+                "CTranslate2 knows one end token: leave one there, or use runtime=torch"
+            )
+        # Else it takes the prompt for shorter than it is, and applies its rules of timestamps.
+        beyond = [one for one in tokens.prompt if not tokens.prompt[0] <= one <= tokens.prompt[-1]]
+        if beyond:
+            raise UserError(
+                f"runtime=ctranslate2: token {beyond[0]} of the decoder's prompt is not between "
+                f"its first and last one, {tokens.prompt[0]} and {tokens.prompt[-1]}, where "
+                "CTranslate2 looks for it; use runtime=torch"
+            )
+        if begin_suppressed(folder) != self._known(tokens.suppressed_first):
+            raise UserError(
+                f"{folder}: was exported with other begin_suppress_tokens or another "
+                "decode.suppression; export the model again"
+            )
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if 0 <= token < self._vocabulary]
+
+    def window(self, samples: np.ndarray) -> np.ndarray:
+        return clip_to_window(self.checkpoint, samples)
+
+    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
+        return token_limit(self.checkpoint, samples, max_new_tokens)
+
+    def prepare(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The features of every clip."""
+        architecture, extractor = self.checkpoint.architecture, self.checkpoint.feature_extractor
+        features = (architecture.model_inputs(extractor, [clip]) for clip in clips)
+        return [next(iter(one.values())).contiguous().numpy() for one in features]
+
+    def decode(self, prepared: Sequence[np.ndarray], limits: Sequence[int]) -> DecodedBatch:
+        from ctranslate2 import StorageView
+
+        results, encoder, decoder = [], 0.0, 0.0
+        for features, limit in zip(prepared, limits, strict=True):
+            began = time.perf_counter()
+            memory = self._model.encode(StorageView.from_array(features))
+            encoded = time.perf_counter()
+            results.append(self._search(memory, limit))
+            encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
+        began = time.perf_counter()
+        found = [found_tokens(one, limit) for one, limit in zip(results, limits, strict=True)]
+        texts = transcripts_of(self.checkpoint.tokenizer, found)
+        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=time.perf_counter() - began)
+        return DecodedBatch(texts, seconds)
+
+    def _search(self, memory: Any, limit: int) -> Any:
+        tokens = self._tokens
+        # It writes at most half of max_length, and at most what the prompt but for its last
+        # token leaves of it (src/models/whisper.cc, `WhisperReplica::generate`).
+        (result,) = self._model.generate(
+            memory, [list(tokens.prompt)], beam_size=1,
+            max_length=limit + max(limit, len(tokens.prompt) - 1),
+            suppress_blank=bool(tokens.suppressed_first),  # those in config.json
+            suppress_tokens=self._known(tokens.suppressed),
+            return_logits_vocab=True,
+        )  # fmt: skip
+        return result
+
+
+def loaded(folder: Path) -> Any:
+    """The model in `folder`, with as many threads as torch has. Raises UserError if it is none."""
+    import ctranslate2
+
+    quantized = quantized_in(folder)
+    try:
+        return ctranslate2.models.Whisper(
+            str(folder),
+            compute_type="int8_float32" if quantized else "float32",
+            intra_threads=torch.get_num_threads(),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: CTranslate2 cannot load it: {first_line(error)}") from error
+
+
+def found_tokens(result: Any, limit: int) -> FoundTokens:
+    """What CTranslate2 found for one clip, the end token excluded."""
+    (tokens,) = result.sequences_ids
+    (steps,) = result.logits
+    near = 0
+    for step in steps:
+        second, best = np.partition(np.asarray(step), -2)[-2:]
+        near += bool(best - second < NEAR_TIE)
+    return FoundTokens(list(tokens), len(tokens) < limit, near)
