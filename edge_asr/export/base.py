@@ -42,6 +42,8 @@ class Exporter(ABC):
 exporters: Registry[Exporter] = Registry("exporter", "--target")
 # What ONNX Runtime runs.
 ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
+# What whisper.cpp runs.
+GGML_TARGETS = ("ggml_q4_0", "ggml_q5_0", "ggml_q8_0")
 
 
 def require_packages(option: str, packages: Iterable[str], extra: str) -> None:

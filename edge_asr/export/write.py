@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 import edge_asr.export.formats  # noqa: F401
 from edge_asr.config import target_named
 from edge_asr.errors import UserError
-from edge_asr.export.base import ONNX_TARGETS, exporters, format_of, require_packages
+from edge_asr.export.base import (
+    GGML_TARGETS,
+    ONNX_TARGETS,
+    exporters,
+    format_of,
+    require_packages,
+)
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.layers import QuantizedLinear, quantized_layers, runtime_ops
 from edge_asr.quant.target import Target
@@ -51,8 +57,17 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
 
     Raises UserError where no target of it can hold the model.
     """
+    _write_for("onnxruntime", ONNX_TARGETS, checkpoint, folder)
+
+
+def write_ggml(checkpoint: Checkpoint, folder: Path) -> None:
+    """The same for whisper.cpp, a float model in float16."""
+    _write_for("whisper_cpp", GGML_TARGETS, checkpoint, folder)
+
+
+def _write_for(runtime: str, targets: Sequence[str], checkpoint: Checkpoint, folder: Path) -> None:
     reasons = []
-    for name in ONNX_TARGETS:
+    for name in targets:
         target = target_named(name)
         try:
             refuse_layers(checkpoint, target)
@@ -63,7 +78,7 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
             exporter.write(checkpoint, folder)
             compare(checkpoint, exporter.read_back(folder))
             return
-    raise UserError("runtime=onnxruntime: " + "; ".join(reasons))
+    raise UserError(f"runtime={runtime}: " + "; ".join(reasons))
 
 
 def refuse_model(checkpoint: Checkpoint, target: Target) -> None:
