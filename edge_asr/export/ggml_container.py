@@ -21,6 +21,7 @@ from edge_asr.errors import UserError
 MAGIC = 0x67676D6C
 FLOAT32, FLOAT16 = 0, 1  # ggml_type; those of blocks are with their packing
 MOST_AXES = 4
+AGAIN = "export it again"
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def read_container(path: Path) -> Container:
     Raises UserError where it is no such file or is damaged.
     """
     if not path.is_file() or not path.stat().st_size:
-        raise UserError(f"{path}: is no file of whisper.cpp; export it again")
+        raise UserError(f"{path}: is no file of whisper.cpp; {AGAIN}")
     reader = _Reader(path)
     if reader.integers(1, "magic") != (MAGIC,):
-        raise UserError(f'{path}: does not start with whisper.cpp\'s "ggml"; export it again')
+        raise UserError(f'{path}: does not start with whisper.cpp\'s "ggml"; {AGAIN}')
     dimensions = Dimensions(*reader.integers(11, "dimensions"))
     shape = reader.integers(2, "mel filters")
     filters = reader.take(4 * _product(shape), "mel filters").view("<f4").reshape(shape)
@@ -157,7 +158,7 @@ class _Reader:
         return len(self._bytes) - self._position
 
     def damage(self, what: str) -> UserError:
-        return UserError(f"{self._path}: is damaged at its {what}; export it again")
+        return UserError(f"{self._path}: is damaged at its {what}; {AGAIN}")
 
     def take(self, count: int, what: str) -> np.ndarray:
         """The next `count` bytes, uint8."""

@@ -41,8 +41,8 @@ class ContextParameters(ctypes.Structure):
 class WhisperLibrary:
     """A model that whisper.cpp has loaded, and one clip of it.
 
-    Attention is computed without its `flash_attn`, which lets the encoder's frames attend to the
-    ones that fill their number up to a multiple of 256.
+    Attention is computed without its `flash_attn`, with which frames also attend to the zeros that
+    fill their number up to a multiple of 256: its logits are ten times as far off.
 
     Args:
         path: The model's file.

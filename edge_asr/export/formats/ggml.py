@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edge_asr.errors import UserError
 from edge_asr.export.base import Exporter, exporters
 from edge_asr.export.ggml_container import (
+    AGAIN,
     FLOAT16,
     FLOAT32,
     Container,
@@ -111,14 +112,13 @@ class GgmlQ8(GgmlExporter):
 
 
 def read_whole(path: Path) -> Container:
-    """What the file at `path` holds. Raises UserError where it lacks anything."""
+    """What the file at `path` holds. Raises UserError where it does not hold just its tensors."""
     content = read_container(path)
+    depth = content.dimensions.audio_layers, content.dimensions.text_layers
     found = {one.name for one in content.tensors}
-    for name in tensor_names(
-        content.dimensions.audio_layers, content.dimensions.text_layers
-    ).values():
-        if name not in found:
-            raise UserError(f"{path}: is damaged, {name} is not in it; export it again")
+    # A damaged number of layers would make more names than a machine holds.
+    if max(depth) > len(found) or found != set(tensor_names(*depth).values()):
+        raise UserError(f"{path}: is damaged, its tensors are not those of its layers; {AGAIN}")
     return content
 
 
