@@ -50,8 +50,10 @@ TEXTS = (
 )
 
 
-def tiny_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> Path:
-    """Save a Whisper of 2 + 2 blocks, width 48, 6 heads and a window of 2 seconds.
+def tiny_whisper(
+    folder: Path, seed: int = 0, *, multilingual: bool = False, width: int = 48, inner: int = 96
+) -> Path:
+    """Save a Whisper of 2 + 2 blocks, 6 heads and a window of 2 seconds.
 
     A multilingual one knows English and German.
     """
@@ -65,9 +67,9 @@ def tiny_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> 
         ids[token] for token in ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
     )
     config = WhisperConfig(
-        vocab_size=len(tokenizer), num_mel_bins=80, d_model=48, encoder_layers=2,
+        vocab_size=len(tokenizer), num_mel_bins=80, d_model=width, encoder_layers=2,
         decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6,
-        encoder_ffn_dim=96, decoder_ffn_dim=96, max_source_positions=WINDOW_S * 50,
+        encoder_ffn_dim=inner, decoder_ffn_dim=inner, max_source_positions=WINDOW_S * 50,
         max_target_positions=MAX_TOKENS, dropout=0.0, activation_dropout=0.0,
         attention_dropout=0.0, pad_token_id=end, bos_token_id=end, eos_token_id=end,
         decoder_start_token_id=start, suppress_tokens=None, begin_suppress_tokens=None,

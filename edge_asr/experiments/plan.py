@@ -30,6 +30,7 @@ from edge_asr.runtimes.base import runtimes
 from edge_asr.runtimes.ctranslate2_runtime import CTranslate2Runtime as CTranslate2Runtime
 from edge_asr.runtimes.onnx_runtime import OnnxRuntime as OnnxRuntime
 from edge_asr.runtimes.torch_greedy import TorchRuntime as TorchRuntime
+from edge_asr.runtimes.whisper_cpp import WhisperCpp as WhisperCpp
 from edge_asr.store.artefacts import Step, Store
 from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD
@@ -191,7 +192,14 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
     clips = clips or Clips(store.digests)
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
-    runtimes[settings.runtime].check(_dtypes(settings, files), settings.device)
+    runtime = runtimes[settings.runtime]
+    runtime.check(_dtypes(settings, files), settings.device)
+    if runtime.families and architecture.family not in runtime.families:
+        raise UserError(
+            f"runtime={settings.runtime}: runs {', '.join(runtime.families)} alone, and "
+            f"model.path={settings.model.path} is of the family {architecture.family}; leave out "
+            "runtime=, or take another"
+        )
     corpora = clips.data_sets(settings)
     formats: dict[str, TensorFormat] = {}
     served = formats

@@ -17,6 +17,7 @@ from edge_asr.config import target_named
 from edge_asr.errors import UserError
 from edge_asr.export.base import (
     CTRANSLATE2_TARGETS,
+    GGML_TARGETS,
     ONNX_TARGETS,
     exporters,
     format_of,
@@ -75,6 +76,11 @@ def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
 def write_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
     """The same for CTranslate2."""
     _write_for("ctranslate2", CTRANSLATE2_TARGETS, checkpoint, folder)
+
+
+def write_ggml(checkpoint: Checkpoint, folder: Path) -> None:
+    """The same for whisper.cpp, a float model in float16."""
+    _write_for("whisper_cpp", GGML_TARGETS, checkpoint, folder)
 
 
 def _write_for(runtime: str, targets: Sequence[str], checkpoint: Checkpoint, folder: Path) -> None:

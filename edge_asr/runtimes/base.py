@@ -55,11 +55,13 @@ class Runtime(ABC):
         simulates: A quantized model's integers are multiplied as floats, so that its seconds say
             nothing of a file's.
         targets: Those whose files it runs; None: it simulates any.
+        families: Those whose models it runs; None: all.
     """
 
     version: ClassVar[int] = 1
     simulates: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...] | None] = None
+    families: ClassVar[tuple[str, ...] | None] = None
 
     @classmethod
     def check(cls, dtypes: StackDtypes, device: str) -> None:

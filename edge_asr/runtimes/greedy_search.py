@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
@@ -108,6 +109,35 @@ def greedy_search(
         rows.tokens = chosen.T
         rows.drop(finished)
     return found
+
+
+def greedy_tokens(
+    step: Callable[[int], np.ndarray], tokens: SearchTokens, limit: int
+) -> FoundTokens:
+    """The most likely token at every step of one clip, where another runtime makes the steps.
+
+    Args:
+        step: Takes a token and gives the logits [vocabulary] of the next, which are overwritten.
+        tokens: Prompt, ends and suppressed tokens.
+        limit: Most tokens, the end token included, at least 1.
+    """
+    found = FoundTokens()
+    for token in tokens.prompt:
+        logits = step(int(token))
+    suppressed = [*tokens.suppressed, *tokens.suppressed_first]
+    while True:
+        logits[[token for token in suppressed if 0 <= token < len(logits)]] = -np.inf
+        suppressed = list(tokens.suppressed)
+        best = int(logits.argmax())
+        others = np.delete(logits, best)
+        found.near_ties += bool(logits[best] - others.max() < NEAR_TIE)
+        if best in tokens.ends:
+            found.ended = True
+            return found
+        found.tokens.append(best)
+        if len(found.tokens) == limit:
+            return found
+        logits = step(best)
 
 
 class _Rows:

@@ -17,7 +17,7 @@ from edge_asr.export.onnx_exporter import CACHES, DECODER, ENCODER, FEATURES, TO
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
-from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, SearchTokens, search_tokens
+from edge_asr.runtimes.greedy_search import greedy_tokens, search_tokens
 from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
 from edge_asr.store.phases import PhaseSeconds
 
@@ -79,7 +79,8 @@ class OnnxRuntime(Runtime):
             began = time.perf_counter()
             memory = self._encoder.run(None, {FEATURES: features})
             encoded = time.perf_counter()
-            found.append(greedy_tokens(self._decoder, memory, self._tokens, limit))
+            step = DecoderSession(self._decoder, memory).step
+            found.append(greedy_tokens(step, self._tokens, limit))
             encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
         began = time.perf_counter()
         texts: tuple[Transcript, ...] = transcripts_of(self.checkpoint.tokenizer, found)
@@ -97,41 +98,24 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def greedy_tokens(
-    decoder: Any, memory: Sequence[np.ndarray], tokens: SearchTokens, limit: int
-) -> FoundTokens:
-    """The most likely token at every step.
+class DecoderSession:
+    """The decoder's graph over one clip.
 
     Args:
-        decoder: A session of the decoder's graph.
+        session: A session of it.
         memory: Keys and values of the encoder's graph.
-        tokens: Prompt, ends and suppressed tokens.
-        limit: Most tokens, the end token included.
     """
-    layers, _, heads, _, head_dim = memory[0].shape
-    cache = [np.zeros((layers, 1, heads, 0, head_dim), np.float32)] * 2
-    found = FoundTokens()
-    logits = np.zeros(0, np.float32)
 
-    def step(token: int) -> None:
-        nonlocal logits, cache
-        given = dict(zip(CACHES, (*cache, *memory), strict=True))
-        rows, *cache = decoder.run(None, {TOKEN: np.array([[token]], np.int64), **given})
-        logits = rows[0]
+    def __init__(self, session: Any, memory: Sequence[np.ndarray]) -> None:
+        layers, _, heads, _, head_dim = memory[0].shape
+        self._session, self._memory = session, memory
+        self._cache = [np.zeros((layers, 1, heads, 0, head_dim), np.float32)] * 2
 
-    for token in tokens.prompt:
-        step(int(token))
-    suppressed = [*tokens.suppressed, *tokens.suppressed_first]
-    while True:
-        logits[[token for token in suppressed if 0 <= token < len(logits)]] = -np.inf
-        suppressed = list(tokens.suppressed)
-        best = int(logits.argmax())
-        others = np.delete(logits, best)
-        found.near_ties += bool(logits[best] - others.max() < NEAR_TIE)
-        if best in tokens.ends:
-            found.ended = True
-            return found
-        found.tokens.append(best)
-        if len(found.tokens) == limit:
-            return found
-        step(best)
+    def step(self, token: int) -> np.ndarray:
+        """Logits [vocabulary] of what follows `token` and those before it."""
+        given = dict(zip(CACHES, (*self._cache, *self._memory), strict=True))
+        rows, *self._cache = self._session.run(
+            None, {TOKEN: np.array([[token]], np.int64), **given}
+        )
+        logits: np.ndarray = rows[0]
+        return logits

@@ -44,7 +44,7 @@ def current_environment(device: str, threads: int) -> Environment:
     # Code and configuration alone: results that a run has left do not make its code another.
     status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
     names = ["torch", "transformers", "numpy", "jiwer", "kaldialign"]
-    names += [name for name in ("onnxruntime",) if importlib.util.find_spec(name)]
+    names += [name for name in ("onnxruntime", "pywhispercpp") if importlib.util.find_spec(name)]
     return Environment(
         package=edge_asr.__version__,
         git_commit=_git("rev-parse", "HEAD") if tracked else None,

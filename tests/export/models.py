@@ -16,6 +16,15 @@ from edge_asr.quant.sequential import quantize_model
 SIGNED: dict[str, Any] = {"symmetric": True, "signed": True}
 GROUPS: dict[str, Any] = {"granularity": "group", "group_size": 8}
 
+BLOCKS: dict[str, Any] = {**SIGNED, "granularity": "group", "group_size": 32}
+# What each target of whisper.cpp holds, and how it reads inputs.
+GGML = {
+    "ggml_q4_0": Grid(4, signed_scale=True, **BLOCKS),
+    "ggml_q5_0": Grid(5, signed_scale=True, **BLOCKS),
+    "ggml_q8_0": Grid(8, **BLOCKS),
+}
+READ_IN_BLOCKS = ActivationGrid(8, True, "group", group_size=32, half_scales=True)
+
 
 def quantized(
     checkpoint: Checkpoint,
@@ -37,3 +46,8 @@ def quantized(
         formats, stored_dtype=checkpoint.stored_dtype,
     )  # fmt: skip
     return dataclasses.replace(checkpoint, model=model)
+
+
+def for_ggml(checkpoint: Checkpoint, target: str) -> Checkpoint:
+    """A quantized copy that the target holds, its embedding and head included."""
+    return quantized(checkpoint, GGML[target], READ_IN_BLOCKS, others=("embedding", "head"))

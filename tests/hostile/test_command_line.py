@@ -52,7 +52,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("experiment=nope", "experiment=nope: known are"),
         ("device=tpu", "device"),
         ("device=cuda:7", "cuda"),
-        ("runtime=tensorflow", "runtime=tensorflow: known are ctranslate2, onnxruntime, torch"),
+        ("runtime=tensorflow", "known are ctranslate2, onnxruntime, torch, whisper_cpp"),
         ("+extra.deep=1", "extra"),
         ("bits", "bits: is no option; write name=value"),
         ("method.range=mse", "a part is chosen with method/range="),
