@@ -89,6 +89,7 @@ def describe(checkpoint: Checkpoint, target: str, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
             copied.add(name)
     layers = quantized_layers(checkpoint.model)
+    formats = {name: format_of(one, one.quantized) for name, one in layers.items()}
     slots = checkpoint.architecture.slots(checkpoint.model.config)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     export = Export(
@@ -97,7 +98,7 @@ def describe(checkpoint: Checkpoint, target: str, folder: Path) -> None:
         checkpoint=checkpoint.name,
         family=checkpoint.architecture.family,
         source=checkpoint.files.reference,
-        formats=scheme_label(slots, {name: format_of(one) for name, one in layers.items()}),
+        formats=scheme_label(slots, formats),
         tokens_per_second=checkpoint.tokens_per_second,
         float_bits=checkpoint.float_bits,
         decode=asdict(checkpoint.decoding),

@@ -42,9 +42,9 @@ class Operators(nn.Module):
 
 
 class OperatorLinear(Operators):
-    """A Linear layer; `weight` is its own, or that of the embedding that it is the head of."""
+    """A Linear layer."""
 
-    def __init__(self, layer: str, own: Any, weight: QuantizedWeight) -> None:
+    def __init__(self, layer: str, own: Any) -> None:
         super().__init__(layer)
         self.input_ops = own.input_ops if isinstance(own, QuantizedLinear) else nn.Sequential()
         self.bias = own.bias
@@ -67,14 +67,16 @@ class OnnxExporter(Exporter):
 
     @abstractmethod
     def linear(self, name: str, layer: nn.Module, weight: QuantizedWeight) -> Operators:
-        """What stands for the Linear layer at path `name`."""
+        """What stands for the Linear layer at path `name`; `weight` is its own, or that of the
+        embedding that it is the head of."""
 
     @abstractmethod
     def table(self, name: str, weight: QuantizedWeight) -> Operators:
         """What stands for the embedding at path `name`."""
 
     def convolution(self, name: str, layer: QuantizedConv1d) -> Operators:
-        """What stands for the convolution at path `name`."""
+        """What stands for the convolution at path `name`, where the target holds such."""
+        del layer
         raise TypeError(f"{name}: the target holds no quantized convolution")
 
     @abstractmethod

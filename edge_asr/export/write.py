@@ -140,7 +140,7 @@ def compare(checkpoint: Checkpoint, found: Mapping[str, Tensor]) -> None:
     for name in {*quantized_layers(checkpoint.model), *found}:
         layer: Any = checkpoint.model.get_submodule(name)
         own = layer.weight.detach().flatten(1).cpu()
-        if name not in found or not torch.equal(found[name], own):
+        if name not in found or not torch.equal(found[name].flatten(1), own):
             raise UserError(
                 f"{name}: is not the same in the file that was written; nothing was exported. This "
                 "is a bug"

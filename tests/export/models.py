@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from quant.passes import batches_of, formats_of, stages
@@ -31,16 +32,16 @@ def quantized(
     grid: Grid,
     inputs: ActivationGrid | None = None,
     *,
-    others: tuple[str, ...] = (),
+    others: Mapping[str, ActivationGrid | None] | None = None,
     **parts: Any,
 ) -> Checkpoint:
     """A quantized copy, by rounding to nearest but for `parts`; `others` are kinds outside of
-    blocks that are quantized too."""
+    blocks that are quantized too, with how they read their inputs."""
     model = copy.deepcopy(checkpoint.model)
     formats = formats_of(checkpoint, grid, inputs)
     for slot in checkpoint.architecture.slots(model.config):
-        if slot.kind in others:
-            formats[slot.name] = TensorFormat(grid, None if slot.kind == "embedding" else inputs)
+        if slot.kind in (others or {}):
+            formats[slot.name] = TensorFormat(grid, (others or {})[slot.kind])
     quantize_model(
         model, checkpoint.architecture, batches_of(checkpoint), Recipe.build(stages(**parts)),
         formats, stored_dtype=checkpoint.stored_dtype,
@@ -50,4 +51,5 @@ def quantized(
 
 def for_ggml(checkpoint: Checkpoint, target: str) -> Checkpoint:
     """A quantized copy that the target holds, its embedding and head included."""
-    return quantized(checkpoint, GGML[target], READ_IN_BLOCKS, others=("embedding", "head"))
+    others = {"embedding": None, "head": READ_IN_BLOCKS}
+    return quantized(checkpoint, GGML[target], READ_IN_BLOCKS, others=others)

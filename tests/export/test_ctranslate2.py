@@ -25,8 +25,7 @@ from edge_asr.export.write import export, write_ctranslate2
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear, quantized_layers
-from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.weight import QuantizedWeight, round_nearest
+from edge_asr.quant.weight import round_nearest
 
 ct2 = pytest.importorskip("ctranslate2")
 TARGET = compose_settings("target=ctranslate2_int8").target
@@ -142,31 +141,12 @@ def test_a_float_model_is_written_in_halves_where_they_hold_it(
     assert half < 0.6 * whole
 
 
-class StoredConv(nn.Conv1d):
-    quantized: QuantizedWeight | None = None
-
-
-class StoredEmbedding(nn.Embedding):
-    quantized: QuantizedWeight | None = None
-
-
-def store(layer: Any, kind: type[nn.Module]) -> None:
-    """Keep a module's weight as codes, a row an output channel or token."""
-    rows = layer.weight.detach().flatten(1)
-    layer.__class__ = kind
-    layer.quantized = round_nearest(rows, minmax_parameters(rows, GRID), GRID)
-    with torch.no_grad():
-        layer.weight.copy_(layer.quantized.dequantize().reshape(layer.weight.shape))
-
-
 def test_embeddings_and_convolutions_are_codes_where_they_have_them(
-    int8: Checkpoint, tmp_path: Path
+    whisper: Checkpoint, tmp_path: Path
 ) -> None:
-    own = dataclasses.replace(int8, model=copy.deepcopy(int8.model))
+    others = {"embedding": None, "head": INPUTS, "convolution": None}
+    own = quantized(whisper, GRID, INPUTS, others=others)
     convolutions = [part.layer for part in own.architecture.stem()]
-    for name in convolutions:
-        store(own.model.get_submodule(name), StoredConv)
-    store(own.model.get_submodule(own.architecture.embedding), StoredEmbedding)
     CTranslate2().write(own, tmp_path)
     found = CTranslate2().read_back(tmp_path)
     for name in (*convolutions, own.architecture.embedding):

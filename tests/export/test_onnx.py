@@ -168,7 +168,7 @@ def test_ranges_of_a_call_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> 
 
 def test_tables_in_blocks_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> None:
     """An embedding is looked up by GatherBlockQuantized, its bytes are the head's too."""
-    own = quantized(whisper, GROUPS_OF_16, others=("embedding", "head"))
+    own = quantized(whisper, GROUPS_OF_16, others={"embedding": None, "head": None})
     same_through_its_file(own, "onnx_nbits", tmp_path)
     names = [one.name for one in onnx.load(tmp_path / "out" / DECODER).graph.initializer]
     assert not any(name.startswith("head.packed") for name in names)
@@ -177,10 +177,9 @@ def test_tables_in_blocks_hear_the_same(whisper: Checkpoint, tmp_path: Path) -> 
 def test_integer_tables_and_convolutions_hear_the_same(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    own = quantized(
-        checkpoint, Grid(8, **SIGNED), ActivationGrid(8, False, "tensor"),
-        others=("embedding", "head", "convolution"),
-    )  # fmt: skip
+    inputs = ActivationGrid(8, False, "tensor")
+    others = {"embedding": None, "head": inputs, "convolution": inputs}
+    own = quantized(checkpoint, Grid(8, **SIGNED), inputs, others=others)
     same_through_its_file(own, "onnx_dynamic", tmp_path)
 
 

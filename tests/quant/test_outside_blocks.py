@@ -109,7 +109,8 @@ def test_everything_asked_for_is_on_its_grid(checkpoint: Checkpoint) -> None:
     architecture = own.architecture
     layers = quantized_layers(own.model)
     others = {part.layer for part in architecture.stem()} | {architecture.embedding}
-    assert others <= layers.keys() and architecture.head not in layers
+    assert others <= layers.keys()
+    assert architecture.head not in layers
     assert layers.keys() == result.layers.keys()
     table = own.model.get_submodule(architecture.embedding)
     assert table.weight is own.model.get_submodule(architecture.head).weight
@@ -134,7 +135,8 @@ def test_an_embedding_that_is_no_head_is_rounded_for_its_rows(whisper: Checkpoin
     own, _ = quantize(whisper, formats, **untied, **GPTQ)
     layers = quantized_layers(own.model)
     table = layers[own.architecture.embedding].quantized
-    assert table is not None and own.architecture.head in layers
+    assert table is not None
+    assert own.architecture.head in layers
     again = round_nearest(table.dequantize(), table.parameters, TABLE)
     assert torch.equal(again.codes, table.codes)
 

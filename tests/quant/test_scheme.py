@@ -141,9 +141,11 @@ def test_kinds_that_stay_float_may_be_said_to() -> None:
 
 def test_a_head_is_stored_as_the_embedding_unless_a_rule_says_otherwise() -> None:
     made = labels(scheme({"kind": "embedding", "bits": 8}, {"kind": "head", "act_bits": 8}))
-    assert made["model.decoder.embed_tokens"] == "W8" and made["proj_out"] == "W8 A8"
+    assert made["model.decoder.embed_tokens"] == "W8"
+    assert made["proj_out"] == "W8 A8"
     made = labels(scheme({"kind": "embedding", "bits": 8}, {"kind": "head", "bits": "float"}))
-    assert made["model.decoder.embed_tokens"] == "W8" and "proj_out" not in made
+    assert made["model.decoder.embed_tokens"] == "W8"
+    assert "proj_out" not in made
     assert "model.encoder.conv1" not in made
 
 

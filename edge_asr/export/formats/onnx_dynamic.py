@@ -28,7 +28,7 @@ class DynamicLinear(OperatorLinear):
     scales: Tensor
 
     def __init__(self, layer: str, own: Any, weight: QuantizedWeight) -> None:
-        super().__init__(layer, own, weight)
+        super().__init__(layer, own)
         self.register_buffer("codes", weight.codes.T.contiguous())
         self.register_buffer("scales", weight.parameters.scale[:, 0].float().contiguous())
 

@@ -31,7 +31,7 @@ class NBitsLinear(OperatorLinear):
     zeros: Tensor | None
 
     def __init__(self, layer: str, own: Any, weight: QuantizedWeight) -> None:
-        super().__init__(layer, own, weight)
+        super().__init__(layer, own)
         self.rows, columns = weight.codes.shape
         bits, size = weight.grid.bits, weight.grid.group_size
         for name, value in block_operands(weight).items():
