@@ -87,8 +87,8 @@ def beside_nearest(record: Record, nearest: Sequence[Record]) -> Iterator[str]:
         yield f"{len(nearest)} runs of {NEAREST} are like it, not one"
         return
     own = record.method.output_error
-    if own is None and "calibrate" not in record.keys:
-        return  # without clips there is nothing to measure on
+    if own is None and record.keys and "calibrate" not in record.keys:
+        return  # without clips there is nothing to measure on; old records have no keys
     other = nearest[0].method.output_error if nearest else None
     if other is None and record.method.output_error_ratio is not None:
         # A run of rounding to nearest looks at no clips; one that does measures both.

@@ -78,6 +78,8 @@ def test_the_published_results_keep_every_promise(capsys: Shown) -> None:
         "embedded": 34,
         "librispeech_test_other_100": 0,
         "micro_grid": 18,
+        "real": 0,
+        "real_draws": 0,
         "test_other_100_common_voice_100": 0,
     }
     folders = {name: RESULTS / name for name in known}
