@@ -36,9 +36,9 @@ SCHEMES: dict[str, list[dict[str, Any]]] = {
 }
 KINDS: dict[TensorKind, str] = {
     "linear": "quantized, 2 to 8 bits, and its input where a rule says so",
-    "convolution": "stays float; a rule that gives it bits is refused",
-    "embedding": "stays float; refused",
-    "head": "stays float; refused",
+    "convolution": "quantized where a rule says so, and its input",
+    "embedding": "quantized where a rule says so, and the head that is it",
+    "head": "as the embedding, or by rules of its own; its input where a rule says so",
     "kv_cache": "stays float; refused",
     "attention": "stays float; refused",
 }

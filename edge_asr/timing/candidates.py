@@ -32,7 +32,7 @@ TORCH_DTYPES: dict[str, Dtype] = {"torch": "float32", "torch_bf16": "bfloat16"}
 LIBRARIES = {
     "onnxruntime": "onnxruntime",
     "ctranslate2": "ctranslate2",
-    "whisper_cpp": "pywhispercpp",
+    "whisper_cpp": "_pywhispercpp",
     faster_whisper.NAME: faster_whisper.NAME,
 }
 AGAINST = (FLOAT, *TORCH_DTYPES, faster_whisper.NAME)
