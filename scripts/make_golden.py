@@ -21,7 +21,7 @@ from bench_quantize import STEPS
 from edge_asr.cli.compose import compose_settings
 from edge_asr.config import Settings
 from edge_asr.evaluation.hypotheses import read_hypotheses
-from edge_asr.experiments import plan
+from edge_asr.experiments import step_keys
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.quant.layers import quantized_layers
 from edge_asr.quant.model_folder import load_model
@@ -64,7 +64,11 @@ def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:
                 stage: f"{part['name']} {part['version']}"
                 for stage, part in record.method.parts.items()
             },
-            "steps": [plan.CALIBRATE_VERSION, plan.QUANTIZE_VERSION, plan.TRANSCRIBE_VERSION],
+            "steps": [
+                step_keys.CALIBRATE_VERSION,
+                step_keys.QUANTIZE_VERSION,
+                step_keys.TRANSCRIBE_VERSION,
+            ],
         },
         "label": f"{record.method.name} {record.method.scheme}",
         "effective_bits": record.method.effective_bits,

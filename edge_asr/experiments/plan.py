@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edge_asr.calibration.batches import DrawnClip
 from edge_asr.config import Settings
 from edge_asr.data.corpus import Corpus
@@ -18,6 +16,13 @@ from edge_asr.errors import UserError
 from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.experiments.clips import Clips, DrawnClips, calibration_source, data_source
 from edge_asr.experiments.labels import folder_name, method_label
+from edge_asr.experiments.step_keys import (
+    calibrate_step,
+    dtypes_of,
+    quantize_step,
+    tokens_per_second_of,
+    transcribe_step,
+)
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.files import CheckpointFiles, find_files
@@ -35,11 +40,7 @@ from edge_asr.store.artefacts import Step, Store
 from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD
 
-# Raised when a step makes something else of the same inputs.
-CALIBRATE_VERSION = 3
-QUANTIZE_VERSION = 2
-TRANSCRIBE_VERSION = 3
-SCORE_VERSION = 2
+SCORE_VERSION = 2  # raised when scoring makes something else of the same inputs
 RUN_DIGITS = 12
 
 
@@ -122,12 +123,12 @@ class Plan:
     @property
     def tokens_per_second(self) -> float | None:
         """Cap on generated tokens a second of audio, or None."""
-        return _tokens_per_second(self.settings, self.architecture)
+        return tokens_per_second_of(self.settings, self.architecture)
 
     @property
     def dtypes(self) -> StackDtypes:
         """What the stacks transcribe in."""
-        return _dtypes(self.settings, self.files)
+        return dtypes_of(self.settings, self.files)
 
     @property
     def model_name(self) -> str:
@@ -193,7 +194,7 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
     files = find_files(settings.model.path, store.digests)
     config, architecture = read_config(files)
     runtime = runtimes[settings.runtime]
-    runtime.check(_dtypes(settings, files), settings.device)
+    runtime.check(dtypes_of(settings, files), settings.device)
     if runtime.families and architecture.family not in runtime.families:
         raise UserError(
             f"runtime={settings.runtime}: runs {', '.join(runtime.families)} alone, and "
@@ -219,16 +220,18 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
     drawn, calibrate, quantize = DrawnClips(), None, None
     if wants_clips:
         drawn = clips.drawn(settings)
-        calibrate = _calibrate(settings, files, architecture, drawn)
+        calibrate = calibrate_step(settings, files, architecture, drawn)
     if recipe.quantizes:
-        quantize = _quantize(settings, files, architecture, recipe, formats, calibrate)
+        quantize = quantize_step(settings, files, architecture, recipe, formats, calibrate)
     data_sets = []
     for corpus in corpora:
         audio = fingerprint(corpus.audio_digests(store.digests))
-        float_step = _transcribe(settings, files, architecture, audio, files.weights_fingerprint)
+        float_step = transcribe_step(
+            settings, files, architecture, audio, files.weights_fingerprint
+        )
         own_step = float_step
         if quantize is not None:
-            own_step = _transcribe(settings, files, architecture, audio, quantize.key)
+            own_step = transcribe_step(settings, files, architecture, audio, quantize.key)
         data_sets.append(DataSet(corpus, audio, own_step, float_step))
     references = fingerprint(
         [[[entry.text, dict(entry.metadata)] for entry in one.entries] for one in corpora]
@@ -297,108 +300,6 @@ def with_batch_size(plan: Plan, batch_size: int) -> Plan:
     )
     run_id = _run_id(settings, data_sets, plan.references, plan.quantize)
     return dataclasses.replace(plan, settings=settings, data_sets=data_sets, run_id=run_id)
-
-
-def _family(architecture: Architecture) -> list[Any]:
-    return [architecture.family, architecture.version]
-
-
-def _tokens_per_second(settings: Settings, architecture: Architecture) -> float | None:
-    own = settings.model.tokens_per_second
-    return architecture.usual_tokens_per_second(settings.decode.language) if own is None else own
-
-
-def _dtypes(settings: Settings, files: CheckpointFiles) -> StackDtypes:
-    own: Any = "float32"
-    if torch.device(settings.device).type != "cpu":
-        own = str(files.usual_dtype).removeprefix("torch.")
-    return StackDtypes(settings.encoder.dtype or own, settings.decoder.dtype or own)
-
-
-def _calibrate(
-    settings: Settings,
-    files: CheckpointFiles,
-    architecture: Architecture,
-    drawn: DrawnClips,
-) -> Step:
-    return Step(
-        "calibrate",
-        {
-            "version": CALIBRATE_VERSION,
-            "weights": files.weights_fingerprint,
-            "processing": files.processing_fingerprint,
-            "family": _family(architecture),
-            "clips": [
-                [digest, clip.utterance.text]
-                for digest, clip in zip(drawn.digests, drawn.clips, strict=True)
-            ],
-            "count": settings.calibration.clips,
-            "seed": settings.calibration.seed,
-            "batch_size": settings.calibration.batch_size,
-            "tokens_per_second": _tokens_per_second(settings, architecture),
-            "decode": dataclasses.asdict(settings.decode),
-        },
-    )
-
-
-def _quantize(
-    settings: Settings,
-    files: CheckpointFiles,
-    architecture: Architecture,
-    recipe: Recipe,
-    formats: dict[str, TensorFormat],
-    calibrate: Step | None,
-) -> Step:
-    return Step(
-        "quantize",
-        {
-            "version": QUANTIZE_VERSION,
-            "weights": files.weights_fingerprint,
-            "family": _family(architecture),
-            "calibrate": None if calibrate is None else calibrate.key,
-            "padding": _padding(settings, architecture) if calibrate else None,
-            "dtype": settings.calibration.dtype if calibrate else None,
-            "recipe": recipe.identity,
-            "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
-            # The folder that is written holds the processor's files too.
-            "processing": files.processing_fingerprint,
-            "layer_errors": settings.layer_errors is not False and calibrate is not None,
-        },
-    )
-
-
-def _padding(settings: Settings, architecture: Architecture) -> list[Any] | None:
-    """What is done with windows that clips do not fill, where a model hears such."""
-    if not architecture.hears_padding:
-        return None
-    return [settings.calibration.padding_weight, settings.calibration.pack]
-
-
-def _transcribe(
-    settings: Settings,
-    files: CheckpointFiles,
-    architecture: Architecture,
-    audio: str,
-    weights: str,
-) -> Step:
-    return Step(
-        "transcribe",
-        {
-            "version": TRANSCRIBE_VERSION,
-            "weights": weights,
-            "processing": files.processing_fingerprint,
-            "family": _family(architecture),
-            "audio": audio,
-            "batch_size": settings.batch_size,
-            "max_new_tokens": settings.max_new_tokens,
-            "tokens_per_second": _tokens_per_second(settings, architecture),
-            "decode": dataclasses.asdict(settings.decode),
-            "dtype": dataclasses.asdict(_dtypes(settings, files)),
-            # Nobody has shown that an accelerator finds the same digits as a processor.
-            "device": settings.device.partition(":")[0],
-            "runtime": [settings.runtime, runtimes[settings.runtime].version],
-        },
-    )
 
 
 def _run_id(

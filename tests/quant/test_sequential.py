@@ -27,7 +27,7 @@ from edge_asr.quant.outlier_rule import mean_for
 from edge_asr.quant.range.awq_clip import AwqClip
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import LayerResult
-from edge_asr.quant.sequential import MODEL
+from edge_asr.quant.sequential_pass import MODEL
 
 
 def quantized(
