@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from edge_asr.cli.main import Parser, exit_code
 from edge_asr.errors import UserError
-from edge_asr.store.environment import Environment, current_environment
+from edge_asr.store.environment import current_environment
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite
 
@@ -111,20 +110,11 @@ def measured(options: Namespace, typed: str, console: Console) -> Times:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         found = measure_all(chosen, threads, repeats, working / "clips.npz", tell)
-    environment = _environment(machine.processor, max(threads))
+    environment = current_environment(machine.processor, max(threads))
     return Times(
         SCHEMA_VERSION, typed, began.isoformat(timespec="seconds"), machine, environment, source,
         chosen, found, tuple(dict.fromkeys(comparison.left_out)),
     )  # fmt: skip
-
-
-def _environment(device: str, threads: int) -> Environment:
-    from edge_asr.timing.candidates import LIBRARIES
-
-    found = current_environment(device, threads)
-    there = (name for name in LIBRARIES.values() if importlib.util.find_spec(name))
-    own = {name: metadata.version(name) for name in there}
-    return replace(found, libraries=found.libraries | own)
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
@@ -133,13 +123,15 @@ def command(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     typed = shlex.join(["python", "-m", "edge_asr.time", *words])
+    if options.out and (options.out.is_dir() or not os.access(options.out.parent, os.W_OK)):
+        raise UserError(f"--out={options.out}: is no file that can be written; give another")
     times = measured(options, typed, Console(stderr=True))
     from edge_asr.report.console import open_console
     from edge_asr.timing.table import times_table
 
+    open_console().print(times_table(times))
     if options.out:
         write_text_atomically(options.out, json.dumps(finite(asdict(times)), indent=2) + "\n")
-    open_console().print(times_table(times))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def test_every_scheme_file_can_be_used(planned: Planned, path: Path) -> None:
         ("scheme.rules=[{bit:8}]", r"rules\[0\]\.bit=8: did you mean bits"),
         ("scheme.rules=[{role:fc1}]", r"rules\[0\]: sets nothing"),
         ("scheme.rules=[{stack:encoder,role:cross_q,bits:8}]", r"matches no tensor.*qkv, out, fc1"),
-        ("scheme.rules=[{kind:embedding,bits:8}]", r"embedding stays floating point"),
+        ("scheme.rules=[{kind:attention,act_bits:8}]", r"attention stays floating point"),
         ("runtime=torhc", r"runtime=torhc: did you mean torch"),
         ("store_cap=lots", r"store_cap=lots: give a size such as"),
         ("+unknown=1", r"unknown=1"),

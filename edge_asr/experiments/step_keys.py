@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,11 +89,18 @@ def quantize_step(
             "dtype": settings.calibration.dtype if calibrate else None,
             "recipe": recipe.identity,
             "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
+            **_half_scales(formats),
             # The folder that is written holds the processor's files too.
             "processing": files.processing_fingerprint,
             "layer_errors": settings.layer_errors is not False and calibrate is not None,
         },
     )
+
+
+def _half_scales(formats: Mapping[str, TensorFormat]) -> dict[str, int]:
+    """A version of its own of how inputs with float16 scales are rounded."""
+    used = any(one.inputs is not None and one.inputs.half_scales for one in formats.values())
+    return {"half_scales": 2} if used else {}
 
 
 def _padding(settings: Settings, architecture: Architecture) -> list[Any] | None:

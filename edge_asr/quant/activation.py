@@ -8,8 +8,8 @@ calibration and stored (static), either the global extremes or the mean of every
 (LLMC's default); or from all that passes in one call, as ONNX Runtime's DynamicQuantizeLinear does,
 so that what a clip reads then depends on what else is in its batch, in calibration too.
 
-Only what the Linear layers of blocks read is quantized: the queries, keys, values and probabilities
-of attention products stay float, as do the inputs of stem, embedding and head.
+What layers read is quantized: the queries, keys, values and probabilities of attention products
+stay float.
 """
 
 from __future__ import annotations

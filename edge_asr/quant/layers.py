@@ -92,8 +92,8 @@ class ChannelScale(RuntimeOp):
 
 
 class QuantizedLayer(nn.Module):
-    """A layer with a weight whose input passes runtime ops and then an input quantizer, both
-    visible modules.
+    """A layer with a weight whose input passes runtime ops (of a Linear layer) and then an input
+    quantizer, both visible modules.
 
     Until a method puts something there, both are identities and the layer computes what the
     layer it stands for computes.

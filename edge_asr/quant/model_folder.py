@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 # Importing the parts registers every module that a stored model may hold.
 import edge_asr.quant.recipe  # noqa: F401
 from edge_asr.errors import UserError
@@ -63,6 +65,9 @@ def load_model(folder: Path, device: str = "cpu", decoding: Decoding | None = No
     )
     install_layers(model, artefact.layer_names(description))
     model.config.tie_word_embeddings = description["tie_word_embeddings"]
+    if not model.config.tie_word_embeddings and architecture.is_tied(model):
+        head: Any = model.get_submodule(architecture.head)
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     artefact.restore(model, tensors, description)
     model.to(device)
     reference = str(description["name"])

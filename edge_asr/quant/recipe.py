@@ -106,6 +106,17 @@ class Recipe:
             rounding=self.rounding.outside_blocks,
         )
 
+    @property
+    def for_blocks_alone(self) -> list[str]:
+        """Its parts that do nothing, or less, for layers outside of blocks: `rounding=adaround`."""
+        others = self.outside_blocks.parts
+        rewrites = self.transform.learned or not self.transform.rewrites_model
+        return [
+            f"{stage}={STAGES[stage].name_of(part)}"
+            for stage, part in self.parts.items()
+            if part != others[stage] and (stage != "transform" or rewrites)
+        ]
+
     def needs_calibration(self, formats: Iterable[TensorFormat]) -> bool:
         """Whether anything in it, or a static range among `formats`, looks at clips."""
         static = any(one.inputs and one.inputs.static for one in formats)

@@ -24,7 +24,7 @@ from edge_asr.quant.formats import (
     StaticRange,
     TensorFormat,
 )
-from edge_asr.settings import nearest
+from edge_asr.settings import nearest, show_value
 
 SELECTORS = ("stack", "role", "name", "kind")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -235,8 +235,8 @@ class Scheme:
         A head is stored as the embedding is, unless rules of its own say otherwise.
 
         Raises:
-            UserError: a rule matches nothing, gives a format to a kind that cannot be quantized
-                yet, sets how inputs are read where none is quantized, or has a value out of range.
+            UserError: a rule matches nothing, gives a format to attention or its cache, sets how
+                inputs are read where none is quantized, or has a value out of range.
         """
         slots = list(slots)
         for rule in self.rules:
@@ -265,7 +265,20 @@ class Scheme:
                 if own.bits != FLOAT or own.act_bits is not None:
                     assigned[slot.name] = own
         self._check_unused_activation(assigned.values())
+        self._check_without_bits(slots, assigned)
         return {name: one.format() for name, one in assigned.items()}
+
+    def _check_without_bits(self, slots: Iterable[Slot], assigned: Mapping[str, Assigned]) -> None:
+        """Rules that say how weights are quantized which nothing quantizes."""
+        coded = {name for name, one in assigned.items() if one.bits != FLOAT}
+        for rule in self.rules:
+            names = [name for name in ("group_size", "symmetric") if name in rule.assign]
+            own = [slot.name for slot in slots if rule.matches(slot)]
+            if rule.kind != "linear" and names and not coded.intersection(own):
+                raise UserError(
+                    f"{rule.source}: {names[0]}={show_value(rule.assign[names[0]])}: nothing gives "
+                    f"kind: {rule.kind} bits; add bits: 8"
+                )
 
     def _check_unused_activation(self, assigned: Iterable[Assigned]) -> None:
         if any(one.act_bits is not None for one in assigned):

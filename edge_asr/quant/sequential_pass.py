@@ -27,7 +27,7 @@ from edge_asr.quant.protection import sealed, without_outliers
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.result import BlockResult, LayerResult, Quantization
-from edge_asr.quant.stages import Correction, LayerFit, Part, Transform, roundings
+from edge_asr.quant.stages import Correction, LayerFit, Part, roundings
 from edge_asr.quant.weight import round_nearest
 
 # The stems of what a rewrite of the whole model made, and its repair.
@@ -58,7 +58,7 @@ class SequentialPass:
     def rewrite_model(self, batches: Sequence[Batch], on_step: Callable[[str], None]) -> None:
         """The transform's rewrite of the whole float model."""
         transform = self.recipe.transform
-        if type(transform).rewrite_model is Transform.rewrite_model:
+        if not transform.rewrites_model:
             return
         self._change_model(MODEL, transform, transform.rewrite_model, batches, on_step)
 
@@ -114,9 +114,11 @@ class SequentialPass:
         for done, captured in enumerate(found):
             on_step(captured.block.module)
             outside.quantize(f"outside-{done:03d}", captured, None, on_step)
-        if outside.result.blocks and self.recipe.learned:
+        left_out = self.recipe.for_blocks_alone
+        if outside.result.blocks and left_out:
             outside.result.warnings.append(
-                "layers outside of blocks are rounded to nearest, for parts learn on blocks"
+                f"layers outside of blocks are quantized without {', '.join(left_out)}, for blocks "
+                "alone"
             )
         self.result.join(outside.result)
 

@@ -79,6 +79,11 @@ class Transform(Part):
     def rewrite_model(self, context: ModelContext) -> None:
         """Rewrite the whole float model in place, once, before the first block."""
 
+    @property
+    def rewrites_model(self) -> bool:
+        """Whether it rewrites the whole model, whatever is quantized of it."""
+        return type(self).rewrite_model is not Transform.rewrite_model
+
     def rewrite_block(self, context: BlockContext) -> None:
         """Rewrite one float block in place; ends with `context.inputs_changed()` if it did."""
 

@@ -63,11 +63,14 @@ class Target(Checked):
         for name, value in vars(self).items():
             if value == ():
                 raise UserError(f"target.{name}=[]: give at least one, or null for any")
-        for index, one in enumerate(self.inputs or ()):
-            place = f"target.inputs[{index}]"
-            if foreign := [name for name in one if not name.startswith("act_")]:
-                raise UserError(f"{place}.{foreign[0]}: says nothing of inputs; give act_bits, ...")
-            Rule.parse({"act_bits": None, **one}, place)
+        for field in ("inputs", "convolution_inputs"):
+            for index, one in enumerate(getattr(self, field) or ()):
+                place = f"target.{field}[{index}]"
+                if foreign := [name for name in one if not name.startswith("act_")]:
+                    raise UserError(
+                        f"{place}.{foreign[0]}: says nothing of inputs; give act_bits, ..."
+                    )
+                Rule.parse({"act_bits": None, **one}, place)
 
     @classmethod
     def option(cls) -> str:
@@ -83,7 +86,8 @@ class Target(Checked):
         inputs = dict(self.inputs[0]) if self.inputs else {}
         rules: list[dict[str, Any]] = [rule | inputs]
         if self.embedding in ("quantized", "preferred"):
-            rules += [{"kind": "embedding", **rule}, {"kind": "head", **inputs}]
+            own = {"bits": self.embedding_bits[0]} if self.embedding_bits else {}
+            rules += [{"kind": "embedding", **rule, **own}, {"kind": "head", **inputs}]
         if self.convolution in ("quantized", "preferred"):
             read = self.convolution_inputs or self.inputs or ({},)
             rules.append({"kind": "convolution", **rule, **read[0]})
@@ -100,19 +104,23 @@ class Target(Checked):
             # No runtime fills up the rows of a table.
             whole = replace(self, whole_groups=self.group_sizes is not None)
             whole = replace(whole, bits=self.embedding_bits or self.bits)
-            whole._refuse_grid(name, format.weights, columns)
+            whole._refuse_grid(slot, format.weights, columns)
         elif format.weights is not None:
-            self._refuse_grid(name, format.weights, columns)
+            self._refuse_grid(slot, format.weights, columns)
             ways = self.inputs
             if slot.kind == "convolution":
                 ways = self.convolution_inputs or ways
             if ways is not None:
                 self._refuse_inputs(slot, format.inputs, format.weights, ways)
         elif self.inputs is not None and format.inputs is not None:
+            remedy = (
+                "add act_bits: null to the rule that keeps them, or set act_bits=null of its stack"
+            )
+            if slot.kind != "linear":
+                remedy = f"add {{kind: {slot.kind}, act_bits: null}} to scheme.rules"
             raise UserError(
                 f"target={self.name}: {name} keeps its weights in floating point and is to read "
-                f"{format.inputs.label}; its runtime reads floats there: add act_bits: null to the "
-                "rule that keeps them, or set act_bits=null of its stack"
+                f"{format.inputs.label}; its runtime reads floats there: {remedy}"
             )
 
     def refuse_recipe(self, outliers: bool, ops: str | None, names: Mapping[str, str]) -> None:
@@ -154,6 +162,8 @@ class Target(Checked):
         if ways[best]:
             rule = show_value(kind | dict(ways[best]))
             remedy = f"leave act_bits and scheme= out and set scheme.rules=[{rule}]"
+            if kind:
+                remedy = f"add {rule} to scheme.rules"
         raise UserError(
             f"target={self.name}: {slot.name} is to read {found.label if found else 'floats'}; its "
             f"runtime reads {' or '.join(one.label if one else 'floats' for one in own)}: "
@@ -173,15 +183,23 @@ class Target(Checked):
         if kept == "quantized" and format.weights is None:
             raise UserError(
                 f"target={self.name}: {slot.name} stays floating point; its runtime holds it as "
-                f"it does layers: leave out the rule that keeps it, kind: {slot.kind}"
+                f"it does layers: quantize with target={self.name}, and without a rule for kind: "
+                f"{slot.kind} that keeps it"
             )
 
-    def _refuse_grid(self, name: str, grid: Grid, columns: int | None) -> None:
+    def _refuse_grid(self, slot: Slot, grid: Grid, columns: int | None) -> None:
+        name = slot.name
+
+        def remedy(option: str, value: Any) -> str:
+            if slot.kind == "linear":
+                return f"set {option}={show_value(value)}"
+            return f"set {option}: {show_value(value)} in the rule for kind: {slot.kind}"
+
         if self.bits is not None and grid.bits not in self.bits:
             best = min(self.bits, key=lambda one: (abs(one - grid.bits), -one))
             raise UserError(
                 f"target={self.name}: {name} has bits={grid.bits}; its runtime has kernels for "
-                f"{_listed(self.bits)} bits: set bits={best}"
+                f"{_listed(self.bits)} bits: {remedy('bits', best)}"
             )
         if self.symmetric is not None and not grid.symmetric and grid.zero_point == "float":
             raise UserError(
@@ -192,26 +210,29 @@ class Target(Checked):
         if self.symmetric is not None and found not in self.symmetric:
             raise UserError(
                 f"target={self.name}: {name} has symmetric={show_value(found)}; its runtime holds "
-                f"{_listed(self.symmetric)}: set symmetric={show_value(self.symmetric[0])}"
+                f"{_listed(self.symmetric)}: {remedy('symmetric', self.symmetric[0])}"
             )
         sizes = self.group_sizes
         if sizes is not None and grid.group_size not in sizes:
             wanted = grid.group_size or columns or max(one or 0 for one in sizes)
-            nearest = min(sizes, key=lambda one: abs((one or columns or wanted) - wanted))
+            held = [one for one in sizes if one is None or columns is None or columns % one == 0]
+            fitting = held if self.whole_groups and held else sizes
+            nearest = min(fitting, key=lambda one: abs((one or columns or wanted) - wanted))
             raise UserError(
                 f"target={self.name}: {name} has group_size={show_value(grid.group_size)}; its "
-                f"runtime holds {_listed(sizes)}: set group_size={show_value(nearest)}"
+                f"runtime holds {_listed(sizes)}: {remedy('group_size', nearest)}"
             )
         size = grid.group_size
         if self.whole_groups and size and columns is not None and columns % size:
             fitting = [one for one in sizes or range(1, size) if one is None or columns % one == 0]
-            remedy = f"leave it floating point, {{name: {name}, bits: float, act_bits: null}}"
+            other = f"leave it floating point, {{name: {name}, bits: float, act_bits: null}}"
+            if slot.kind != "linear":
+                other = f"leave out the rule for kind: {slot.kind}"
             if fitting:
-                largest = max(fitting, key=lambda one: one or 0)
-                remedy = f"set group_size={show_value(largest)}"
+                other = remedy("group_size", max(fitting, key=lambda one: one or 0))
             raise UserError(
                 f"target={self.name}: groups of {size} do not divide the {columns} columns of "
-                f"{name}, and its runtime has no shorter ones: {remedy}"
+                f"{name}, and its runtime has no shorter ones: {other}"
             )
 
 

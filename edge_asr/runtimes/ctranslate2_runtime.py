@@ -14,6 +14,7 @@ import torch
 from edge_asr.errors import UserError, first_line
 from edge_asr.export.base import CTRANSLATE2_TARGETS, require_packages
 from edge_asr.export.ctranslate2_file import MODEL, begin_suppressed, quantized_in, read_variables
+from edge_asr.export.formats.ctranslate2 import FAMILY
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime, runtimes
@@ -34,6 +35,7 @@ class CTranslate2Runtime(Runtime):
 
     simulates: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...] | None] = CTRANSLATE2_TARGETS
+    families: ClassVar[tuple[str, ...] | None] = (FAMILY,)
 
     @classmethod
     def check(cls, dtypes: StackDtypes, device: str) -> None:
@@ -120,16 +122,23 @@ class CTranslate2Runtime(Runtime):
 
     def _search(self, memory: Any, limit: int) -> Any:
         tokens = self._tokens
-        # It writes at most half of max_length, and at most what the prompt but for its last
-        # token leaves of it (src/models/whisper.cc, `WhisperReplica::generate`).
         (result,) = self._model.generate(
             memory, [list(tokens.prompt)], beam_size=1,
-            max_length=limit + max(limit, len(tokens.prompt) - 1),
+            max_length=longest(limit, len(tokens.prompt)),
             suppress_blank=bool(tokens.suppressed_first),  # those in config.json
             suppress_tokens=self._known(tokens.suppressed),
             return_logits_vocab=True,
         )  # fmt: skip
         return result
+
+
+def longest(limit: int, prompt: int) -> int:
+    """The `max_length` with which at most `limit` tokens are written after `prompt` ones.
+
+    It writes at most half of it, and at most what the prompt but for its last token leaves of it
+    (src/models/whisper.cc, `WhisperReplica::generate`).
+    """
+    return limit + max(limit, prompt - 1)
 
 
 def loaded(folder: Path) -> Any:

@@ -37,6 +37,10 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+# Libraries that need not be there.
+OTHER_RUNTIMES = ("onnxruntime", "ctranslate2", "pywhispercpp", "faster_whisper")
+
+
 def current_environment(device: str, threads: int) -> Environment:
     """The environment of this process; `device` is described by who uses it."""
     # An installed copy may lie inside some other project's checkout: not our commit.
@@ -44,7 +48,7 @@ def current_environment(device: str, threads: int) -> Environment:
     # Code and configuration alone: results that a run has left do not make its code another.
     status = _git("status", "--porcelain", "--", ".", "../conf") if tracked else None
     names = ["torch", "transformers", "numpy", "jiwer", "kaldialign"]
-    names += [name for name in ("onnxruntime", "pywhispercpp") if importlib.util.find_spec(name)]
+    names += [name for name in OTHER_RUNTIMES if importlib.util.find_spec(name)]
     return Environment(
         package=edge_asr.__version__,
         git_commit=_git("rev-parse", "HEAD") if tracked else None,

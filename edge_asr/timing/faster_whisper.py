@@ -16,6 +16,7 @@ from edge_asr.export.base import require_packages
 from edge_asr.models.files import quiet
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime
+from edge_asr.runtimes.ctranslate2_runtime import longest
 from edge_asr.runtimes.greedy_search import FoundTokens, search_tokens
 from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
 from edge_asr.store.phases import PhaseSeconds
@@ -81,9 +82,9 @@ class FasterWhisper(Runtime):
             memory,
             [list(tokens.prompt)],
             beam_size=1,
-            max_length=len(tokens.prompt) + limit,
+            max_length=longest(limit, len(tokens.prompt)),
             suppress_blank=bool(tokens.suppressed_first),
-            suppress_tokens=list(tokens.suppressed),
+            suppress_tokens=[token for token in tokens.suppressed if token >= 0],
         )
         written = list(result.sequences_ids[0])[:limit]
         return FoundTokens(written, ended=len(written) < limit)

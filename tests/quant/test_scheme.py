@@ -111,6 +111,7 @@ def test_a_shorthand_that_is_null_is_given() -> None:
         ({"act_bits": 8, "act_granularity": "tensor"}, "give extreme or mean"),
         ({"act_bits": 8, "act_clip_ratio": 2.0}, "act_clip_ratio=2.0"),
         ({"kind": "embedding", "bits": 8, "act_bits": 8}, "give it to kind: head"),
+        ({"kind": "convolution", "group_size": 8}, "nothing gives kind: convolution bits"),
         ({"kind": "kv_cache", "act_bits": 8}, "kv_cache stays floating point so far"),
         ({"kind": "bias", "bits": 8}, "known are attention"),
     ],

@@ -256,7 +256,7 @@ def coded_weights(
     coded = {}
     for name, weight in found.items():
         if weight is None or (weight.grid.bits, weight.grid.group_size) != (block.bits, COLUMNS):
-            raise UserError(_one_type(name, weight, checkpoint.architecture, block))
+            raise UserError(_one_type(name, weight, block))
         scale = weight.parameters.scale
         if not torch.equal(scale.half().to(scale.dtype), scale):
             raise UserError(
@@ -267,17 +267,12 @@ def coded_weights(
     return coded
 
 
-def _one_type(
-    name: str, weight: QuantizedWeight | None, architecture: Architecture, block: BlockType
-) -> str:
+def _one_type(name: str, weight: QuantizedWeight | None, block: BlockType) -> str:
     """What to say of a matrix that is not of the file's type."""
     own = "floating point" if weight is None else TensorFormat(weight.grid).label
-    remedy = "leave out the rule of scheme= that keeps it so"
-    if name == f"{architecture.embedding}.weight":
-        remedy = f"add scheme.rules=[{{kind: embedding, bits: {block.bits}}}]"
     return (
         f"{name}: is {own}, and a file of whisper.cpp has one type for all matrices, here "
-        f"{block.bits} bits in groups of {COLUMNS}; {remedy}"
+        f"{block.bits} bits in groups of {COLUMNS}; leave out the rule of scheme= that keeps it so"
     )
 
 

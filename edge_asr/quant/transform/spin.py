@@ -215,7 +215,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _quantized_inputs(context: ModelContext) -> Iterator[None]:
-    """Quantize what every layer of a block reads, a scale a token, inside the context."""
+    """Quantize what every layer reads, a scale a token, inside the context."""
     layers = {
         name: cast(QuantizedLayer, context.model.get_submodule(name)) for name in context.formats
     }
