@@ -333,11 +333,17 @@ def _leaves_float(rule: Rule) -> bool:
 def scheme_label(slots: Iterable[Slot], formats: Mapping[str, TensorFormat]) -> str:
     """What tells the formats of a model's layers from those of any other scheme, in a few words.
 
-    The most frequent format comes first; then the parts that differ: `W4, encoder W8`.
+    The most frequent format comes first; then the parts that differ: `W4, encoder W8`; then what
+    is quantized outside of blocks: `W4, embedding W8`, a head only where it differs from that.
     """
-    linear = [slot for slot in slots if slot.name in formats]
-    table = next((formats[slot.name] for slot in linear if slot.kind == "embedding"), None)
-    linear = [one for one in linear if one.kind != "head" or formats[one.name] != table]
+    chosen = [slot for slot in slots if slot.name in formats]
+    linear = [slot for slot in chosen if slot.kind == "linear"]
+    table = next((formats[slot.name] for slot in chosen if slot.kind == "embedding"), None)
+    outside = [
+        slot
+        for slot in chosen
+        if slot.kind != "linear" and not (slot.kind == "head" and formats[slot.name] == table)
+    ]
     groups: dict[TensorFormat, list[Slot]] = {}
     for slot in linear:
         groups.setdefault(formats[slot.name], []).append(slot)
@@ -345,6 +351,7 @@ def scheme_label(slots: Iterable[Slot], formats: Mapping[str, TensorFormat]) -> 
     words = [ordered[0].label] if ordered else [FLOAT]
     for one in ordered[1:]:
         words += [f"{where} {one.label}" for where in _places(groups[one], linear)]
+    words += dict.fromkeys(f"{slot.role} {formats[slot.name].label}" for slot in outside)
     return ", ".join(words)
 
 

@@ -154,6 +154,9 @@ def test_what_is_outside_of_blocks_is_told_in_the_label() -> None:
     made = scheme({"kind": "embedding", "bits": 8}, {"kind": "convolution", "bits": 6})
     label = scheme_label([*SLOTS, *OTHERS], formats(made))
     assert label == "W4, conv W6, embedding W8"
+    made = scheme({"kind": "embedding", "bits": 4}, {"kind": "head", "act_bits": 8})
+    label = scheme_label([*SLOTS, *OTHERS], formats(made))
+    assert label == "W4, embedding W4, head W4 A8"
 
 
 def test_a_part_that_cannot_serve_a_scheme_is_refused_before_there_is_a_model() -> None:
