@@ -114,8 +114,7 @@ class SequentialPass:
         for done, captured in enumerate(found):
             on_step(captured.block.module)
             outside.quantize(f"outside-{done:03d}", captured, None, on_step)
-        left_out = self.recipe.for_blocks_alone
-        if outside.result.blocks and left_out:
+        if outside.result.blocks and (left_out := self.recipe.for_blocks_alone):
             outside.result.warnings.append(
                 f"layers outside of blocks are quantized without {', '.join(left_out)}, for blocks "
                 "alone"
