@@ -80,6 +80,7 @@ def test_the_published_results_keep_every_promise(capsys: Shown) -> None:
         "micro_grid": 18,
         "real": 0,
         "real_draws": 0,
+        "runtimes": 0,
         "test_other_100_common_voice_100": 0,
     }
     folders = {name: RESULTS / name for name in known}
