@@ -8,7 +8,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,6 +110,15 @@ def measured(options: Namespace, typed: str, console: Console) -> Times:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         found = measure_all(chosen, threads, repeats, working / "clips.npz", tell)
+
+    # Of what was written only to be measured, and is gone, the name says enough.
+    def lasting(folder: str) -> str:
+        return Path(folder).name if Path(folder).is_relative_to(working) else folder
+
+    chosen = tuple(
+        replace(one, exported=lasting(one.exported), weights=one.weights and lasting(one.weights))
+        for one in chosen
+    )
     environment = current_environment(machine.processor, max(threads))
     return Times(
         SCHEMA_VERSION, typed, began.isoformat(timespec="seconds"), machine, environment, source,

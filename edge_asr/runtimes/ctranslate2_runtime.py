@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,14 +15,13 @@ from edge_asr.export.ctranslate2_file import MODEL, begin_suppressed, quantized_
 from edge_asr.export.formats.ctranslate2 import FAMILY
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
-from edge_asr.runtimes.base import DecodedBatch, Runtime, runtimes
-from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, search_tokens
-from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
-from edge_asr.store.phases import PhaseSeconds
+from edge_asr.runtimes.base import runtimes
+from edge_asr.runtimes.file_runtime import FileRuntime, exported_folder, refuse_other_types
+from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens
 
 
 @runtimes.register("ctranslate2")
-class CTranslate2Runtime(Runtime):
+class CTranslate2Runtime(FileRuntime):
     """A model as the file that its target exports it to, on the processor.
 
     Args:
@@ -33,18 +30,13 @@ class CTranslate2Runtime(Runtime):
         exported: Where it was exported to; None: it is exported first.
     """
 
-    simulates: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...] | None] = CTRANSLATE2_TARGETS
     families: ClassVar[tuple[str, ...] | None] = (FAMILY,)
 
     @classmethod
     def check(cls, dtypes: StackDtypes, device: str) -> None:
         require_packages("runtime=ctranslate2", ("ctranslate2",), "ctranslate2")
-        if dtypes != IN_FLOAT32 or device != "cpu":
-            raise UserError(
-                "runtime=ctranslate2: computes in float32 and int8 on the processor; leave out "
-                "device=, encoder.dtype= and decoder.dtype="
-            )
+        refuse_other_types("ctranslate2", "float32 and int8", dtypes, device)
 
     def __init__(
         self,
@@ -55,15 +47,10 @@ class CTranslate2Runtime(Runtime):
         self.check(dtypes, checkpoint.model.device.type)
         from edge_asr.export.write import write_ctranslate2
 
-        self.checkpoint = checkpoint
-        self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
+        super().__init__(checkpoint)
         self._vocabulary = int(checkpoint.model.config.vocab_size)
-        with tempfile.TemporaryDirectory() as made:
-            folder = exported or Path(made)
-            if exported is None:
-                write_ctranslate2(checkpoint, folder)
-            else:
-                read_variables(folder / MODEL)  # a damaged file may well be loaded
+        with exported_folder(checkpoint, exported, write_ctranslate2) as folder:
+            read_variables(folder / MODEL)  # a damaged file may well be loaded
             self._refuse_search(folder)
             self._model = loaded(folder)
 
@@ -92,35 +79,12 @@ class CTranslate2Runtime(Runtime):
     def _known(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if 0 <= token < self._vocabulary]
 
-    def window(self, samples: np.ndarray) -> np.ndarray:
-        return clip_to_window(self.checkpoint, samples)
-
-    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
-        return token_limit(self.checkpoint, samples, max_new_tokens)
-
-    def prepare(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The features of every clip."""
-        architecture, extractor = self.checkpoint.architecture, self.checkpoint.feature_extractor
-        features = (architecture.model_inputs(extractor, [clip]) for clip in clips)
-        return [next(iter(one.values())).contiguous().numpy() for one in features]
-
-    def decode(self, prepared: Sequence[np.ndarray], limits: Sequence[int]) -> DecodedBatch:
+    def encode(self, features: np.ndarray) -> Any:
         from ctranslate2 import StorageView
 
-        results, encoder, decoder = [], 0.0, 0.0
-        for features, limit in zip(prepared, limits, strict=True):
-            began = time.perf_counter()
-            memory = self._model.encode(StorageView.from_array(features))
-            encoded = time.perf_counter()
-            results.append(self._search(memory, limit))
-            encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
-        began = time.perf_counter()
-        found = [found_tokens(one, limit) for one, limit in zip(results, limits, strict=True)]
-        texts = transcripts_of(self.checkpoint.tokenizer, found)
-        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=time.perf_counter() - began)
-        return DecodedBatch(texts, seconds)
+        return self._model.encode(StorageView.from_array(features))
 
-    def _search(self, memory: Any, limit: int) -> Any:
+    def search(self, memory: Any, limit: int) -> Any:
         tokens = self._tokens
         (result,) = self._model.generate(
             memory, [list(tokens.prompt)], beam_size=1,
@@ -130,6 +94,9 @@ class CTranslate2Runtime(Runtime):
             return_logits_vocab=True,
         )  # fmt: skip
         return result
+
+    def found(self, result: Any, limit: int) -> FoundTokens:
+        return found_tokens(result, limit)
 
 
 def longest(limit: int, prompt: int) -> int:

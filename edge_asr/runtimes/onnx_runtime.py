@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,19 +9,17 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from edge_asr.errors import UserError
 from edge_asr.export.base import ONNX_TARGETS, require_packages
 from edge_asr.export.onnx_exporter import CACHES, DECODER, ENCODER, FEATURES, TOKEN
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
-from edge_asr.runtimes.base import DecodedBatch, Runtime, Transcript, runtimes
-from edge_asr.runtimes.greedy_search import greedy_tokens, search_tokens
-from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
-from edge_asr.store.phases import PhaseSeconds
+from edge_asr.runtimes.base import runtimes
+from edge_asr.runtimes.file_runtime import FileRuntime, exported_folder, refuse_other_types
+from edge_asr.runtimes.greedy_search import FoundTokens, greedy_tokens
 
 
 @runtimes.register("onnxruntime")
-class OnnxRuntime(Runtime):
+class OnnxRuntime(FileRuntime):
     """A model as the file that its target exports it to, on the processor.
 
     Args:
@@ -32,17 +28,12 @@ class OnnxRuntime(Runtime):
         exported: Where it was exported to; None: it is exported first.
     """
 
-    simulates: ClassVar[bool] = False
     targets: ClassVar[tuple[str, ...] | None] = ONNX_TARGETS
 
     @classmethod
     def check(cls, dtypes: StackDtypes, device: str) -> None:
         require_packages("runtime=onnxruntime", ("onnxruntime", "onnx", "onnxscript"), "onnx")
-        if dtypes != IN_FLOAT32 or device != "cpu":
-            raise UserError(
-                "runtime=onnxruntime: computes in float32 on the processor; leave out device=, "
-                "encoder.dtype= and decoder.dtype="
-            )
+        refuse_other_types("onnxruntime", "float32", dtypes, device)
 
     def __init__(
         self,
@@ -53,39 +44,15 @@ class OnnxRuntime(Runtime):
         self.check(dtypes, checkpoint.model.device.type)
         from edge_asr.export.write import write_onnx
 
-        self.checkpoint = checkpoint
-        self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
-        with tempfile.TemporaryDirectory() as made:
-            folder = exported or Path(made)
-            if exported is None:
-                write_onnx(checkpoint, folder)
+        super().__init__(checkpoint)
+        with exported_folder(checkpoint, exported, write_onnx) as folder:
             self._encoder, self._decoder = (session(folder / name) for name in (ENCODER, DECODER))
 
-    def window(self, samples: np.ndarray) -> np.ndarray:
-        return clip_to_window(self.checkpoint, samples)
+    def encode(self, features: np.ndarray) -> Any:
+        return self._encoder.run(None, {FEATURES: features})
 
-    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
-        return token_limit(self.checkpoint, samples, max_new_tokens)
-
-    def prepare(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The features of every clip."""
-        architecture, extractor = self.checkpoint.architecture, self.checkpoint.feature_extractor
-        features = (architecture.model_inputs(extractor, [clip]) for clip in clips)
-        return [next(iter(one.values())).numpy() for one in features]
-
-    def decode(self, prepared: Sequence[np.ndarray], limits: Sequence[int]) -> DecodedBatch:
-        found, encoder, decoder = [], 0.0, 0.0
-        for features, limit in zip(prepared, limits, strict=True):
-            began = time.perf_counter()
-            memory = self._encoder.run(None, {FEATURES: features})
-            encoded = time.perf_counter()
-            step = DecoderSession(self._decoder, memory).step
-            found.append(greedy_tokens(step, self._tokens, limit))
-            encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
-        began = time.perf_counter()
-        texts: tuple[Transcript, ...] = transcripts_of(self.checkpoint.tokenizer, found)
-        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=time.perf_counter() - began)
-        return DecodedBatch(texts, seconds)
+    def search(self, memory: Any, limit: int) -> FoundTokens:
+        return greedy_tokens(DecoderSession(self._decoder, memory).step, self._tokens, limit)
 
 
 def session(path: Path) -> Any:

@@ -1,0 +1,97 @@
+"""What runtimes of exported files share: clip by clip, the encoder and then a search."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edge_asr.errors import UserError
+from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
+from edge_asr.models.loading import Checkpoint
+from edge_asr.runtimes.base import DecodedBatch, Runtime
+from edge_asr.runtimes.greedy_search import FoundTokens, search_tokens
+from edge_asr.runtimes.torch_greedy import clip_to_window, token_limit, transcripts_of
+from edge_asr.store.phases import PhaseSeconds
+
+
+class FileRuntime(Runtime):
+    """A model as a file, on the processor; features, prompt and suppressed tokens are our own.
+
+    Args:
+        checkpoint: The model, or what has its features and texts.
+    """
+
+    simulates: ClassVar[bool] = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
+
+    @abstractmethod
+    def encode(self, features: np.ndarray) -> Any:
+        """What the search needs of a clip with `features` [1, ...]."""
+
+    @abstractmethod
+    def search(self, memory: Any, limit: int) -> Any:
+        """What is found greedily, at most `limit` tokens."""
+
+    def found(self, result: Any, limit: int) -> FoundTokens:
+        """What `search` gave as tokens; no part of the decoder's seconds."""
+        del limit
+        tokens: FoundTokens = result
+        return tokens
+
+    def window(self, samples: np.ndarray) -> np.ndarray:
+        return clip_to_window(self.checkpoint, samples)
+
+    def token_limit(self, samples: int, max_new_tokens: int | None = None) -> int:
+        return token_limit(self.checkpoint, samples, max_new_tokens)
+
+    def prepare(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The features of every clip."""
+        architecture, extractor = self.checkpoint.architecture, self.checkpoint.feature_extractor
+        features = (architecture.model_inputs(extractor, [clip]) for clip in clips)
+        return [next(iter(one.values())).contiguous().numpy() for one in features]
+
+    def decode(self, prepared: Sequence[np.ndarray], limits: Sequence[int]) -> DecodedBatch:
+        results, encoder, decoder = [], 0.0, 0.0
+        for features, limit in zip(prepared, limits, strict=True):
+            began = time.perf_counter()
+            memory = self.encode(features)
+            encoded = time.perf_counter()
+            results.append(self.search(memory, limit))
+            encoder, decoder = encoder + encoded - began, decoder + time.perf_counter() - encoded
+        began = time.perf_counter()
+        found = [self.found(one, limit) for one, limit in zip(results, limits, strict=True)]
+        texts = transcripts_of(self.checkpoint.tokenizer, found)
+        seconds = PhaseSeconds(encoder=encoder, decoder=decoder, text=time.perf_counter() - began)
+        return DecodedBatch(tuple(texts), seconds)
+
+
+def refuse_other_types(runtime: str, types: str, dtypes: StackDtypes, device: str) -> None:
+    """Raises UserError where `runtime`, which computes in `types`, is asked for others."""
+    if dtypes != IN_FLOAT32 or device != "cpu":
+        raise UserError(
+            f"runtime={runtime}: computes in {types} on the processor; leave out device=, "
+            "encoder.dtype= and decoder.dtype="
+        )
+
+
+@contextmanager
+def exported_folder(
+    checkpoint: Checkpoint, exported: Path | None, write: Callable[[Checkpoint, Path], None]
+) -> Iterator[Path]:
+    """`exported`, or where None a folder for the time being that `write` exports to."""
+    if exported is not None:
+        yield exported
+        return
+    with tempfile.TemporaryDirectory() as made:
+        write(checkpoint, Path(made))
+        yield Path(made)
