@@ -86,8 +86,8 @@ class SchemeSettings(Checked):
         name: The file of conf/scheme it comes from; decides nothing.
         rules: Rules of which later ones win, such as [{bits: 4}, {role: fc2, bits: 8}]; each
             selects by stack, role, name (a pattern) and kind, and sets bits, group_size, symmetric,
-            act_bits, act_symmetric, act_granularity, act_group_size, act_range, act_clip_ratio and
-            act_half_scales.
+            zero_point (integer or minimum), act_bits, act_symmetric, act_granularity,
+            act_group_size, act_range, act_clip_ratio and act_half_scales.
     """
 
     name: str = "default"

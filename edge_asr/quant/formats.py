@@ -13,12 +13,12 @@ from typing import Literal
 from edge_asr.errors import UserError
 
 Granularity = Literal["tensor", "channel", "group", "token"]
-ZeroPoint = Literal["integer", "float"]
+ZeroPoint = Literal["integer", "float", "minimum"]
 ActivationGranularity = Literal["token", "group", "tensor"]
 StaticRange = Literal["extreme", "mean"]
 
 BITS = range(2, 9)
-SCALE_BITS = 16  # scales, and zero points that are not integers, are stored as float16
+SCALE_BITS = 16  # scales, minima and zero points that are no integers are stored as float16
 VALUE_BITS = 16  # weights that stay off the grid are stored as float16
 INDEX_BITS = 16  # an index of a column
 SMALLEST_SCALE = 2.0**-24  # the smallest number above zero in float16
@@ -39,13 +39,14 @@ class Grid:
             the value of largest magnitude with its sign, which then lies on the lowest code
             exactly (ggml's q4_0). The scale may be negative.
         include_zero: Widen every range so that it contains zero (IST-DASLab GPTQ does).
-        zero_point: `integer` (rounded and clamped onto the grid) or `float`.
+        zero_point: `integer` (rounded and clamped onto the grid), `float`, or `minimum`: the value
+            of code 0 is stored instead (ggml's q4_1), and the zero point follows from it.
         granularity: What shares one scale: the `tensor`, a row (`channel`, `token`), or a
             `group` of `group_size` columns in a row; the last group of a row may be shorter.
         group_size: Columns a group; None unless the granularity is `group`.
         minimum_scale: Scales are never smaller in magnitude than this.
-        half_scales: Round scales and float zero points to float16, the width they are stored
-            and charged with. The references keep them in float32.
+        half_scales: Round scales, float zero points and minima to float16, the width they are
+            stored and charged with. The references keep them in float32.
     """
 
     bits: int
@@ -71,6 +72,11 @@ class Grid:
             raise UserError(f"group_size={self.group_size}: must be at least 1, or null")
         if self.signed_scale and not (self.symmetric and self.signed):
             raise UserError("signed_scale needs a grid that is symmetric and signed")
+        if self.zero_point == "minimum" and (self.symmetric or self.signed):
+            raise UserError(
+                "zero_point=minimum with symmetric=true: a symmetric grid stores no zero point; "
+                "set symmetric=false"
+            )
 
     @property
     def lowest(self) -> int:
@@ -195,6 +201,7 @@ class TensorFormat:
             convention = convention_of(self.weights)
             words += ["sym"] if convention else []
             words += [convention] if convention and convention != "unsigned" else []
+            words += ["minimum"] if self.weights.zero_point == "minimum" else []
         if self.inputs is not None:
             words += ([] if words else ["W float"]) + [self.inputs.label]
         return " ".join(words) or "float"

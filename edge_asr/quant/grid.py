@@ -198,11 +198,7 @@ def parameters_from_range(
         scale = stored_scale(2 * magnitude / grid.steps, grid)
         return GridParameters(scale, torch.full_like(scale, (grid.steps + 1) / 2), group_size)
     scale = stored_scale((high - low) / grid.steps, grid)
-    zero = grid.lowest - low / scale
-    if grid.zero_point == "integer":
-        zero = round_values(zero).clamp(grid.lowest, grid.highest)
-    elif grid.half_scales:
-        zero = as_half(zero)
+    zero = stored_zero(grid.lowest - low / scale, scale, grid, round_values)
     return GridParameters(scale, zero, group_size)
 
 
@@ -236,6 +232,23 @@ def stored_scale(scale: Tensor, grid: Grid) -> Tensor:
     """`scale` as it is kept: at least the smallest, and at the width it is charged with."""
     scale = away_from_zero(scale, grid)
     return as_half(scale) if grid.half_scales else scale
+
+
+def stored_zero(
+    zero: Tensor, scale: Tensor, grid: Grid, round_values: Round = torch.round
+) -> Tensor:
+    """`zero` of an asymmetric grid as what is kept of it stands for."""
+    if grid.zero_point == "integer":
+        return round_values(zero).clamp(grid.lowest, grid.highest)
+    if grid.zero_point == "minimum":
+        return -minimum_of(zero, scale, grid) / scale
+    return as_half(zero) if grid.half_scales else zero
+
+
+def minimum_of(zero: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """The value of code 0, as it is kept."""
+    minimum = -scale * zero
+    return as_half(minimum) if grid.half_scales else minimum
 
 
 def away_from_zero(scale: Tensor, grid: Grid) -> Tensor:
@@ -294,5 +307,12 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """The values that `codes` stand for."""
+    """The values that `codes` stand for; where a minimum is stored, but for the last bits."""
     return scale * (codes - zero)
+
+
+def stored_values(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """The values that `codes` stand for, to the last bit."""
+    if grid.zero_point == "minimum":
+        return scale * codes + minimum_of(zero, scale, grid)
+    return dequantize(codes, scale, zero)

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.formats import INDEX_BITS, Grid
-from edge_asr.quant.grid import DoubleQuantized, GridParameters, away_from_zero, code_dtype
+from edge_asr.quant.grid import (
+    DoubleQuantized,
+    GridParameters,
+    away_from_zero,
+    code_dtype,
+    minimum_of,
+)
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
 
 
@@ -45,7 +51,8 @@ def _short(values: Tensor) -> Tensor:
 def weight_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
     """What is stored of `weight`, by name; `weight_description` says how to read it.
 
-    Few tensors, since each has a line in the header of its file: `codes`; `scale` and `zero`, or
+    Few tensors, since each has a line in the header of its file: `codes`; `scale` and `zero` or
+    `minimum`, or
     where they are quantized themselves `levels` (the codes of both) and `level_floats` (scale and
     zero point of each); `order`; whole outlier columns as `columns` and `column_values`; single
     outliers as `values` with `indices`, which begin with where every row starts.
@@ -62,9 +69,13 @@ def weight_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
     if parameters.double_scale is None:
         tensors["scale"] = parameters.scale.half()
     if grid.stores_zero and parameters.double_zero is None:
-        integer = grid.zero_point == "integer"
         zero = parameters.zero
-        tensors["zero"] = pack(zero - grid.lowest, grid.bits) if integer else zero.half()
+        if grid.zero_point == "integer":
+            tensors["zero"] = pack(zero - grid.lowest, grid.bits)
+        elif grid.zero_point == "minimum":
+            tensors["minimum"] = minimum_of(zero, parameters.scale, grid).half()
+        else:
+            tensors["zero"] = zero.half()
     if parameters.order is not None:
         tensors["order"] = _short(parameters.order)
     if outliers is not None:
@@ -155,6 +166,8 @@ def _read_parameters(
     elif grid.zero_point == "integer":
         zero = unpack(tensors["zero"], grid.bits, scale.numel()).float().reshape(scale.shape)
         zero = zero + grid.lowest
+    elif grid.zero_point == "minimum":
+        zero = -tensors["minimum"].float() / scale
     else:
         zero = tensors["zero"].float()
     order = tensors["order"].to(torch.int64) if "order" in tensors else None

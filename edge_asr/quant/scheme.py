@@ -46,6 +46,8 @@ class Assigned:
         bits: Width of a weight code, 2 to 8, or `float`.
         group_size: Columns that share a scale; None for one scale an output channel.
         symmetric: Whether zero points are left out: false, true (as `unsigned`) or a convention.
+        zero_point: Of weights that are not symmetric: `integer`, or `minimum` where the value of
+            code 0 is stored instead.
         act_bits: Width of an input's code, or None where it stays float.
         act_range: Where the range of a whole tensor is from: calibration (`extreme`, `mean`) or
             what passes at every call (`dynamic`).
@@ -57,6 +59,7 @@ class Assigned:
     bits: int | Literal["float"] = 4
     group_size: int | None = None
     symmetric: bool | str = False
+    zero_point: Literal["integer", "minimum"] = "integer"
     act_bits: int | None = None
     act_symmetric: bool = False
     act_granularity: ActivationGranularity = "token"
@@ -100,15 +103,20 @@ class Assigned:
             group_size=self.group_size,
             signed=convention.get("signed", False),
             signed_scale=convention.get("signed_scale", False),
+            zero_point=self.zero_point,
+            include_zero=self.zero_point == "integer",
         )
         return TensorFormat(weights, inputs)
 
 
+# What a rule may say of weights that have codes.
+OF_CODES = ("group_size", "symmetric", "zero_point")
 # The types a rule's values may have, as YAML and the command line give them.
 _KINDS: dict[str, tuple[type, ...]] = {
     "bits": (int, str),
     "group_size": (int, type(None)),
     "symmetric": (bool, str),
+    "zero_point": (str,),
     "act_bits": (int, type(None)),
     "act_symmetric": (bool,),
     "act_granularity": (str,),
@@ -120,6 +128,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _WORDS: dict[str, tuple[str | None, ...]] = {
     "bits": (FLOAT,),
     "symmetric": tuple(SYMMETRIC),
+    "zero_point": ("integer", "minimum"),
     "act_group_size": ("weights",),
     "act_granularity": get_args(ActivationGranularity),
     "act_range": (*get_args(StaticRange), "dynamic", None),
@@ -272,7 +281,7 @@ class Scheme:
         """Rules that say how weights are quantized which nothing quantizes."""
         coded = {name for name, one in assigned.items() if one.bits != FLOAT}
         for rule in self.rules:
-            names = [name for name in ("group_size", "symmetric") if name in rule.assign]
+            names = [name for name in OF_CODES if name in rule.assign]
             own = [slot.name for slot in slots if rule.matches(slot)]
             if rule.kind != "linear" and names and not coded.intersection(own):
                 raise UserError(

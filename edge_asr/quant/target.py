@@ -30,7 +30,8 @@ class Target(Checked):
     Attributes:
         name: The file of conf/target it comes from; what exports to it and runs it goes by that.
         bits: Widths of weights.
-        symmetric: Conventions of weights without a zero point; false: with a whole one.
+        symmetric: Conventions of weights without a zero point; false: with one.
+        zero_point: What is stored of a zero point: an integer, or a minimum instead of it.
         group_sizes: Columns that may share a scale; null among them: one scale an output channel.
         whole_groups: Whether groups must divide the columns of a layer.
         inputs: Ways to read activations, each with act_bits, act_symmetric, ..., or none of them
@@ -48,6 +49,7 @@ class Target(Checked):
     name: str = "none"
     bits: tuple[Bits, ...] | None = None
     symmetric: tuple[Convention, ...] | None = None
+    zero_point: Literal["integer", "minimum"] = "integer"
     group_sizes: tuple[Count | None, ...] | None = None
     whole_groups: bool = False
     inputs: tuple[Mapping[str, Any], ...] | None = None
@@ -82,7 +84,9 @@ class Target(Checked):
         given = {
             "bits": self.bits, "symmetric": self.symmetric, "group_size": self.group_sizes
         }  # fmt: skip
-        rule = {name: values[0] for name, values in given.items() if values}
+        rule: dict[str, Any] = {name: values[0] for name, values in given.items() if values}
+        if self.zero_point != "integer":
+            rule["zero_point"] = self.zero_point
         inputs = dict(self.inputs[0]) if self.inputs else {}
         rules: list[dict[str, Any]] = [rule | inputs]
         if self.embedding in ("quantized", "preferred"):
@@ -201,10 +205,15 @@ class Target(Checked):
                 f"target={self.name}: {name} has bits={grid.bits}; its runtime has kernels for "
                 f"{_listed(self.bits)} bits: {remedy('bits', best)}"
             )
-        if self.symmetric is not None and not grid.symmetric and grid.zero_point == "float":
+        if self.symmetric is not None and not grid.symmetric and grid.zero_point != self.zero_point:
             raise UserError(
-                f"target={self.name}: {name} has zero points between the steps of its grid; its "
-                "runtime holds whole ones: use method/range=mse"
+                f"target={self.name}: {name} has {_ZERO_POINTS[grid.zero_point]}; its runtime "
+                f"holds {_ZERO_POINTS[self.zero_point]}: "
+                + (
+                    "use method/range=mse"
+                    if grid.zero_point == "float"
+                    else f"quantize with target={self.name}, and leave zero_point out of rules"
+                )
             )
         found = convention_of(grid)
         if self.symmetric is not None and found not in self.symmetric:
@@ -236,6 +245,11 @@ class Target(Checked):
             )
 
 
+_ZERO_POINTS = {
+    "float": "zero points between the steps of its grid",
+    "integer": "whole zero points",
+    "minimum": "minima in place of zero points",
+}
 # Of no runtime in particular.
 ANYTHING = Target()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.formats import INDEX_BITS, VALUE_BITS, Grid
-from edge_asr.quant.grid import GridParameters, code_dtype, dequantize, quantize
+from edge_asr.quant.grid import GridParameters, code_dtype, quantize, stored_values
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """float32 [out_features, in_features]."""
         scale, zero = self.parameters.expand(self.codes.shape[1])
-        values = dequantize(self.codes.to(scale.dtype), scale, zero)
+        values = stored_values(self.codes.to(scale.dtype), scale, zero, self.grid)
         return values if self.outliers is None else self.outliers.over(values)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:

@@ -17,11 +17,15 @@ from edge_asr.quant.sequential import quantize_model
 SIGNED: dict[str, Any] = {"symmetric": True, "signed": True}
 GROUPS: dict[str, Any] = {"granularity": "group", "group_size": 8}
 
-BLOCKS: dict[str, Any] = {**SIGNED, "granularity": "group", "group_size": 32}
+BLOCKS_OF_32: dict[str, Any] = {"granularity": "group", "group_size": 32}
+BLOCKS: dict[str, Any] = {**SIGNED, **BLOCKS_OF_32}
+MINIMA: dict[str, Any] = {**BLOCKS_OF_32, "zero_point": "minimum", "include_zero": False}
 # What each target of whisper.cpp holds, and how it reads inputs.
 GGML = {
     "ggml_q4_0": Grid(4, signed_scale=True, **BLOCKS),
+    "ggml_q4_1": Grid(4, **MINIMA),
     "ggml_q5_0": Grid(5, signed_scale=True, **BLOCKS),
+    "ggml_q5_1": Grid(5, **MINIMA),
     "ggml_q8_0": Grid(8, **BLOCKS),
 }
 READ_IN_BLOCKS = ActivationGrid(8, True, "group", group_size=32, half_scales=True)

@@ -33,12 +33,16 @@ from edge_asr.quant.weight import QuantizedWeight, round_nearest
 gguf = pytest.importorskip("gguf")
 TYPES = {
     "ggml_q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "ggml_q4_1": gguf.GGMLQuantizationType.Q4_1,
     "ggml_q5_0": gguf.GGMLQuantizationType.Q5_0,
+    "ggml_q5_1": gguf.GGMLQuantizationType.Q5_1,
     "ggml_q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 FILE_TYPES = {
     "ggml_q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "ggml_q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
     "ggml_q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
+    "ggml_q5_1": gguf.LlamaFileType.MOSTLY_Q5_1,
     "ggml_q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 
@@ -65,8 +69,10 @@ def test_blocks_are_those_of_ggml(
     assert np.array_equal(found, weight.dequantize().numpy())
     # Its own rounding of values that lie on the grid finds the same codes.
     assert np.array_equal(gguf.quants.quantize(found, TYPES[target]), packed)
+    # Those of other values have the same scales and minima.
     theirs = gguf.quants.quantize(values.numpy(), TYPES[target])
-    own, other = (one.reshape(rows * blocks, -1)[:, :2] for one in (packed, theirs))
+    floats = 2 if GGML[target].symmetric else 4
+    own, other = (one.reshape(rows * blocks, -1)[:, :floats] for one in (packed, theirs))
     assert np.array_equal(own, other)
 
 

@@ -204,24 +204,34 @@ def test_every_part_makes_a_sound_model_with_quantized_inputs(
     check_rows(checkpoint, model)
 
 
-@pytest.mark.parametrize("convention", SYMMETRIC)
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"symmetric": True, **own} for name, own in SYMMETRIC.items()},
+    "minimum": {
+        "zero_point": "minimum", "include_zero": False, "granularity": "group", "group_size": 16
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize(
-    ("stage", "name"), [part for part in PARTS if part[0] in ("range", "rounding")]
+    ("stage", "name"), [part for part in PARTS if part[0] in ("range", "rounding", "correction")]
 )
-def test_every_range_and_rounding_serves_a_symmetric_convention_or_refuses_it(
+def test_every_part_serves_a_convention_or_refuses_it(
     moonshine: Checkpoint, stage: str, name: str, convention: str
 ) -> None:
-    grid = Grid(4, symmetric=True, **SYMMETRIC[convention])  # type: ignore[arg-type]
+    grid = Grid(4, **CONVENTIONS[convention])
     recipe = recipe_with((stage, name))
     try:
         recipe.constrain(TensorFormat(grid), Slot("any", "encoder", "qkv", "linear"))
     except UserError as error:
-        assert "symmetric=true" in str(error)  # noqa: PT017
+        option = "zero_point=minimum" if convention == "minimum" else "symmetric=true"
+        assert option in str(error)  # noqa: PT017
         return
     model, _ = quantized(moonshine, recipe, grid)
     check_rows(moonshine, model)
     for weight in weights_of(model).values():
         assert weight.grid.signed_scale == (convention == "signed_scale")
+        assert (weight.grid.zero_point == "minimum") == (convention == "minimum")
 
 
 @pytest.mark.parametrize(("outliers", "rounding"), OUTLIERS)

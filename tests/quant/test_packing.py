@@ -72,6 +72,20 @@ def test_asymmetric_weights_read_back(bits: int, group_size: int | None) -> None
     check_read_back(weight_of(floating))
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_minima_read_back(bits: int) -> None:
+    """As ggml computes with them, to the last bit: `d q + m` in halves."""
+    grid = Grid(bits, zero_point="minimum", include_zero=False, granularity="group", group_size=16)
+    weight = weight_of(grid)
+    check_read_back(weight)
+    stored = weight_tensors(weight)
+    scale, minimum = (
+        stored[name].float().repeat_interleave(16, 1)[:, : weight.codes.shape[1]]
+        for name in ("scale", "minimum")
+    )
+    assert torch.equal(weight.dequantize(), scale * weight.codes + minimum)
+
+
 @pytest.mark.parametrize("convention", SYMMETRIC)
 def test_symmetric_weights_read_back(convention: str) -> None:
     check_read_back(weight_of(Grid(4, symmetric=True, **SYMMETRIC[convention])))  # type: ignore[arg-type]

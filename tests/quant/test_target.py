@@ -33,7 +33,9 @@ def formats(settings: Settings) -> set[TensorFormat]:
     [
         ("none", "W4"),
         ("ggml_q4_0", "W4 g32 sym signed_scale A8 g32 sym half"),
+        ("ggml_q4_1", "W4 g32 minimum A8 g32 sym half"),
         ("ggml_q5_0", "W5 g32 sym signed_scale A8 g32 sym half"),
+        ("ggml_q5_1", "W5 g32 minimum A8 g32 sym half"),
         ("ggml_q8_0", "W8 g32 sym signed A8 g32 sym half"),
         ("onnx_nbits", "W4 g32"),
         ("onnx_nbits_a8", "W4 g32 A8 g32 sym"),
@@ -48,7 +50,7 @@ def test_a_target_sets_what_nobody_set(name: str, label: str) -> None:
 
 
 def test_all_targets_are_tested() -> None:
-    assert len(NAMES) == 9
+    assert len(NAMES) == 11
     assert all(compose_settings(f"target={name}").target.name == name for name in NAMES)
 
 
@@ -92,6 +94,29 @@ def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
         word = word.removesuffix(" and leave out scheme= and other act_ settings")
     kept = [one for one in kept if not (one == "encoder.bits=6" and word.startswith("bits="))]
     check_settings(compose_settings("method=gptq", *kept, word))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["symmetric=true"], "zero_point=minimum with symmetric=true: .*; set symmetric=false"),
+        (["method/range=mse_double_quant"], "zero_point=minimum: .*; set method/range=minmax"),
+        (
+            ["scheme.rules=[{zero_point: integer}]"],
+            "has whole zero points; its runtime holds minima.*leave zero_point out of rules",
+        ),
+    ],
+)
+def test_what_has_no_minimum_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_settings(compose_settings("method=gptq", "target=ggml_q4_1", *words))
+
+
+def test_hqq_moves_the_minimum() -> None:
+    composed = compose_settings("method=hqq", "target=ggml_q5_1")
+    check_settings(composed)
+    (found,) = formats(composed)
+    assert found.label == "W5 g32 minimum A8 g32 sym half"
 
 
 @pytest.mark.parametrize("name", ["ggml_q4_0", "onnx_nbits_a8", "onnx_dynamic"])

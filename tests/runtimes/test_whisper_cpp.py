@@ -24,8 +24,9 @@ from edge_asr.export.write import export, write_ggml
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.activation import InputQuantizer
+from edge_asr.quant.grid import minimum_of
 from edge_asr.quant.range.minmax import minmax_parameters
-from edge_asr.quant.weight import round_nearest
+from edge_asr.quant.weight import QuantizedWeight, round_nearest
 from edge_asr.runtimes.base import Transcript
 from edge_asr.runtimes.torch_greedy import TorchRuntime
 from edge_asr.runtimes.whisper_cpp import WhisperCpp
@@ -36,7 +37,7 @@ low_level = pytest.importorskip("_pywhispercpp")
 pytest.importorskip("gguf")
 TOKENS = [3, 5, 7, 4, 250]
 CLIPS = [tone(seconds, 200.0 * seconds) for seconds in (0.7, 1.3, 1.0)]
-KINDS = {"ggml_q4_0": 2, "ggml_q5_0": 6, "ggml_q8_0": 8}
+KINDS = {"ggml_q4_0": 2, "ggml_q4_1": 3, "ggml_q5_0": 6, "ggml_q5_1": 7, "ggml_q8_0": 8}
 
 
 class Memory(ctypes.Structure):
@@ -74,11 +75,19 @@ def product_of_ggml(kind: int, packed: np.ndarray, rows: int, states: Tensor) ->
     return found
 
 
-def read_by_ggml(states: Tensor) -> Tensor:
-    """What its layers read: codes by the scale before that is rounded to float16."""
+def computed_by_ggml(states: Tensor, weight: QuantizedWeight) -> Tensor:
+    """Codes of inputs by the scale before that is rounded to float16; minima are multiplied by the
+    sum of a block, which is rounded to float16 as well."""
     blocks = states.unflatten(1, (-1, 32))
     scale = blocks.abs().amax(2, keepdim=True) / 127
-    return ((blocks * (1 / scale)).round() * scale.half().float()).flatten(1)
+    codes = (blocks * (1 / scale)).round()
+    read = codes * scale.half().float()
+    exact = nn.functional.linear(read.flatten(1), weight.dequantize())
+    if weight.grid.zero_point != "minimum":
+        return exact
+    rounded = (scale * codes.sum(2, keepdim=True)).half().float() - read.sum(2, keepdim=True)
+    minima = minimum_of(weight.parameters.zero, weight.parameters.scale, weight.grid)
+    return exact + nn.functional.linear(rounded.flatten(1), minima)
 
 
 @pytest.mark.parametrize("target", list(GGML))
@@ -88,12 +97,13 @@ def test_a_layer_computes_what_is_simulated(target: str, columns: int) -> None:
     values, states, grid = torch.randn(24, columns), torch.randn(7, columns), GGML[target]
     weight = round_nearest(values, minmax_parameters(values, grid), grid)
     found = product_of_ggml(KINDS[target], packed_blocks(weight), len(values), states)
-    exact, simulated, floats = (
+    simulated, floats = (
         nn.functional.linear(read, weight.dequantize())
-        for read in (read_by_ggml(states), InputQuantizer(READ_IN_BLOCKS)(states), states)
+        for read in (InputQuantizer(READ_IN_BLOCKS)(states), states)
     )
-    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
-    # The simulation rounds the scale first, which gives a few codes another neighbour.
+    torch.testing.assert_close(found, computed_by_ggml(states, weight), rtol=1e-4, atol=1e-4)
+    # The simulation divides by the scale, which gives a few codes another neighbour, and does not
+    # round the sum of a block.
     assert float((found - simulated).norm()) < 0.5 * float((found - floats).norm())
 
 
@@ -206,7 +216,7 @@ def test_another_family_is_refused_before_the_work(tmp_path: Path) -> None:
 
 
 def test_it_runs_its_own_targets() -> None:
-    with pytest.raises(UserError, match=r"target=ggml_q4_0, ggml_q5_0, ggml_q8_0"):
+    with pytest.raises(UserError, match="target=" + ", ".join(GGML)):
         check_settings(composed("method=rtn", "runtime=whisper_cpp", "target=onnx_nbits"))
     check_settings(composed("method=float", "runtime=whisper_cpp"))
 

@@ -2,7 +2,8 @@
 
 Values are scale x code, the scale float16: q4_0 stores code + 8 in 4 bits, of which byte j holds
 the ones of columns j and j + 16, the first in its low half; q5_0 code + 16, its fifth bits apart
-and in front; q8_0 the code itself in a byte (ggml: src/ggml-common.h and src/ggml-quants.c).
+and in front; q8_0 the code itself in a byte. Values of q4_1 and q5_1 are scale x code + minimum,
+which is float16 as well, behind the scale (ggml: src/ggml-common.h and src/ggml-quants.c).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import TensorFormat
+from edge_asr.quant.grid import minimum_of
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.store.files import write_bytes_atomically
 
@@ -97,11 +99,25 @@ class GgmlQ4(GgmlExporter):
     block: ClassVar[BlockType] = BlockType(bits=4, kind=2, file_type=2)
 
 
+@exporters.register("ggml_q4_1")
+class GgmlQ41(GgmlExporter):
+    """Codes of 4 bits and a minimum."""
+
+    block: ClassVar[BlockType] = BlockType(bits=4, kind=3, file_type=3)
+
+
 @exporters.register("ggml_q5_0")
 class GgmlQ5(GgmlExporter):
     """Codes of 5 bits."""
 
     block: ClassVar[BlockType] = BlockType(bits=5, kind=6, file_type=8)
+
+
+@exporters.register("ggml_q5_1")
+class GgmlQ51(GgmlExporter):
+    """Codes of 5 bits and a minimum."""
+
+    block: ClassVar[BlockType] = BlockType(bits=5, kind=7, file_type=9)
 
 
 @exporters.register("ggml_q8_0")
@@ -258,7 +274,7 @@ def coded_weights(
         if weight is None or (weight.grid.bits, weight.grid.group_size) != (block.bits, COLUMNS):
             raise UserError(_one_type(name, weight, block))
         scale = weight.parameters.scale
-        if not torch.equal(scale.half().to(scale.dtype), scale):
+        if not weight.grid.half_scales or not torch.equal(scale.half().to(scale.dtype), scale):
             raise UserError(
                 f"{name}: has scales that are no float16 numbers, which a block of ggml holds; "
                 "quantize with method/range=minmax or mse"
@@ -297,17 +313,24 @@ def stored_tensors(
 
 
 def packed_blocks(weight: QuantizedWeight) -> np.ndarray:
-    """Codes and scales in blocks, uint8 [blocks, bytes of a block]; a row's blocks lie together."""
-    bits = weight.grid.bits
-    scales = _bytes_of(weight.parameters.scale.numpy().astype("<f2")).reshape(-1, 2)
+    """Codes, scales and minima in blocks, uint8 [blocks, bytes of a block], row by row."""
+    grid, scale, zero = weight.grid, weight.parameters.scale, weight.parameters.zero
+    bits = grid.bits
+    scales = _halves(scale)
     codes = weight.codes.numpy().reshape(-1, COLUMNS)
     if bits == 8:
         return np.hstack([scales, codes.view(np.uint8)])
-    unsigned = (codes + (1 << (bits - 1))).astype(np.uint8)
+    unsigned = (codes.astype(np.int16) - grid.lowest).astype(np.uint8)
+    minima = [] if grid.symmetric else [_halves(minimum_of(zero, scale, grid))]
     fifth = [np.packbits(unsigned >> 4, axis=1, bitorder="little")] if bits == 5 else []
     low = unsigned & 0xF
     half = COLUMNS // 2
-    return np.hstack([scales, *fifth, low[:, :half] | low[:, half:] << 4])
+    return np.hstack([scales, *minima, *fifth, low[:, :half] | low[:, half:] << 4])
+
+
+def _halves(values: Tensor) -> np.ndarray:
+    """`values` [rows, blocks] in float16, uint8 [blocks of all rows, 2]."""
+    return _bytes_of(values.numpy().astype("<f2")).reshape(-1, 2)
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:

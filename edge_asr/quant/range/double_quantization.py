@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edge_asr.calibration.statistics import InputStatistics
+from edge_asr.errors import UserError
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid, TensorFormat
@@ -83,6 +84,11 @@ class DoubleQuantization(Range):
         del slot
         if format.weights is None:
             return format
+        if format.weights.zero_point == "minimum":
+            raise UserError(
+                "zero_point=minimum: the range of this method quantizes scales and zero points "
+                "themselves and keeps no minimum; set method/range=minmax"
+            )
         moved = replace(format.weights, include_zero=False, zero_point="float")
         return replace(format, weights=moved)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from edge_asr.calibration.statistics import InputStatistics
 from edge_asr.quant.context import Layer
 from edge_asr.quant.formats import Grid
-from edge_asr.quant.grid import GridParameters, as_half, stored_scale
+from edge_asr.quant.grid import GridParameters, stored_scale, stored_zero
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.settings import PositiveFraction, Steps
@@ -128,14 +128,14 @@ class _Search:
         first, last = torch.minimum(*ends).floor(), torch.maximum(*ends).ceil()
         first, last = first.clamp(grid.lowest, grid.highest), last.clamp(grid.lowest, grid.highest)
         for step in range(int((last - first).max()) + 1):
-            yield torch.minimum(first + step, last)
+            yield stored_zero(torch.minimum(first + step, last), scale, grid)
 
     def refine_zero(self) -> None:
         """The best float zero point near the present one."""
         exact = self._weights / self.scale[..., None]
         importance = self._importance.expand_as(exact)
         zero = best_float_zero(exact, importance, self.zero, self._grid)
-        self.try_zeros(self.scale, [as_half(zero) if self._grid.half_scales else zero])
+        self.try_zeros(self.scale, [stored_zero(zero, self.scale, self._grid)])
 
 
 @ranges.register("hessian")
@@ -199,6 +199,6 @@ class HessianWeighted(Range):
         for step in range(1 - self.refine, self.refine):
             if step:
                 look((best + step * fine).clamp(min=fine))
-        if moves and grid.zero_point == "float":
+        if moves and grid.zero_point != "integer":
             search.refine_zero()
         return search

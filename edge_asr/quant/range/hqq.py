@@ -26,6 +26,7 @@ from edge_asr.quant.grid import (
     parameters_from_range,
     quantize,
     reduce_groups,
+    stored_zero,
 )
 from edge_asr.quant.stages import Range, ranges
 from edge_asr.settings import PositiveFraction, Rate, Steps
@@ -96,7 +97,7 @@ def hqq_parameters(
         if not mean_error < least:
             break
         least = mean_error
-    return GridParameters(scale, zero.half().to(zero.dtype) if grid.half_scales else zero, size)
+    return GridParameters(scale, stored_zero(zero, scale, grid), size)
 
 
 @ranges.register("hqq")
@@ -134,7 +135,7 @@ class Hqq(Range):
             )
         moved = replace(
             grid,
-            zero_point="float",
+            zero_point="float" if grid.zero_point == "integer" else grid.zero_point,
             include_zero=False,
             minimum_scale=max(grid.minimum_scale, MINIMUM_SCALE),
         )

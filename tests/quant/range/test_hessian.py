@@ -88,19 +88,19 @@ def test_the_float_zero_point_is_the_best_of_a_fine_row(seed: int, bits: int, ne
     seed=st.integers(0, 10_000),
     bits=st.integers(2, 5),
     size=st.sampled_from([None, 16, 40]),
-    kind=st.sampled_from(["integer", "float", "unsigned", "signed", "signed_scale"]),
+    kind=st.sampled_from(["integer", "float", "minimum", "unsigned", "signed", "signed_scale"]),
 )
 def test_no_group_errs_more_than_by_minmax(
     seed: int, bits: int, size: int | None, kind: str
 ) -> None:
-    float_zero = kind == "float"
+    zero_point = kind if kind in ("float", "minimum") else "integer"
     grid = Grid(
         bits,
-        symmetric=kind not in ("integer", "float"),
+        symmetric=kind not in ("integer", "float", "minimum"),
         signed=kind.startswith("signed"),
         signed_scale=kind == "signed_scale",
-        zero_point="float" if float_zero else "integer",
-        include_zero=not float_zero,
+        zero_point=zero_point,  # type: ignore[arg-type]
+        include_zero=zero_point == "integer",
         granularity="channel" if size is None else "group",
         group_size=size,
     )

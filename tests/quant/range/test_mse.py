@@ -73,7 +73,7 @@ def summed_error(weight: torch.Tensor, grid: Grid, fitted: Any, norm: float) -> 
     symmetric=st.booleans(),
     signed=st.booleans(),
     include_zero=st.booleans(),
-    zero_point=st.sampled_from(["integer", "float"]),
+    zero_point=st.sampled_from(["integer", "float", "minimum"]),
     half_scales=st.booleans(),
     granularity=st.sampled_from(["tensor", "channel", "group"]),
     columns=st.integers(1, 48),
@@ -85,6 +85,8 @@ def test_on_every_grid_no_group_errs_more_than_by_min_max(
     columns: int, norm: float, offset: float, seed: int, granularity: Any, **options: Any
 ) -> None:
     size = 20 if granularity == "group" else None
+    if options["zero_point"] == "minimum":  # of codes from zero on, and no symmetric ones
+        options |= {"symmetric": False, "signed": False}
     grid = Grid(granularity=granularity, group_size=size, **options)
     weight = heavy_tailed(seed, 3, columns) + offset
     fitted = mse_parameters(weight, grid, steps=20, max_shrink=0.8, norm=norm)
