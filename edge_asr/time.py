@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from edge_asr.cli.main import Parser, exit_code
 from edge_asr.errors import UserError
-from edge_asr.store.environment import current_environment
-from edge_asr.store.files import write_text_atomically
-from edge_asr.store.plain_json import finite
 
 if TYPE_CHECKING:
     from edge_asr.timing.results import Times
@@ -53,7 +45,11 @@ def _parser() -> Parser:
         help="torch, torch_bf16, float (the same runtime), faster_whisper, with commas, or none "
         "(default: all that can be)",
     )
-    parser.add_argument("--out", type=Path, help="file for all repeats, JSON")
+    parser.add_argument(
+        "--out", type=Path,
+        help="file for all repeats, JSON; written after every one, and where it holds some of the "
+        "same, only what is missing is measured",
+    )  # fmt: skip
     return parser
 
 
@@ -80,50 +76,18 @@ def counts(option: str, text: str, most: int) -> list[int]:
     return [int(value) for value in found]
 
 
-def measured(options: Namespace, typed: str, console: Console) -> Times:
-    """All that the options ask for; raises as `command`."""
-    # Only now what takes seconds to import.
-    from edge_asr.models.files import find_files
-    from edge_asr.timing.candidates import Comparison, candidates, parse_against
-    from edge_asr.timing.machine import this_machine, usable_processors
-    from edge_asr.timing.measure import measure_all, write_clips
-    from edge_asr.timing.results import SCHEMA_VERSION, Times
+def chosen_numbers(options: Namespace) -> tuple[tuple[float, ...], tuple[int, ...], int]:
+    """Lengths of clips, numbers of threads and repeats. Raises UserError for one out of range."""
+    from edge_asr.timing.machine import usable_processors
 
-    began, machine, processors = datetime.now(UTC), this_machine(), usable_processors()
+    processors = usable_processors()
     seconds = numbers("--seconds", options.seconds, 0.1, LONGEST_SECONDS)
     usual = ",".join(str(one) for one in THREADS if one <= processors)
     threads = counts("--threads", options.threads or usual, processors)
     (repeats, *more) = counts("--repeats", options.repeats, 1000)
     if more:
         raise UserError(f"--repeats={options.repeats}: give one number")
-    names = parse_against(options.against)
-    with TemporaryDirectory() as made:
-        working = Path(made)
-        source = write_clips(options.audio, seconds, working / "clips.npz")
-        comparison = Comparison(names, tuple(map(find_files, options.checkpoint)), working)
-        chosen = candidates(list(dict.fromkeys(options.folder)), comparison)
-        for line in dict.fromkeys(comparison.left_out):
-            console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
-
-        def tell(done: int, total: int, what: str) -> None:
-            line = f"{done + 1} of {total}: {what}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        found = measure_all(chosen, threads, repeats, working / "clips.npz", tell)
-
-    # Of what was written only to be measured, and is gone, the name says enough.
-    def lasting(folder: str) -> str:
-        return Path(folder).name if Path(folder).is_relative_to(working) else folder
-
-    chosen = tuple(
-        replace(one, exported=lasting(one.exported), weights=one.weights and lasting(one.weights))
-        for one in chosen
-    )
-    environment = current_environment(machine.processor, max(threads))
-    return Times(
-        SCHEMA_VERSION, typed, began.isoformat(timespec="seconds"), machine, environment, source,
-        chosen, found, tuple(dict.fromkeys(comparison.left_out)),
-    )  # fmt: skip
+    return tuple(seconds), tuple(threads), repeats
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
@@ -132,15 +96,26 @@ def command(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     typed = shlex.join(["python", "-m", "edge_asr.time", *words])
-    if options.out and (options.out.is_dir() or not os.access(options.out.parent, os.W_OK)):
-        raise UserError(f"--out={options.out}: is no file that can be written; give another")
-    times = measured(options, typed, Console(stderr=True))
-    from edge_asr.report.console import open_console
-    from edge_asr.timing.table import times_table
+    seconds, threads, repeats = chosen_numbers(options)
+    # Only now what takes seconds to import.
+    from edge_asr.timing.series import Request, measure_series
 
-    open_console().print(times_table(times))
-    if options.out:
-        write_text_atomically(options.out, json.dumps(finite(asdict(times)), indent=2) + "\n")
+    request = Request(
+        typed, tuple(dict.fromkeys(options.folder)), options.audio, seconds, threads, repeats,
+        tuple(options.checkpoint), options.against, options.out,
+    )  # fmt: skip
+    console = Console(stderr=True)
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(times: Times) -> None:
+        from edge_asr.report.console import open_console
+        from edge_asr.timing.table import times_table
+
+        open_console().print(times_table(times))
+
+    measure_series(request, tell, show)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from export.models import GROUPS, SIGNED, quantized
 from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.audio import SAMPLE_RATE
-from edge_asr.errors import UserError
+from edge_asr.errors import FailedRuns, UserError
 from edge_asr.export.exported import EXPORT
 from edge_asr.export.write import export
 from edge_asr.models.files import find_files
@@ -28,7 +28,7 @@ from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import parse
 from edge_asr.time import main
 from edge_asr.timing.candidates import Comparison, candidates, names_of
-from edge_asr.timing.measure import measure_alone, turns, write_clips
+from edge_asr.timing.measure import measure_alone, measure_all, turns, write_clips
 from edge_asr.timing.results import Candidate, ClipTimes, Job, Measured, Times
 from edge_asr.timing.table import ms_per_token, number, rtfx
 
@@ -221,6 +221,57 @@ def test_a_process_that_fails_is_told(work: Path, tmp_path: Path) -> None:
     job = Job(Candidate("x", "nothing", "", folder, 0, {}), 1, str(tmp_path / "clips.npz"))
     with pytest.raises(UserError, match="runtime=nothing"):
         measure_alone(job, tmp_path)
+
+
+def test_what_fails_takes_nothing_else_with_it(work: Path, tmp_path: Path) -> None:
+    write_clips(None, [0.5], tmp_path / "clips.npz")
+    exported = str(work / "moonshine-4bit")
+    sound = Candidate("sound", "onnxruntime", "", exported, 0, {})
+    broken = Candidate("broken", "torch", "", exported, 0, {}, weights=str(tmp_path / "nothing"))
+    said: list[str] = []
+    order = list(turns(["broken", "sound"], [1], 2))
+    found = measure_all([broken, sound], order, tmp_path / "clips.npz", said.append)
+    assert [(one.candidate, one.repeat) for one in (next(found), next(found))] == [
+        ("sound", 1),
+        ("sound", 2),
+    ]
+    with pytest.raises(FailedRuns, match="1 of what was to be measured failed"):
+        next(found)
+    assert said[1].startswith("broken: the process that measured it ended with 1: ")
+    assert [line for line in said if "broken, threads" in line] == [
+        "1 of 4: broken, threads 1, repeat 1"
+    ]
+
+
+def test_a_series_goes_on_where_it_was(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder" / "times.json"
+    words = [str(work / "moonshine-4bit"), "--threads", "1", "--seconds", "0.5"]
+    words += ["--against", "float", "--out", str(out)]
+    assert main([*words, "--repeats", "1"]) == 0
+    first = parse(Times, out.read_bytes(), out)
+    # As if it had been stopped before the last one.
+    plain = json.loads(out.read_text())
+    del plain["measurements"][-1]
+    out.write_text(json.dumps(plain))
+    capsys.readouterr()
+    assert main([*words, "--repeats", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "1 are measured already; remove it to measure anew" in shown.err
+    assert "1 of 3: moonshine float, threads 1, repeat 1" in shown.err
+    assert "Medians of 2 processes" in shown.out
+    times = parse(Times, out.read_bytes(), out)
+    assert [(one.candidate, one.repeat) for one in times.measurements] == [
+        ("moonshine-4bit", 1), ("moonshine float", 1),
+        ("moonshine-4bit", 2), ("moonshine float", 2),
+    ]  # fmt: skip
+    assert times.measurements[0] == first.measurements[0]
+    other = [str(work / "whisper-4bit"), *words[1:]]
+    assert f"--out={out}: holds measurements of another candidates" in told(capsys, *other)
+    assert parse(Times, out.read_bytes(), out) == times
+    assert f"--out={tmp_path}: is no file" in told(capsys, *words[:-1], tmp_path)
+    assert f"--out={out / 'x'}: is no file" in told(capsys, *words[:-1], out / "x")
 
 
 def test_faster_whisper_hears_as_greedily(work: Path, tmp_path: Path) -> None:

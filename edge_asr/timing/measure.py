@@ -36,32 +36,37 @@ def turns(
 
 def measure_all(
     candidates: Sequence[Candidate],
-    threads: Sequence[int],
-    repeats: int,
+    order: Sequence[tuple[int, int, str]],
     clips: Path,
-    on_turn: Callable[[int, int, str], None],
-) -> tuple[Measurement, ...]:
-    """Every candidate with every number of threads, `repeats` times.
+    tell: Callable[[str], None],
+) -> Iterator[Measurement]:
+    """Measure turn by turn; what fails once is told, and not tried again with as many threads.
 
     Args:
         candidates: Of different names.
-        threads: Numbers of threads.
-        repeats: How often.
+        order: Some `turns` of theirs.
         clips: File of what they hear, see `write_clips`.
-        on_turn: Hears of how many measurements how many are done, and what comes next.
+        tell: Hears of how many turns how many are done and what comes next, and what failed.
 
     Raises:
         UserError: as a candidate tells it.
-        FailedRuns: a process ended otherwise.
+        FailedRuns: at the end, where a process ended otherwise.
     """
     known = {one.name: one for one in candidates}
-    order = list(turns(list(known), threads, repeats))
-    found = []
-    for done, (repeat, count, name) in enumerate(order):
-        on_turn(done, len(order), f"{name}, threads {count}, repeat {repeat}")
-        measured = measure_alone(Job(known[name], count, str(clips)), clips.parent)
-        found.append(Measurement(name, count, repeat, measured))
-    return tuple(found)
+    failed: dict[tuple[int, str], None] = {}
+    for done, (repeat, threads, name) in enumerate(order):
+        if (threads, name) in failed:
+            continue
+        tell(f"{done + 1} of {len(order)}: {name}, threads {threads}, repeat {repeat}")
+        try:
+            measured = measure_alone(Job(known[name], threads, str(clips)), clips.parent)
+        except FailedRuns as error:
+            tell(str(error))
+            failed[threads, name] = None
+        else:
+            yield Measurement(name, threads, repeat, measured)
+    if failed:
+        raise FailedRuns(f"{len(failed)} of what was to be measured failed, told above")
 
 
 def measure_alone(job: Job, working: Path) -> Measured:
