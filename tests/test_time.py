@@ -28,7 +28,7 @@ from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import parse
 from edge_asr.time import main
 from edge_asr.timing.candidates import Comparison, candidates, names_of
-from edge_asr.timing.measure import measure_alone, measure_all, turns, write_clips
+from edge_asr.timing.measure import measure_all, measure_alone, turns, write_clips
 from edge_asr.timing.results import Candidate, ClipTimes, Job, Measured, Times
 from edge_asr.timing.table import ms_per_token, number, rtfx
 

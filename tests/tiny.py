@@ -51,9 +51,10 @@ TEXTS = (
 
 
 def tiny_whisper(
-    folder: Path, seed: int = 0, *, multilingual: bool = False, width: int = 48, inner: int = 96
-) -> Path:
-    """Save a Whisper of 2 + 2 blocks, 6 heads and a window of 2 seconds.
+    folder: Path, seed: int = 0, *, multilingual: bool = False, width: int = 48, inner: int = 96,
+    heads: int = 6,
+) -> Path:  # fmt: skip
+    """Save a Whisper of 2 + 2 blocks and a window of 2 seconds.
 
     A multilingual one knows English and German.
     """
@@ -68,7 +69,7 @@ def tiny_whisper(
     )
     config = WhisperConfig(
         vocab_size=len(tokenizer), num_mel_bins=80, d_model=width, encoder_layers=2,
-        decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6,
+        decoder_layers=2, encoder_attention_heads=heads, decoder_attention_heads=heads,
         encoder_ffn_dim=inner, decoder_ffn_dim=inner, max_source_positions=WINDOW_S * 50,
         max_target_positions=MAX_TOKENS, dropout=0.0, activation_dropout=0.0,
         attention_dropout=0.0, pad_token_id=end, bos_token_id=end, eos_token_id=end,

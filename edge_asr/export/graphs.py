@@ -154,10 +154,19 @@ def _write(
     operators = {name: one for name, one in graph.named_modules() if isinstance(one, Operators)}
     _merge(proto.graph, operators)
     _halve(proto.graph)
+    _forget_tracing(proto)
     layers = {name: one.layer for name, one in operators.items()}
     proto.metadata_props.add(key=LAYERS, value=json.dumps(layers))
     onnx.checker.check_model(proto)
     write_bytes_atomically(path, proto.SerializeToString())
+
+
+def _forget_tracing(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of every operator: lines of source with the paths of this
+    machine, which are up to a tenth of the file."""
+    graph = proto.graph
+    for one in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del one.metadata_props[:]
 
 
 def _merge(graph: onnx.GraphProto, operators: Mapping[str, Operators]) -> None:

@@ -14,6 +14,8 @@ from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
 from edge_asr.quant.recipe import Recipe
 from edge_asr.quant.sequential import quantize_model
 
+# What layers of published models read: widths, and four times as many.
+WIDTHS = (288, 384, 416, 1152, 1536, 1664)
 SIGNED: dict[str, Any] = {"symmetric": True, "signed": True}
 GROUPS: dict[str, Any] = {"granularity": "group", "group_size": 8}
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export.models import SIGNED, quantized
+from export.models import SIGNED, WIDTHS, quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tone
@@ -26,7 +26,7 @@ from edge_asr.export.formats.onnx_nbits import (
     unpacked_rows,
 )
 from edge_asr.export.graphs import DECODER, ENCODER
-from edge_asr.export.onnx_exporter import CACHES, OperatorLinear
+from edge_asr.export.onnx_exporter import CACHES, LAYERS, OperatorLinear
 from edge_asr.export.write import export, write_onnx
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.loading import Checkpoint
@@ -82,10 +82,12 @@ def outputs_of(layers: list[OperatorLinear], states: Tensor) -> list[Tensor]:
 
 
 # Bits, block and whether it is symmetric.
-BLOCKS = [(4, 32, False), (4, 64, True), (4, 256, False), (8, 128, False), (2, 32, False)]
+BLOCKS = [
+    (4, 32, False), (4, 64, True), (4, 128, False), (4, 256, False), (8, 128, False), (2, 32, False),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("columns", [288, 416, 1152])
+@pytest.mark.parametrize("columns", WIDTHS)
 @torch.no_grad()
 def test_a_layer_computes_what_is_simulated(columns: int) -> None:
     layers, states = [], torch.randn(5, columns)
@@ -198,7 +200,11 @@ def test_what_halves_hold_exactly_is_stored_in_halves(
         for value in moonshine.model.parameters():
             value.copy_(value.half())
     write_onnx(moonshine, tmp_path)
-    proto = onnx.load(tmp_path / ENCODER)
+    content = (tmp_path / ENCODER).read_bytes()
+    assert LAYERS.encode() in content
+    # Nothing that the exporter knows of this machine.
+    assert b".py" not in content
+    proto = onnx.load_from_string(content)
     floats = [
         one
         for one in proto.graph.initializer

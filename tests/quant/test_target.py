@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from export.models import WIDTHS
 
 from edge_asr.cli.compose import compose_settings
 from edge_asr.config import CONF, Settings
@@ -18,7 +19,6 @@ from edge_asr.store.artefacts import Store
 
 NAMES = sorted(path.stem for path in (CONF / "target").glob("*.yaml"))
 # Of matrix layers of both families, tiny to small.
-WIDTHS = (288, 384, 416, 1152, 1536, 1664)
 BLOCKS = (32, 64, 128, 256)
 LAYER = Slot("layer", "encoder", "fc1", "linear")
 Q8 = ActivationGrid(8, True, "group", group_size=32, half_scales=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from export.models import GGML, READ_IN_BLOCKS, for_ggml
+from export.models import GGML, READ_IN_BLOCKS, WIDTHS, for_ggml
 from options import composed
 from shared import shared
 from tiny import tone
@@ -91,7 +91,7 @@ def computed_by_ggml(states: Tensor, weight: QuantizedWeight) -> Tensor:
 
 
 @pytest.mark.parametrize("target", list(GGML))
-@pytest.mark.parametrize("columns", [96, 384])
+@pytest.mark.parametrize("columns", WIDTHS)
 def test_a_layer_computes_what_is_simulated(target: str, columns: int) -> None:
     torch.manual_seed(columns)
     values, states, grid = torch.randn(24, columns), torch.randn(7, columns), GGML[target]
