@@ -83,7 +83,8 @@ def outputs_of(layers: list[OperatorLinear], states: Tensor) -> list[Tensor]:
 
 # Bits, block and whether it is symmetric.
 BLOCKS = [
-    (4, 32, False), (4, 64, True), (4, 128, False), (4, 256, False), (8, 128, False), (2, 32, False),
+    (4, 32, False), (4, 64, True), (4, 128, False), (4, 256, False), (8, 128, False),
+    (2, 32, False),
 ]  # fmt: skip
 
 
