@@ -135,15 +135,20 @@ def block_contexts(
         yield captured, work
 
 
-def draw(
-    arguments: argparse.Namespace, checkpoint: Checkpoint
-) -> tuple[list[CalibrationBatch], float]:
-    """The calibration batches and the seconds they took."""
+def corpus_of(arguments: argparse.Namespace) -> ManifestCorpus:
+    """The manifest's clips. Raises UserError if it or its choice cannot be read."""
     for pair in arguments.where:
         if "=" not in pair:
             raise UserError(f"--where {pair}: give FIELD=VALUE, a field of the manifest's rows")
     where = dict(pair.split("=", 1) for pair in arguments.where)
-    corpus = ManifestCorpus(arguments.manifest, where=where, require_text=False)
+    return ManifestCorpus(arguments.manifest, where=where, require_text=False)
+
+
+def draw(
+    arguments: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[list[CalibrationBatch], float]:
+    """The calibration batches and the seconds they took."""
+    corpus = corpus_of(arguments)
     began = time.perf_counter()
     batches = calibration_batches(
         checkpoint, corpus, arguments.clips, arguments.batch_size, 0,
