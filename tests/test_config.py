@@ -305,6 +305,8 @@ def test_a_changed_recipe_says_so(planned: Planned) -> None:
     changed = planned("method=rtn", "method/rounding=gptq", "method.rounding.damping=0.05")
     assert changed.method_label == "gptq+rounding.damping=0.05"
     assert planned("method=float").method_label == "float"
+    # Of recipes with as many other parts, the one with the fewest changes.
+    assert planned("method=best", "method/transform=none").method_label == "best+transform=none"
 
 
 def test_replaced_audio_makes_another_run(planned: Planned, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def show(outcome: Outcome) -> None:
     """Print the run's row under its float baseline, its warnings and where it lies."""
     from edge_asr.report.console import open_console, print_table
     from edge_asr.report.tables import tables
+    from edge_asr.store.record import FLOAT_METHOD
 
     console = open_console()
     records = [outcome.record]
@@ -152,6 +153,10 @@ def show(outcome: Outcome) -> None:
     said += [
         f"warning: {one}" for one in (*outcome.record.method.warnings, *outcome.record.warnings)
     ]
+    if outcome.record.file_texts is not None:
+        said.append(outcome.record.file_texts.in_words)
+    elif outcome.record.method.name != FLOAT_METHOD and outcome.record.config["runtime"] != "torch":
+        said.append("runtime=torch, and then this again, compares texts with the simulation's")
     state = "stored record (rerun=true makes it again)" if outcome.stored else "record"
     said.append(f"{state}: {outcome.folder}")
     for line in said:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_asr.data.corpus import ClipEntry
 from edge_asr.errors import UserError
+from edge_asr.store.file_texts import DifferingText
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import parse
@@ -141,6 +142,19 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
             )
         )
     return Transcription(tuple(hypotheses), tuple(damaged))
+
+
+def differing_texts(
+    dataset: str, file: Sequence[Hypothesis], simulated: Sequence[Hypothesis]
+) -> list[DifferingText]:
+    """Where the texts of a file differ from those of its simulation, on the same clips."""
+    return [
+        DifferingText(
+            dataset, own.id, own.pred_text, other.pred_text, own.near_ties + other.near_ties
+        )
+        for own, other in zip(file, simulated, strict=True)
+        if own.pred_text != other.pred_text
+    ]
 
 
 def to_lines(rows: Iterable[ClipOutput] | Iterable[Hypothesis]) -> str:

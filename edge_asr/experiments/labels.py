@@ -73,13 +73,8 @@ def _plain(path: Path) -> dict[str, Any]:
 
 
 def _distance(own: Parts, other: Parts) -> int:
-    distance = 0
-    for stage, part in own.items():
-        if part["name"] != other[stage]["name"]:
-            distance += OTHER_PART
-        else:
-            distance += sum(value != other[stage][name] for name, value in part.items())
-    return distance
+    parts = sum(part["name"] != other[stage]["name"] for stage, part in own.items())
+    return OTHER_PART * parts + len(_changes(own, other))
 
 
 def _changes(own: Parts, other: Parts) -> list[str]:

@@ -40,6 +40,7 @@ from edge_asr.store.artefacts import Step, Store
 from edge_asr.store.fingerprint import fingerprint
 from edge_asr.store.record import FLOAT_METHOD
 
+SIMULATION = "torch"  # the runtime that computes quantized models in floats
 SCORE_VERSION = 2  # raised when scoring makes something else of the same inputs
 RUN_DIGITS = 12
 
@@ -53,12 +54,14 @@ class DataSet:
         audio_digest: Of their audio.
         transcribe, transcribe_float: Steps of this model and of the float one, the same for the
             latter.
+        simulate: Where the model runs as a file, the step of its simulation; otherwise None.
     """
 
     corpus: Corpus
     audio_digest: str
     transcribe: Step
     transcribe_float: Step
+    simulate: Step | None = None
 
     @property
     def name(self) -> str:
@@ -229,10 +232,13 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         float_step = transcribe_step(
             settings, files, architecture, audio, files.weights_fingerprint
         )
-        own_step = float_step
+        own_step, simulate = float_step, None
         if quantize is not None:
             own_step = transcribe_step(settings, files, architecture, audio, quantize.key)
-        data_sets.append(DataSet(corpus, audio, own_step, float_step))
+            if runtime.targets:
+                simulated = dataclasses.replace(settings, runtime=SIMULATION)
+                simulate = transcribe_step(simulated, files, architecture, audio, quantize.key)
+        data_sets.append(DataSet(corpus, audio, own_step, float_step, simulate))
     references = fingerprint(
         [[[entry.text, dict(entry.metadata)] for entry in one.entries] for one in corpora]
     )
@@ -268,7 +274,8 @@ def float_plan(plan: Plan) -> Plan:
     """The float model on the same clips."""
     settings = dataclasses.replace(plan.settings, rerun=False)
     data_sets = tuple(
-        dataclasses.replace(one, transcribe=one.transcribe_float) for one in plan.data_sets
+        dataclasses.replace(one, transcribe=one.transcribe_float, simulate=None)
+        for one in plan.data_sets
     )
     return dataclasses.replace(
         plan,
@@ -289,12 +296,15 @@ def with_batch_size(plan: Plan, batch_size: int) -> Plan:
     """The same with another number of clips decoded together, so another run."""
     settings = dataclasses.replace(plan.settings, batch_size=batch_size)
 
-    def step(one: Step) -> Step:
-        return dataclasses.replace(one, inputs={**one.inputs, "batch_size": batch_size})
+    def step(one: Step | None) -> Any:
+        return one and dataclasses.replace(one, inputs={**one.inputs, "batch_size": batch_size})
 
     data_sets = tuple(
         dataclasses.replace(
-            one, transcribe=step(one.transcribe), transcribe_float=step(one.transcribe_float)
+            one,
+            transcribe=step(one.transcribe),
+            transcribe_float=step(one.transcribe_float),
+            simulate=step(one.simulate),
         )
         for one in plan.data_sets
     )

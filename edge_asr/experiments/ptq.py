@@ -16,7 +16,7 @@ import torch
 from edge_asr.config import Settings
 from edge_asr.cost.model import cost_of
 from edge_asr.errors import UserError
-from edge_asr.evaluation.hypotheses import Transcription, joined
+from edge_asr.evaluation.hypotheses import Transcription, differing_texts, joined
 from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.evaluation.scoring import (
     DataSetScore,
@@ -66,6 +66,7 @@ from edge_asr.quant.result import Quantization
 from edge_asr.store.artefacts import Artefact, Store
 from edge_asr.store.environment import current_environment
 from edge_asr.store.failure import failure_noted
+from edge_asr.store.file_texts import DifferingText, FileTexts
 from edge_asr.store.record import CostSection, LayerSection, Record, Stage, now, write_record
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _run(plan: Plan, store: Store, progress: Progress) -> Outcome:
 def _complete(steps: Steps) -> Outcome:
     plan, store = steps.plan, steps.store
     settings, plain, processes = plan.settings, float_plan(plan), steps.processes
-    found = stored_record(plan.folder), stored_record(plain.folder)
+    found = _finished(plan, store), stored_record(plain.folder)
     done, baseline = processes.from_main(found)
     if done is not None and not settings.rerun and is_complete(done):
         return Outcome(done, plan.folder, True, baseline if plan.quantize else None)
@@ -170,6 +171,15 @@ def _complete(steps: Steps) -> Outcome:
     record, baseline = processes.from_main((record, baseline))
     assert record is not None, "the main process has written it"
     return Outcome(record, plan.folder, False, baseline)
+
+
+def _finished(plan: Plan, store: Store) -> Record | None:
+    """The record that is there, unless the simulation has been made since and can be added."""
+    record = stored_record(plan.folder)
+    steps = [one.simulate for one in plan.data_sets]
+    if record is not None and record.file_texts is None:
+        return None if all(step and store.holds(step) for step in steps) else record
+    return record
 
 
 def _write(
@@ -266,7 +276,21 @@ def _record(
             "decoder_dtype": plan.dtypes.decoder,
         },
         worst=worst_utterances(scored),
+        file_texts=_file_texts(plan, steps.store, scored),
     )
+
+
+def _file_texts(plan: Plan, store: Store, scored: Sequence[DataSetScore]) -> FileTexts | None:
+    """The texts of the file beside those of the simulation, where that was made."""
+    differing: list[DifferingText] = []
+    for data, one in zip(plan.data_sets, scored, strict=True):
+        simulated = store.find(data.simulate) if data.simulate else None
+        if simulated is None:
+            return None
+        theirs = joined(data.corpus.entries, output_rows(simulated)).hypotheses
+        differing += differing_texts(data.name, one.transcription.hypotheses, theirs)
+    compared = sum(len(one.transcription.hypotheses) for one in scored)
+    return FileTexts(compared, tuple(differing))
 
 
 def _stage(artefact: Artefact, name: str) -> Stage:

@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from edge_asr.errors import UserError
 from edge_asr.store.cost_types import Cost
 from edge_asr.store.environment import Environment
+from edge_asr.store.file_texts import FileTexts
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.phases import PhaseSeconds
 from edge_asr.store.plain_json import STRICT, finite, parse
@@ -293,8 +294,9 @@ class Record:
     """Everything one run found and everything needed to repeat it.
 
     `keys` are those of its steps in a store. `decoding` is what was decoded and how (language,
-    task, suppression, dtypes). Up to schema 3 `hypotheses_file` names the hypotheses of the only
-    data set.
+    task, suppression, dtypes). `file_texts` compares the file that a runtime ran with the
+    simulation, where that has been run on the same clips. Up to schema 3 `hypotheses_file` names
+    the hypotheses of the only data set.
     """
 
     run_id: str
@@ -315,6 +317,7 @@ class Record:
     data: tuple[DataSection, ...] = ()
     decoding: dict[str, str | None] = field(default_factory=dict)
     worst: tuple[WorstUtterance, ...] = ()
+    file_texts: FileTexts | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -24,6 +24,7 @@ from filelock import FileLock
 from options import composed
 from tiny import tiny_moonshine, tiny_whisper, write_tones
 
+from edge_asr.cli.command import show
 from edge_asr.config import Settings
 from edge_asr.errors import UserError
 from edge_asr.evaluation.hypotheses import read_hypotheses, read_outputs
@@ -35,6 +36,7 @@ from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.grid import GridParameters
 from edge_asr.quant.layers import ChannelScale, install_layers
 from edge_asr.quant.weight import FloatWeights, QuantizedWeight
+from edge_asr.store.file_texts import FileTexts
 from edge_asr.store.record import find_records, read_record
 
 BUILDERS = {"whisper": tiny_whisper, "moonshine": tiny_moonshine}
@@ -71,6 +73,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return BUILDERS[request.param](tmp_path_factory.mktemp("model") / request.param)
 
 
+@pytest.fixture(scope="module")
+def moonshine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_moonshine(tmp_path_factory.mktemp("model") / "moonshine")
+
+
 def options(model: Path, manifest: Path, results: Path, *more: str) -> list[str]:
     return [
         "model=custom", f"model.path={model}", "data=manifest", f"data.path={manifest}",
@@ -94,6 +101,37 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         check=False,
     )
+
+
+def test_a_file_is_compared_with_its_simulation_once_both_have_run(
+    moonshine_folder: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["method=rtn", "target=onnx_nbits", "group_size=16", "batch_size=1"]
+
+    def made(runtime: str) -> Outcome:
+        own = [*words, f"runtime={runtime}"]
+        outcome = run_experiment(composed(*options(moonshine_folder, manifest, tmp_path, *own)))
+        show(outcome)
+        return outcome
+
+    alone = made("onnxruntime")
+    assert alone.record.file_texts is None
+    assert "runtime=torch, and then this again, compares texts" in capsys.readouterr().out
+    assert made("onnxruntime").stored
+    capsys.readouterr()
+    simulated = made("torch")
+    assert simulated.record.file_texts is None
+    assert "the simulation's" not in capsys.readouterr().out
+    both = made("onnxruntime")
+    assert both.record.file_texts == FileTexts(compared=4)
+    assert "0 of 4 texts of the file differ from the simulation's" in capsys.readouterr().out
+    assert {stage.name for stage in both.record.stages if not stage.stored} == {"score"}
+    assert both.folder == alone.folder
+    assert read_record(both.folder / "record.json").file_texts == both.record.file_texts
+    again = made("onnxruntime")
+    assert again.stored
+    assert again.record == both.record
 
 
 def test_a_run_writes_records_and_hypotheses_for_float_and_quantized(
