@@ -25,6 +25,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--store", type=Path, help="the run's store (default: .edge_asr beside the folder of runs)"
     )
+    parser.add_argument(
+        "--float", action="store_true", dest="floats",
+        help="write the float model of the run instead, to compare with",
+    )  # fmt: skip
     return parser
 
 
@@ -33,15 +37,17 @@ def command(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     target = target_named(options.target)
     # Only now what takes seconds to import.
-    from edge_asr.export.source import quantized_model
-    from edge_asr.export.write import export
+    from edge_asr.export.source import float_model, quantized_model
+    from edge_asr.export.write import export, export_float
 
-    folder = export(quantized_model(options.model, options.store), target, options.out)
+    if options.floats:
+        folder = export_float(float_model(options.model), target, options.out)
+        said = f"the float model of {options.model}"
+    else:
+        folder = export(quantized_model(options.model, options.store), target, options.out)
+        said = f"read back, every weight is that of {options.model}"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    Console().print(
-        f"{folder}: {size / 1e6:.1f} MB; read back, every weight is that of {options.model}",
-        soft_wrap=True,
-    )
+    Console().print(f"{folder}: {size / 1e6:.1f} MB; {said}", soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

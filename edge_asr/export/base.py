@@ -27,10 +27,12 @@ class Exporter(ABC):
     Attributes:
         packages: What has to be installed besides, by the name it is imported under.
         extra: What to install it with: `pip install 'edge_asr[extra]'`.
+        writes_floats: Whether it can write a float model too.
     """
 
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
+    writes_floats: ClassVar[bool] = True
 
     @abstractmethod
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The quantized model that a run made, or a folder holds."""
+"""The quantized model that a run made, or a folder holds, and the float one of a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_asr.errors import UserError
-from edge_asr.models.loading import Checkpoint
+from edge_asr.models.decoding import Decoding
+from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model
+from edge_asr.settings import build
 from edge_asr.store.artefacts import Store
 from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, read_record
 
@@ -29,7 +31,9 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
         return load_model(folder)
     record = read_record(path)
     if record.method.name == FLOAT_METHOD:
-        raise UserError(f"{folder}: is a run of the float model; give one of a quantized model")
+        raise UserError(
+            f"{folder}: is a run of the float model; give one of a quantized model, or add --float"
+        )
     # RESULTS/MODEL/RUN
     place = folder.resolve().parent.parent.parent / USUAL_STORE if store is None else store
     artefact = Store(place).find_key("quantize", record.keys.get("quantize", ""))
@@ -41,3 +45,26 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
     found = load_model(artefact.folder)
     # Not its name: the float model can be found again.
     return replace(found, files=replace(found.files, reference=record.model.source))
+
+
+def float_model(folder: Path) -> Checkpoint:
+    """The float model of a run, decoding as that did.
+
+    Raises UserError where the folder is of no run, or the model is not where it was, or not as.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise UserError(f"{folder}: has no {RECORD_NAME}; --float takes the folder of a run")
+    record = read_record(path)
+    checkpoint = load_checkpoint(
+        record.model.source,
+        name=record.model.name,
+        tokens_per_second=record.config.get("model", {}).get("tokens_per_second"),
+        decoding=build(Decoding, record.config.get("decode", {}), Decoding.option()),
+    )
+    if checkpoint.files.weights_fingerprint != record.model.weights_sha256:
+        raise UserError(
+            f"{record.model.source}: has other weights than those that {folder} was made of; make "
+            "the run again"
+        )
+    return checkpoint

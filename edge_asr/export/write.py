@@ -41,12 +41,30 @@ def export(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
         UserError: the target or its format cannot hold the model, something that it needs is not
             installed, `folder` is there already, or what was read back differs.
     """
-    exporter = exporters[target.name]()
+    _refuse_place(target, folder)
+    refuse_model(checkpoint, target)
+    return write_whole(checkpoint, target.name, folder)
+
+
+def export_float(checkpoint: Checkpoint, target: Target, folder: Path) -> Path:
+    """Write a float model in the format of `target`, for a quantized one to be compared with.
+
+    Raises UserError as `export`, and where the format is none of float models.
+    """
+    _refuse_place(target, folder)
+    if not exporters[target.name].writes_floats:
+        raise UserError(
+            f"--float --target={target.name}: its format is one of quantized models alone; the "
+            f"float one is {checkpoint.files.reference}"
+        )
+    return write_whole(checkpoint, target.name, folder)
+
+
+def _refuse_place(target: Target, folder: Path) -> None:
+    exporter = exporters[target.name]
     require_packages(f"--target={target.name}", exporter.packages, exporter.extra)
     if folder.exists():
         raise UserError(f"--out={folder}: is there already; choose another folder or remove it")
-    refuse_model(checkpoint, target)
-    return write_whole(checkpoint, target.name, folder)
 
 
 def write_whole(checkpoint: Checkpoint, target: str, folder: Path) -> Path:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from options import composed
+from tiny import tone
 
 from edge_asr.experiments.ptq import run_experiment
 from edge_asr.export.__main__ import main
+from edge_asr.export.exported import checkpoint_of, read_export
+from edge_asr.models.loading import load_checkpoint
+from edge_asr.runtimes.onnx_runtime import OnnxRuntime
+from edge_asr.runtimes.torch_greedy import TorchRuntime
 
 OPTIONS = ("model=moonshine_micro", "data.limit=2", "batch_size=2", "threads=1", "group_size=48")
 
@@ -56,6 +62,35 @@ def test_what_cannot_be_exported_is_one_line(
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_float_model_of_a_run_is_exported_beside_it(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "float"
+    words = [str(of(runs, "rtn")), "--float", "--target"]
+    assert main([*words, "onnx_nbits", "--out", str(out)]) == 0
+    assert f"MB; the float model of {of(runs, 'rtn')}" in capsys.readouterr().out.replace("\n", "")
+    export = read_export(out)
+    assert (export.checkpoint, export.formats) == ("moonshine-micro", "float")
+    own, floats = load_checkpoint("moonshine-micro"), heard(out)
+    assert floats == [one.text for one in TorchRuntime(own).transcribe([tone(0.7)], [8])]
+    assert main([*words, "compressed_tensors", "--out", str(tmp_path / "x")]) == 2
+    assert "is one of quantized models alone; the float one is" in capsys.readouterr().err
+    assert main([str(tmp_path), "--float", "--target", "onnx_nbits", "--out", "x"]) == 2
+    assert "--float takes the folder of a run" in capsys.readouterr().err
+    plain = json.loads((of(runs, "float") / "record.json").read_text())
+    plain["model"]["weights_sha256"] = "0" * 32
+    (tmp_path / "record.json").write_text(json.dumps(plain))
+    assert main([str(tmp_path), "--float", "--target", "onnx_nbits", "--out", "x"]) == 2
+    assert "has other weights than" in capsys.readouterr().err
+
+
+def heard(folder: Path) -> list[str]:
+    """What the file writes of a tone."""
+    own = checkpoint_of(read_export(folder), folder)
+    return [one.text for one in OnnxRuntime(own, exported=folder).transcribe([tone(0.7)], [8])]
 
 
 def test_a_model_that_the_store_gave_up_says_where_it_was_looked_for(

@@ -33,6 +33,7 @@ class CompressedTensors(Exporter):
 
     packages: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
     extra: ClassVar[str] = "compressed_tensors"
+    writes_floats: ClassVar[bool] = False
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
         layers = quantized_layers(checkpoint.model)
