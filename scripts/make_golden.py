@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from bench_common import processor
 from bench_quantize import STEPS
 
 from edge_asr.cli.compose import compose_settings
@@ -85,9 +86,11 @@ def golden_row(model: str, method: str, folder: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """What texts may depend on to the last letter."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"capability": capability, "torch": torch.__version__, "threads": "1"}
+    """What texts, and the losses of what is learned, may depend on to the last digit.
+
+    Two processors of one capability add up in another order.
+    """
+    return {"processor": processor(), "torch": torch.__version__, "threads": "1"}
 
 
 def write_golden(path: Path, rows: dict[str, Any]) -> None:

@@ -15,8 +15,10 @@ from make_golden import CLOSED_FORM, GOLDEN, METHODS, MODELS, environment, golde
 
 from edge_asr.config import BASE_RECIPE, CONF
 
-CODES_EQUAL = 0.999
-LOSS_BAND = 0.05
+CODES_EQUAL, BAND = 0.999, 0.05
+# On another processor. Between an Intel and an AMD one, both with AVX-512, the output error of
+# TesseraQ differs by a quarter, bits of SpQR with its outliers by 3e-5.
+ELSEWHERE_BAND, ELSEWHERE_BITS = 0.4, 1e-3
 AGAIN = "raise the version of the part whose numbers changed and run scripts/make_golden.py"
 
 
@@ -36,21 +38,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_short_run_is_what_it_was(model: str, method: str, folder: Path) -> None:
     expected, row = golden(model)[method], golden_row(model, method, folder)
+    # Another processor adds up in another order: ties fall elsewhere, and learning ends elsewhere.
+    same = environment() == expected["where"]
     assert row["versions"] == expected["versions"], "run scripts/make_golden.py for the new version"
     assert row["label"] == expected["label"]
-    assert row["effective_bits"] == expected["effective_bits"], AGAIN
-    if method in CLOSED_FORM:
+    bits = pytest.approx(expected["effective_bits"], rel=0 if same else ELSEWHERE_BITS)
+    assert row["effective_bits"] == bits, AGAIN
+    # Error feedback carries a tie that falls otherwise to a sixth of all codes.
+    if method in CLOSED_FORM and (same or expected["output_error"] is None):
         pairs = list(zip(row["codes"], expected["codes"], strict=True))
         equal = sum(one == other for one, other in pairs) / len(pairs)
         assert equal >= CODES_EQUAL, AGAIN
-    assert len(row["losses"]) == len(expected["losses"])
-    for losses, known in zip(row["losses"], expected["losses"], strict=True):
-        assert losses == pytest.approx(known, rel=LOSS_BAND), AGAIN
+    band = BAND if same else ELSEWHERE_BAND
     if expected["output_error"] is None:
         assert row["output_error"] is None, "nothing was asked for that costs a pass"
     else:
-        assert row["output_error"] == pytest.approx(expected["output_error"], rel=LOSS_BAND), AGAIN
-    if environment() == expected["where"]:
+        assert row["output_error"] == pytest.approx(expected["output_error"], rel=band), AGAIN
+    assert len(row["losses"]) == len(expected["losses"])
+    if same:
+        for losses, known in zip(row["losses"], expected["losses"], strict=True):
+            assert losses == pytest.approx(known, rel=BAND), AGAIN
         assert row["texts_sha256"] == expected["texts_sha256"], AGAIN
 
 

@@ -174,7 +174,26 @@ def test_omniquant_makes_the_same_model_again_on_other_threads() -> None:
     """On a model of real shapes: on tiny ones the gradients of PyTorch's attention, on which `let`
     turns at once, are not the same to the last bit for another number of threads."""
     recipe = recipe_with(("transform", "let"), ("range", "lwc"))
-    check_same_on_other_threads(load_checkpoint("whisper-micro"), recipe)
+    own = load_checkpoint("whisper-micro")
+    if not gradients_are_the_same_on_other_threads(own):
+        pytest.skip("on this processor PyTorch's gradients depend on the number of threads")
+    check_same_on_other_threads(own, recipe)
+
+
+def gradients_are_the_same_on_other_threads(own: Checkpoint) -> bool:
+    """Of the weights of one float block of the encoder."""
+    block: Any = copy.deepcopy(own.model).get_submodule(
+        f"{own.architecture.encoder_module}.layers.0"
+    )
+    block.requires_grad_(True)
+    states = torch.randn(1, 1500, 144, generator=torch.Generator().manual_seed(0))
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            block.zero_grad()
+            block(states, attention_mask=None)[0].square().mean().backward()
+        found.append([one.grad.clone() for one in block.parameters()])
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def check_same_on_other_threads(checkpoint: Checkpoint, recipe: Recipe) -> None:
