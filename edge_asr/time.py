@@ -47,8 +47,8 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--out", type=Path,
-        help="file for all repeats, JSON; written after every one, and where it holds some of the "
-        "same, only what is missing is measured",
+        help="file for all repeats, JSON, written after every one; the same command, or one with "
+        "more repeats or threads, then measures what is missing",
     )  # fmt: skip
     return parser
 

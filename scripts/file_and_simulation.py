@@ -131,6 +131,8 @@ def measure(arguments: argparse.Namespace) -> Comparison:
     quantized = quantized_model(arguments.quantized, arguments.store)
     exact = load_checkpoint(export.source)
     found = dict(distances(quantized, exact, arguments.exported, heard(arguments)))
+    if not found:
+        raise UserError("--manifest: no clip was heard; give another --where or more --clips")
     return Comparison(
         environment=current_environment("cpu", arguments.threads),
         model=export.checkpoint,

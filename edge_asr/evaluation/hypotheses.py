@@ -144,15 +144,24 @@ def joined(entries: Sequence[ClipEntry], transcribed: Iterable[ClipOutput]) -> T
     return Transcription(tuple(hypotheses), tuple(damaged))
 
 
+def same_clips(
+    one: Iterable[Hypothesis], other: Iterable[Hypothesis]
+) -> list[tuple[Hypothesis, Hypothesis]]:
+    """Those that both heard; a clip may have been readable once alone."""
+    others = {(clip.id, clip.chunk_index): clip for clip in other}
+    pairs = ((clip, others.get((clip.id, clip.chunk_index))) for clip in one)
+    return [(clip, found) for clip, found in pairs if found is not None]
+
+
 def differing_texts(
-    dataset: str, file: Sequence[Hypothesis], simulated: Sequence[Hypothesis]
+    dataset: str, clips: Iterable[tuple[Hypothesis, Hypothesis]]
 ) -> list[DifferingText]:
-    """Where the texts of a file differ from those of its simulation, on the same clips."""
+    """Where the texts of a file (first) differ from those of its simulation."""
     return [
         DifferingText(
             dataset, own.id, own.pred_text, other.pred_text, own.near_ties + other.near_ties
         )
-        for own, other in zip(file, simulated, strict=True)
+        for own, other in clips
         if own.pred_text != other.pred_text
     ]
 

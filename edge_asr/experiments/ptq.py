@@ -16,7 +16,7 @@ import torch
 from edge_asr.config import Settings
 from edge_asr.cost.model import cost_of
 from edge_asr.errors import UserError
-from edge_asr.evaluation.hypotheses import Transcription, differing_texts, joined
+from edge_asr.evaluation.hypotheses import Transcription, differing_texts, joined, same_clips
 from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.evaluation.scoring import (
     DataSetScore,
@@ -176,10 +176,15 @@ def _complete(steps: Steps) -> Outcome:
 def _finished(plan: Plan, store: Store) -> Record | None:
     """The record that is there, unless the simulation has been made since and can be added."""
     record = stored_record(plan.folder)
-    steps = [one.simulate for one in plan.data_sets]
-    if record is not None and record.file_texts is None:
-        return None if all(step and store.holds(step) for step in steps) else record
-    return record
+    if record is None or record.file_texts is not None:
+        return record
+    steps = [
+        step
+        for one in plan.data_sets
+        for step in (one.transcribe, one.transcribe_float, one.simulate)
+    ]
+    # Nothing may have to be made for it.
+    return None if all(step and store.holds(step) for step in steps) else record
 
 
 def _write(
@@ -283,13 +288,15 @@ def _record(
 def _file_texts(plan: Plan, store: Store, scored: Sequence[DataSetScore]) -> FileTexts | None:
     """The texts of the file beside those of the simulation, where that was made."""
     differing: list[DifferingText] = []
+    compared = 0
     for data, one in zip(plan.data_sets, scored, strict=True):
         simulated = store.find(data.simulate) if data.simulate else None
         if simulated is None:
             return None
         theirs = joined(data.corpus.entries, output_rows(simulated)).hypotheses
-        differing += differing_texts(data.name, one.transcription.hypotheses, theirs)
-    compared = sum(len(one.transcription.hypotheses) for one in scored)
+        both = same_clips(one.transcription.hypotheses, theirs)
+        differing += differing_texts(data.name, both)
+        compared += len(both)
     return FileTexts(compared, tuple(differing))
 
 

@@ -205,13 +205,14 @@ class Target(Checked):
                 f"target={self.name}: {name} has bits={grid.bits}; its runtime has kernels for "
                 f"{_listed(self.bits)} bits: {remedy('bits', best)}"
             )
-        if self.symmetric is not None and not grid.symmetric and grid.zero_point != self.zero_point:
+        asymmetric = not grid.symmetric and False in (self.symmetric or ())
+        if asymmetric and grid.zero_point != self.zero_point:
             raise UserError(
                 f"target={self.name}: {name} has {_ZERO_POINTS[grid.zero_point]}; its runtime "
                 f"holds {_ZERO_POINTS[self.zero_point]}: "
                 + (
                     "use method/range=mse"
-                    if grid.zero_point == "float"
+                    if grid.zero_point == "float" and self.zero_point == "integer"
                     else f"quantize with target={self.name}, and leave zero_point out of rules"
                 )
             )

@@ -120,7 +120,13 @@ def went_on(times: Times, out: Path) -> Times:
     for name, value in compared(before).items():
         if value != own[name]:
             raise UserError(f"--out={out}: holds measurements of another {name}; {REMEDY}")
-    return replace(times, date=before.date, measurements=before.measurements)
+    threads = max(before.environment.threads, times.environment.threads)
+    return replace(
+        before,
+        command=times.command,
+        environment=replace(before.environment, threads=threads),
+        left_out=times.left_out,
+    )
 
 
 def lasting(candidate: Candidate, working: Path) -> Candidate:

@@ -75,7 +75,7 @@ def hqq_parameters(
 
     Args:
         weight: [rows, columns].
-        grid: A grid with float zero points.
+        grid: A grid with float zero points, or minima.
         lp_norm: The norm p, above 0 and at most 1.
         beta: First weight of the quadratic term.
         kappa: Factor by which beta grows every iteration.
@@ -105,8 +105,8 @@ def hqq_parameters(
 class Hqq(Range):
     """Fit zero points by half-quadratic splitting; needs no clips.
 
-    Its zero points are floats of 16 bits and its ranges need not contain zero, whatever the
-    grid asked for.
+    Its zero points are floats of 16 bits, or minima where the grid stores such, and its ranges need
+    not contain zero, whatever the grid asked for.
 
     Attributes:
         lp_norm: The norm p of the rounding error that is made small.
