@@ -176,7 +176,7 @@ def test_omniquant_makes_the_same_model_again_on_other_threads() -> None:
     recipe = recipe_with(("transform", "let"), ("range", "lwc"))
     own = load_checkpoint("whisper-micro")
     if not gradients_are_the_same_on_other_threads(own):
-        pytest.skip("on this processor PyTorch's gradients depend on the number of threads")
+        pytest.xfail("on this processor PyTorch's gradients depend on the number of threads")
     check_same_on_other_threads(own, recipe)
 
 
