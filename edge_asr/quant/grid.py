@@ -214,6 +214,37 @@ def range_of(parameters: GridParameters, grid: Grid) -> tuple[Tensor, Tensor]:
     return scale * (grid.lowest - zero), scale * (grid.highest - zero)
 
 
+def fixed_point(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """What the range [low, high] shrinks towards: zero, or the end that is nearest to zero where
+    a range need not hold that. Shrunk towards zero, a range on one side of it would move away
+    from its weights."""
+    zero = torch.zeros_like(low)
+    return zero if grid.include_zero or grid.symmetric else zero.clamp(low, high)
+
+
+def shrunk_parameters(
+    ends: tuple[Tensor, Tensor],
+    shares: tuple[Tensor | float, Tensor | float],
+    grid: Grid,
+    group_size: int,
+    round_values: Round = torch.round,
+) -> GridParameters:
+    """Those of a range [rows, groups] whose ends keep `shares` of their way from where it shrinks
+    to, see `parameters_from_range`."""
+    still = fixed_point(*ends, grid)
+    low, high = (still + share * (end - still) for end, share in zip(ends, shares, strict=True))
+    return parameters_from_range(low, high, grid, group_size, round_values)
+
+
+def rescaled(parameters: GridParameters, scale: Tensor, grid: Grid) -> GridParameters:
+    """The same grid with other scales [rows, groups]; a stored minimum stays, and a zero point."""
+    stored = stored_scale(scale, grid)
+    if grid.zero_point != "minimum":
+        return replace(parameters, scale=stored)
+    minimum = minimum_of(parameters.zero, parameters.scale, grid)
+    return replace(parameters, scale=stored, zero=-minimum / stored)
+
+
 def _without_far_zero(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Ranges whose zero point float16 can hold.
 

@@ -17,6 +17,9 @@ from edge_asr.quant.grid import (
     parameters_from_range,
     quantize,
     reduce_groups,
+    rescaled,
+    shrunk_parameters,
+    stored_values,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
 from edge_asr.quant.weight import round_nearest
@@ -124,6 +127,49 @@ def test_a_constant_or_zero_group_survives() -> None:
         grid = Grid(2)
         rounded = round_nearest(weight, minmax_parameters(weight, grid), grid).dequantize()
         torch.testing.assert_close(rounded, weight, rtol=1e-3, atol=1e-6)
+
+
+MINIMA = {"zero_point": "minimum", "include_zero": False}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_minimum_stays_where_scales_change(half: bool) -> None:
+    grid = Grid(4, half_scales=half, **MINIMA)  # type: ignore[arg-type]
+    weight = matrix(4, 3, 40) * 0.01 + torch.tensor([[0.0], [5.0], [-5.0]])
+    fitted = minmax_parameters(weight, grid)
+    changed = rescaled(fitted, fitted.scale * 1.3, grid)
+    lowest = torch.zeros(3, 1)
+    before = stored_values(lowest, fitted.scale, fitted.zero, grid)
+    after = stored_values(lowest, changed.scale, changed.zero, grid)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(changed.scale, fitted.scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    centre=st.floats(-20, 20),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    zero_point=st.sampled_from(["integer", "minimum"]),
+)
+def test_a_range_shrinks_within_itself(
+    centre: float, shares: tuple[float, float], zero_point: str
+) -> None:
+    options = MINIMA if zero_point == "minimum" else {}
+    grid = Grid(4, half_scales=False, **options)  # type: ignore[arg-type]
+    low, high = torch.full((1, 1), centre - 1), torch.full((1, 1), centre + 1)
+    if zero_point == "integer":
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    found = shrunk_parameters((low, high), shares, grid, 8)
+    codes = torch.tensor([[0.0, grid.steps]])
+    reached = stored_values(codes, found.scale, found.zero, grid)
+    # A zero point that is rounded moves the range by up to half a step.
+    step = float(found.scale) * (zero_point == "integer") + 1e-4
+    assert float(reached.min()) >= float(low) - step
+    assert float(reached.max()) <= float(high) + step
+    if float(low) <= 0 <= float(high):
+        expected = parameters_from_range(shares[0] * low, shares[1] * high, grid, 8)
+        assert torch.equal(found.scale, expected.scale)
+        assert torch.equal(found.zero, expected.zero)
 
 
 def test_stored_bits_count_scales_and_zero_points() -> None:

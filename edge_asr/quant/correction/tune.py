@@ -20,7 +20,7 @@ from torch.nn import functional
 from edge_asr.calibration.capture import Batch
 from edge_asr.errors import UserError
 from edge_asr.quant.context import ModelContext
-from edge_asr.quant.grid import stored_scale
+from edge_asr.quant.grid import rescaled
 from edge_asr.quant.layers import quantized_layers
 from edge_asr.quant.model_training import (
     NOT_ASKED,
@@ -73,10 +73,7 @@ class TunedModel(ModelLearnable):
         return {
             name: replace(
                 one,
-                parameters=replace(
-                    one.parameters,
-                    scale=stored_scale(one.parameters.scale * (1 + change), one.grid),
-                ),
+                parameters=rescaled(one.parameters, one.parameters.scale * (1 + change), one.grid),
             )
             for (name, one), change in zip(self._layers.items(), self.scales, strict=True)
         }

@@ -126,7 +126,8 @@ class _Search:
             grid.highest - self._weights.amax(-1) / scale,
         )
         first, last = torch.minimum(*ends).floor(), torch.maximum(*ends).ceil()
-        first, last = first.clamp(grid.lowest, grid.highest), last.clamp(grid.lowest, grid.highest)
+        if grid.zero_point == "integer":
+            first, last = (one.clamp(grid.lowest, grid.highest) for one in (first, last))
         for step in range(int((last - first).max()) + 1):
             yield stored_zero(torch.minimum(first + step, last), scale, grid)
 

@@ -17,9 +17,10 @@ from edge_asr.quant.context import BlockContext, Layer
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
-    parameters_from_range,
+    fixed_point,
     range_of,
     reduce_groups,
+    shrunk_parameters,
     straight_through_round,
 )
 from edge_asr.quant.range.awq_clip import awq_clip_parameters
@@ -42,10 +43,12 @@ def searched_logits(weight: Tensor, grid: Grid, second_moment: Tensor) -> tuple[
     fitted = awq_clip_parameters(
         weight.cpu(), grid, second_moment, steps=SEARCH_STEPS, max_shrink=SEARCH_SHRINK
     )
+    low, _ = reduce_groups(weight, grid, torch.amin)
+    high, _ = reduce_groups(weight, grid, torch.amax)
+    still = fixed_point(low, high, grid)
     logits = []
-    for end, reduce in zip(range_of(fitted, grid), (torch.amin, torch.amax), strict=True):
-        whole, _ = reduce_groups(weight, grid, reduce)
-        share = (end.to(whole.device) / whole).nan_to_num(1.0).clamp(0.01, 1)
+    for end, whole in zip(range_of(fitted, grid), (low, high), strict=True):
+        share = ((end.to(whole.device) - still) / (whole - still)).nan_to_num(1.0).clamp(0.01, 1)
         logits.append(share.logit().clamp(max=WHOLE_RANGE))
     return logits[0], logits[1]
 
@@ -86,13 +89,8 @@ class ClippedRanges(TrainableRange):
         key, grid = self._names[name], self._grids[name]
         low, size = reduce_groups(weight, grid, torch.amin)
         high, _ = reduce_groups(weight, grid, torch.amax)
-        return parameters_from_range(
-            low * self.low[key].sigmoid(),
-            high * self.high[key].sigmoid(),
-            grid,
-            size,
-            self._round_zero,
-        )
+        shares = self.low[key].sigmoid(), self.high[key].sigmoid()
+        return shrunk_parameters((low, high), shares, grid, size, self._round_zero)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         del iterations

@@ -20,9 +20,9 @@ from edge_asr.quant.formats import Grid
 from edge_asr.quant.grid import (
     GridParameters,
     dequantize,
-    parameters_from_range,
     quantize,
     reduce_groups,
+    shrunk_parameters,
 )
 from edge_asr.quant.range.shrink import shrink_search
 from edge_asr.quant.stages import Range, ranges
@@ -52,10 +52,8 @@ def mse_parameters(
     """
     low, size = reduce_groups(weight, grid, torch.amin)
     high, _ = reduce_groups(weight, grid, torch.amax)
-    if grid.include_zero:
-        low, high = low.clamp(max=0), high.clamp(min=0)
     return shrink_search(
-        lambda share: parameters_from_range(share * low, share * high, grid, size),
+        lambda share: shrunk_parameters((low, high), (share, share), grid, size),
         lambda parameters: group_error(weight, parameters, grid, norm),
         steps=steps,
         max_shrink=max_shrink,

@@ -16,10 +16,10 @@ from edge_asr.quant.grid import (
     GridParameters,
     code_dtype,
     dequantize,
-    parameters_from_range,
     quantize,
     range_of,
     reduce_groups,
+    shrunk_parameters,
     straight_through_round,
 )
 from edge_asr.quant.range.minmax import minmax_parameters
@@ -87,10 +87,9 @@ class SignedOffsets(TrainableRounding):
 
     def _codes(self, name: str) -> tuple[Tensor, GridParameters]:
         start, key = self._starts[name], self._keys[name]
-        low, high = self._ends[name]
-        parameters = parameters_from_range(
-            low * self.low[key],
-            high * self.high[key],
+        parameters = shrunk_parameters(
+            self._ends[name],
+            (self.low[key], self.high[key]),
             start.grid,
             start.parameters.group_size,
             straight_through_round,

@@ -7,7 +7,7 @@ and 3.3 (dequantization scale tuning, eq. 8); schedule of the authors' configura
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from edge_asr.errors import UserError
-from edge_asr.quant.grid import GridParameters, as_half
+from edge_asr.quant.grid import GridParameters, rescaled
 from edge_asr.quant.reconstruction import Length, Scheduled
 from edge_asr.quant.rounding.learned import LearnedRounding
 from edge_asr.quant.rounding.rectified import TrainableCodes, rectified_sigmoid
@@ -48,11 +48,9 @@ class HardeningCodes(TrainableCodes):
         self._harden(part.trained_shares[0])
 
     def parameters_of(self, name: str) -> GridParameters:
-        fitted = self.starts[name].parameters
-        scale = fitted.scale * 2 * rectified_sigmoid(self.scale_logits[self.keys[name]])
-        if self.starts[name].grid.half_scales:
-            scale = as_half(scale)
-        return replace(fitted, scale=scale)
+        start = self.starts[name]
+        factors = 2 * rectified_sigmoid(self.scale_logits[self.keys[name]])
+        return rescaled(start.parameters, start.parameters.scale * factors, start.grid)
 
     def optimizers(self, iterations: int) -> list[torch.optim.Optimizer]:
         rate = 1.25 / iterations

@@ -113,6 +113,25 @@ def test_no_group_errs_more_than_by_minmax(
     assert float(found.sum()) < float(before.sum())
 
 
+@pytest.mark.parametrize("zero_point", ["float", "minimum"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_weights_far_from_zero_err_as_those_around_it(bits: int, zero_point: str) -> None:
+    grid = Grid(
+        bits,
+        zero_point=zero_point,  # type: ignore[arg-type]
+        include_zero=False,
+        granularity="group",
+        group_size=28,
+    )
+    weight, importance = heavy_tailed(3, 6, 56), importance_of(3, 56)
+    search = HessianWeighted(steps=16)
+    around = row_errors(weight, search.parameters(weight, grid, importance), grid, importance)
+    for far in (weight + 50, weight - 50):
+        found = row_errors(far, search.parameters(far, grid, importance), grid, importance)
+        # Not to the digit: candidates of the zero point are whole steps from other places.
+        assert float(found.sum()) < 1.15 * float(around.sum())
+
+
 def test_a_signed_scale_may_have_either_sign() -> None:
     grid = Grid(3, symmetric=True, signed=True, signed_scale=True)
     weight, importance = heavy_tailed(1, 40, 32), importance_of(1, 32)

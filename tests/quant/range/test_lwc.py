@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from edge_asr.quant.formats import Grid
+from edge_asr.quant.grid import reduce_groups, shrunk_parameters
 from edge_asr.quant.range.lwc import WHOLE_RANGE, searched_logits
+from edge_asr.quant.range.minmax import minmax_parameters
+from edge_asr.quant.weight import round_nearest
 
 GRID = Grid(3, granularity="group", group_size=6)
 
@@ -48,6 +51,22 @@ def test_training_starts_where_the_outputs_of_every_group_err_least() -> None:
         moved += float(high[row, group]) < WHOLE_RANGE
     assert moved >= 5
     assert float(torch.maximum(low, high).max()) <= WHOLE_RANGE
+
+
+def test_a_range_on_one_side_of_zero_starts_within_itself() -> None:
+    grid = Grid(3, granularity="group", group_size=6, zero_point="minimum", include_zero=False)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(1)) * 0.1 + 5
+    for side in (weight, -weight):
+        low, high = searched_logits(side, grid, torch.eye(12, dtype=torch.float64))
+        smallest, size = reduce_groups(side, grid, torch.amin)
+        largest, _ = reduce_groups(side, grid, torch.amax)
+        shares = low.sigmoid(), high.sigmoid()
+        found = round_nearest(
+            side, shrunk_parameters((smallest, largest), shares, grid, size), grid
+        )
+        nearest = round_nearest(side, minmax_parameters(side, grid), grid)
+        errors = [float((one.dequantize() - side).square().sum()) for one in (found, nearest)]
+        assert errors[0] < 1.3 * errors[1]
 
 
 def test_a_group_of_zeros_starts_at_its_whole_range() -> None:
