@@ -27,7 +27,7 @@ from edge_asr.evaluation.protocols import protocol_named
 from edge_asr.evaluation.transcribe import DecodeSettings, transcribe
 from edge_asr.evaluation.wer import score
 from edge_asr.export.exported import Export, checkpoint_of, read_export
-from edge_asr.export.formats.ggml import MODEL
+from edge_asr.export.formats.ggml import MODEL, read_whole
 from edge_asr.runtimes.whisper_cpp import WhisperCpp
 
 PROTOCOL = "open_asr_2024"
@@ -66,6 +66,7 @@ def heard_through(
     with TemporaryDirectory() as made:
         shutil.copytree(folder, made, dirs_exist_ok=True)
         quantized_by(tool, kind, folder / MODEL, Path(made) / MODEL)
+        read_whole(Path(made) / MODEL)
         runtime = WhisperCpp(checkpoint_of(export, folder), exported=Path(made))
         outputs = transcribe(runtime, corpus, CLIP_BY_CLIP)
     return joined(corpus.entries, outputs).hypotheses

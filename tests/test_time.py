@@ -274,9 +274,17 @@ def test_a_series_goes_on_where_it_was(
     assert f"--out={out / 'x'}: is no file" in told(capsys, *words[:-1], out / "x")
 
 
-def test_faster_whisper_hears_as_greedily(work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_faster_whisper_hears_as_greedily(work: Path, tmp_path: Path, older: bool) -> None:
     pytest.importorskip("faster_whisper")
-    files = find_files(str(work / "whisper"))
+    folder = work / "whisper"
+    if older:  # its tokenizer is in two files
+        folder = tmp_path / "older"
+        shutil.copytree(work / "whisper", folder)
+        tokenizer = load_checkpoint(str(folder)).tokenizer
+        tokenizer.backend_tokenizer.model.save(str(folder))
+        (folder / "tokenizer.json").unlink()
+    files = find_files(str(folder))
     comparison = Comparison(("faster_whisper",), (files,), tmp_path)
     _, own = candidates([work / "whisper-4bit"], comparison)
     write_clips(None, [0.5, 1], tmp_path / "clips.npz")

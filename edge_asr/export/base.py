@@ -45,10 +45,12 @@ class Exporter(ABC):
 
 
 exporters: Registry[Exporter] = Registry("exporter", "--target")
-# What ONNX Runtime, CTranslate2 and whisper.cpp run.
-ONNX_TARGETS = ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic")
-CTRANSLATE2_TARGETS = ("ctranslate2_int8",)
-GGML_TARGETS = ("ggml_q4_0", "ggml_q4_1", "ggml_q5_0", "ggml_q5_1", "ggml_q8_0")
+# The targets whose files a runtime runs, by its name; the first also says how it holds floats.
+RUNTIME_TARGETS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnx_nbits", "onnx_nbits_a8", "onnx_dynamic"),
+    "ctranslate2": ("ctranslate2_int8",),
+    "whisper_cpp": ("ggml_q4_0", "ggml_q4_1", "ggml_q5_0", "ggml_q5_1", "ggml_q8_0"),
+}
 
 
 def require_packages(option: str, packages: Iterable[str], extra: str) -> None:

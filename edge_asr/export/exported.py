@@ -59,6 +59,7 @@ class Export:
         decode: What is decoded.
         config: The checkpoint's `config.json`.
         files: Every other file, by its path in the folder.
+        weights_sha256: Fingerprint of the float checkpoint's weights; None: it is not known.
     """
 
     edge_asr: str
@@ -72,6 +73,7 @@ class Export:
     decode: dict[str, str | None]
     config: dict[str, Any]
     files: dict[str, ExportedFile] = field(default_factory=dict)
+    weights_sha256: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -108,8 +110,15 @@ def describe(checkpoint: Checkpoint, target: str, folder: Path) -> None:
             for name, path in files.items()
             if path.is_file()
         },
+        weights_sha256=_float_weights(checkpoint),
     )
     write_text_atomically(folder / EXPORT, json.dumps(asdict(export), indent=2) + "\n")
+
+
+def _float_weights(checkpoint: Checkpoint) -> str | None:
+    if quantized_layers(checkpoint.model):
+        return checkpoint.files.float_weights
+    return checkpoint.files.weights_fingerprint
 
 
 def read_export(folder: Path) -> Export:
@@ -173,11 +182,16 @@ def checkpoint_of(export: Export, folder: Path) -> Checkpoint:
     )
 
 
-def differing_field(export: Export, files: CheckpointFiles) -> str | None:
-    """A field in which the configuration of a checkpoint differs from that of what was exported."""
+def difference(export: Export, files: CheckpointFiles) -> str | None:
+    """In words, how a checkpoint is another one than what was exported."""
     own, other = (
         {name: value for name, value in plain.items() if name not in NO_CONTENT}
         for plain in (export.config, files.json(CONFIG))
     )
     names = sorted(own.keys() | other.keys())
-    return next((name for name in names if own.get(name) != other.get(name)), None)
+    for name in names:
+        if own.get(name) != other.get(name):
+            return f"{CONFIG} has another {name}"
+    if export.weights_sha256 not in (None, files.weights_fingerprint):
+        return "it has other weights"
+    return None

@@ -92,6 +92,7 @@ class OnnxExporter(Exporter):
 
         model: Any = copy.deepcopy(checkpoint.model)
         architecture = checkpoint.architecture
+        architecture.leave_out_head_padding(model)
         for slot, layer in weighted_layers(checkpoint):
             weight = stored_weight(checkpoint, slot)
             if weight is not None:

@@ -11,7 +11,7 @@ from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model
 from edge_asr.settings import build
 from edge_asr.store.artefacts import Store
-from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, read_record
+from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, Record, read_record
 
 USUAL_STORE = ".edge_asr"
 
@@ -42,9 +42,30 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
             f"{folder}: its quantized model is not in {place}; make the run again, which keeps it "
             "there as long as store_cap= allows, or give --store"
         )
-    found = load_model(artefact.folder)
-    # Not its name: the float model can be found again.
-    return replace(found, files=replace(found.files, reference=record.model.source))
+    decoding = _decoding(record)
+    found = load_model(artefact.folder, decoding=decoding)
+    # What was quantized serves runs of other names, which decode in other ways.
+    usual = found.architecture.usual_tokens_per_second(decoding.language)
+    files = replace(
+        found.files, reference=record.model.source, float_weights=record.model.weights_sha256
+    )
+    own = _tokens_per_second(record)
+    return replace(
+        found,
+        name=record.model.name,
+        files=files,
+        tokens_per_second=usual if own is None else own,
+    )
+
+
+def _decoding(record: Record) -> Decoding:
+    return build(Decoding, record.config.get("decode", {}), Decoding.option())
+
+
+def _tokens_per_second(record: Record) -> float | None:
+    """The cap that was set; None: the family's own."""
+    cap: float | None = record.config.get("model", {}).get("tokens_per_second")
+    return cap
 
 
 def float_model(folder: Path) -> Checkpoint:
@@ -59,8 +80,8 @@ def float_model(folder: Path) -> Checkpoint:
     checkpoint = load_checkpoint(
         record.model.source,
         name=record.model.name,
-        tokens_per_second=record.config.get("model", {}).get("tokens_per_second"),
-        decoding=build(Decoding, record.config.get("decode", {}), Decoding.option()),
+        tokens_per_second=_tokens_per_second(record),
+        decoding=_decoding(record),
     )
     if checkpoint.files.weights_fingerprint != record.model.weights_sha256:
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import edge_asr.export.formats  # noqa: F401
 from edge_asr.config import target_named
 from edge_asr.errors import UserError
 from edge_asr.export.base import (
-    CTRANSLATE2_TARGETS,
-    GGML_TARGETS,
-    ONNX_TARGETS,
+    RUNTIME_TARGETS,
     exporters,
     format_of,
     require_packages,
@@ -83,28 +81,14 @@ def write_whole(checkpoint: Checkpoint, target: str, folder: Path) -> Path:
     return folder
 
 
-def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a model, float or quantized, for ONNX Runtime into a folder that is there.
+def write_for(runtime: str, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a model, float or quantized, for a runtime into a folder that is there: in the format
+    of the first of its targets that holds the model.
 
-    Raises UserError where no target of it can hold the model.
+    Raises UserError where none does.
     """
-    _write_for("onnxruntime", ONNX_TARGETS, checkpoint, folder)
-
-
-def write_ctranslate2(checkpoint: Checkpoint, folder: Path) -> None:
-    """The same for CTranslate2."""
-    _write_for("ctranslate2", CTRANSLATE2_TARGETS, checkpoint, folder)
-
-
-def write_ggml(checkpoint: Checkpoint, folder: Path) -> None:
-    """The same for whisper.cpp, a float model in float16."""
-    _write_for("whisper_cpp", GGML_TARGETS, checkpoint, folder)
-
-
-def _write_for(runtime: str, targets: Sequence[str], checkpoint: Checkpoint, folder: Path) -> None:
-    """The same for a runtime, in the format of the first of `targets` that holds the model."""
     reasons = []
-    for name in targets:
+    for name in RUNTIME_TARGETS[runtime]:
         target = target_named(name)
         try:
             refuse_layers(checkpoint, target)
@@ -140,6 +124,11 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
                 f"target={target.name}: groups of {name} run over its columns in an order of their "
                 "own, which no format holds; quantize with method.rounding.ordered_groups=false"
             )
+        if weight is not None and target.half_scales and not _in_halves(weight.parameters.scale):
+            raise UserError(
+                f"target={target.name}: {name} has scales that are no float16 numbers, which its "
+                "runtime holds; quantize with method/range=minmax or mse"
+            )
         if weight is not None and weight.outliers is not None and not target.outliers:
             raise UserError(
                 f"target={target.name}: {name} keeps weights in floating point, which its runtime "
@@ -151,6 +140,10 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
             f"target={target.name}: {next(iter(ops))} runs with the model, and its runtime has no "
             "operations that do not belong to the checkpoint; quantize with method/transform=none"
         )
+
+
+def _in_halves(scale: Tensor) -> bool:
+    return torch.equal(scale.half().to(scale.dtype), scale)
 
 
 def compare(checkpoint: Checkpoint, found: Mapping[str, Tensor]) -> None:

@@ -62,6 +62,7 @@ class CheckpointFiles:
         folder: Where its files are.
         revision: The commit of a hub id, or None.
         digests: Remembers what has been read.
+        float_weights: Of a quantized model the fingerprint of the float one's weights, if known.
     """
 
     reference: str
@@ -69,6 +70,7 @@ class CheckpointFiles:
     folder: Path
     revision: str | None = None
     digests: Digests = field(default_factory=Digests)
+    float_weights: str | None = None
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:

@@ -145,8 +145,13 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
         return layer.share(linear)
 
+    def read(self, input: Tensor) -> Tensor:
+        """`input` as the weight is multiplied by it."""
+        read: Tensor = self.quantize_input(self.input_ops(input))
+        return read
+
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(self.quantize_input(self.input_ops(input)), self.weight, self.bias)
+        return functional.linear(self.read(input), self.weight, self.bias)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):

@@ -177,7 +177,7 @@ class Recipe:
         }
         names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
         ops = self.transform.without_runtime_ops(one for own in served.values() for one in own)
-        target.refuse_recipe(names["outliers"] != "none", ops, names)
+        target.refuse_recipe(names["outliers"] != "none", self.range.quantizes_scales, ops, names)
         for slot, formats in served.items():
             for format in formats:
                 target.refuse(slot, format)

@@ -117,9 +117,14 @@ class Outliers(Part):
 
 
 class Range(Part, ABC):
-    """Scale and zero point of every group."""
+    """Scale and zero point of every group.
+
+    Attributes:
+        quantizes_scales: Whether scales are quantized themselves, and so are no float16.
+    """
 
     stage: ClassVar[str] = "range"
+    quantizes_scales: ClassVar[bool] = False
 
     def trainable_range(self, context: BlockContext) -> TrainableRange:
         """The trainable ranges of one block, if they are learned."""

@@ -44,6 +44,7 @@ class Target(Checked):
         convolution_inputs: What they read; null: the same as layers.
         runtime_ops: Whether operations that could not be folded into weights can run with it.
         outliers: Whether weights of a layer can stay floating point.
+        half_scales: Whether it holds scales in float16, and so none that are quantized themselves.
     """
 
     name: str = "none"
@@ -59,6 +60,7 @@ class Target(Checked):
     convolution_inputs: tuple[Mapping[str, Any], ...] | None = None
     runtime_ops: bool = True
     outliers: bool = True
+    half_scales: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,11 +129,14 @@ class Target(Checked):
                 f"{format.inputs.label}; its runtime reads floats there: {remedy}"
             )
 
-    def refuse_recipe(self, outliers: bool, ops: str | None, names: Mapping[str, str]) -> None:
+    def refuse_recipe(
+        self, outliers: bool, quantized_scales: bool, ops: str | None, names: Mapping[str, str]
+    ) -> None:
         """Raises UserError where the runtime cannot hold what the parts of a recipe leave.
 
         Args:
             outliers: Whether weights stay floating point.
+            quantized_scales: Whether scales are quantized themselves.
             ops: How to do without the operations that the transform leaves to run with the model;
                 None: it leaves none.
             names: The parts, by stage.
@@ -140,6 +145,11 @@ class Target(Checked):
             raise UserError(
                 f"target={self.name} with method/outliers={names['outliers']}: its runtime holds "
                 "no weights of a layer apart; use method=gptq"
+            )
+        if quantized_scales and self.half_scales:
+            raise UserError(
+                f"target={self.name} with method/range={names['range']}: its runtime holds scales "
+                "in float16, and those of this range are quantized themselves; use method/range=mse"
             )
         if ops is not None and not self.runtime_ops:
             raise UserError(

@@ -10,49 +10,29 @@ import numpy as np
 import torch
 
 from edge_asr.errors import UserError, first_line
-from edge_asr.export.base import CTRANSLATE2_TARGETS, require_packages
-from edge_asr.export.ctranslate2_file import MODEL, begin_suppressed, quantized_in, read_variables
+from edge_asr.export.base import RUNTIME_TARGETS
+from edge_asr.export.ctranslate2_file import begin_suppressed, quantized_in
 from edge_asr.export.formats.ctranslate2 import FAMILY
-from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import runtimes
-from edge_asr.runtimes.file_runtime import FileRuntime, exported_folder, refuse_other_types
+from edge_asr.runtimes.file_runtime import FileRuntime
 from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens
 
 
 @runtimes.register("ctranslate2")
 class CTranslate2Runtime(FileRuntime):
-    """A model as the file that its target exports it to, on the processor.
+    """CTranslate2's model; its search is asked for what the other runtimes find."""
 
-    Args:
-        checkpoint: The model, float or what the target holds.
-        dtypes: float32, for what is not int8.
-        exported: Where it was exported to; None: it is exported first.
-    """
-
-    targets: ClassVar[tuple[str, ...] | None] = CTRANSLATE2_TARGETS
+    name: ClassVar[str] = "ctranslate2"
+    types: ClassVar[str] = "float32 and int8"
+    packages: ClassVar[tuple[str, ...]] = ("ctranslate2",)
+    extra: ClassVar[str] = "ctranslate2"
+    targets: ClassVar[tuple[str, ...] | None] = RUNTIME_TARGETS[name]
     families: ClassVar[tuple[str, ...] | None] = (FAMILY,)
 
-    @classmethod
-    def check(cls, dtypes: StackDtypes, device: str) -> None:
-        require_packages("runtime=ctranslate2", ("ctranslate2",), "ctranslate2")
-        refuse_other_types("ctranslate2", "float32 and int8", dtypes, device)
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        dtypes: StackDtypes = IN_FLOAT32,
-        exported: Path | None = None,
-    ) -> None:
-        self.check(dtypes, checkpoint.model.device.type)
-        from edge_asr.export.write import write_ctranslate2
-
-        super().__init__(checkpoint)
-        self._vocabulary = int(checkpoint.model.config.vocab_size)
-        with exported_folder(checkpoint, exported, write_ctranslate2) as folder:
-            read_variables(folder / MODEL)  # a damaged file may well be loaded
-            self._refuse_search(folder)
-            self._model = loaded(folder)
+    def load(self, folder: Path) -> None:
+        self._refuse_search(folder)
+        self._model = loaded(folder)
 
     def _refuse_search(self, folder: Path) -> None:
         """Raises UserError where CTranslate2 would search in another way."""
@@ -70,14 +50,11 @@ class CTranslate2Runtime(FileRuntime):
                 f"its first and last one, {tokens.prompt[0]} and {tokens.prompt[-1]}, where "
                 "CTranslate2 looks for it; use runtime=torch"
             )
-        if begin_suppressed(folder) != self._known(tokens.suppressed_first):
+        if begin_suppressed(folder) != known(tokens.suppressed_first, self.checkpoint):
             raise UserError(
                 f"{folder}: was exported with other begin_suppress_tokens or another "
                 "decode.suppression; export the model again"
             )
-
-    def _known(self, tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if 0 <= token < self._vocabulary]
 
     def encode(self, features: np.ndarray) -> Any:
         from ctranslate2 import StorageView
@@ -90,13 +67,19 @@ class CTranslate2Runtime(FileRuntime):
             memory, [list(tokens.prompt)], beam_size=1,
             max_length=longest(limit, len(tokens.prompt)),
             suppress_blank=bool(tokens.suppressed_first),  # those in config.json
-            suppress_tokens=self._known(tokens.suppressed),
+            suppress_tokens=known(tokens.suppressed, self.checkpoint),
             return_logits_vocab=True,
         )  # fmt: skip
         return result
 
     def found(self, result: Any, limit: int) -> FoundTokens:
         return found_tokens(result, limit)
+
+
+def known(tokens: Sequence[int], checkpoint: Checkpoint) -> list[int]:
+    """Those that are in the vocabulary."""
+    vocabulary = int(checkpoint.model.config.vocab_size)
+    return [token for token in tokens if 0 <= token < vocabulary]
 
 
 def longest(limit: int, prompt: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edge_asr.errors import UserError
+from edge_asr.export.base import require_packages
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime
@@ -22,17 +23,54 @@ from edge_asr.store.phases import PhaseSeconds
 
 
 class FileRuntime(Runtime):
-    """A model as a file, on the processor; features, prompt and suppressed tokens are our own.
+    """A model as the file that its target exports it to, on the processor; features, prompt and
+    suppressed tokens are our own.
 
     Args:
-        checkpoint: The model, or what has its features and texts.
+        checkpoint: The model, float or what a target of the runtime holds; only its features and
+            texts are asked for where it is exported already.
+        dtypes: float32, for no runtime takes others.
+        exported: Where it was exported to; None: it is exported first.
+
+    Attributes:
+        name: Its own.
+        types: What it computes in.
+        packages, extra: What has to be installed, see `Exporter`.
     """
 
     simulates: ClassVar[bool] = False
+    name: ClassVar[str]
+    types: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str]
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    @classmethod
+    def check(cls, dtypes: StackDtypes, device: str) -> None:
+        require_packages(f"runtime={cls.name}", cls.packages, cls.extra)
+        if dtypes != IN_FLOAT32 or device != "cpu":
+            raise UserError(
+                f"runtime={cls.name}: computes in {cls.types} on the processor; leave out device=, "
+                "encoder.dtype= and decoder.dtype="
+            )
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtypes: StackDtypes = IN_FLOAT32,
+        exported: Path | None = None,
+    ) -> None:
+        self.check(dtypes, checkpoint.model.device.type)
         self.checkpoint = checkpoint
         self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
+        with _exported_folder(self.name, checkpoint, exported) as folder:
+            self.load(folder)
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Load what was exported to `folder`, which may be gone afterwards.
+
+        Runtimes load some damaged files without a word; `read_export` finds those.
+        """
 
     @abstractmethod
     def encode(self, features: np.ndarray) -> Any:
@@ -75,23 +113,14 @@ class FileRuntime(Runtime):
         return DecodedBatch(tuple(texts), seconds)
 
 
-def refuse_other_types(runtime: str, types: str, dtypes: StackDtypes, device: str) -> None:
-    """Raises UserError where `runtime`, which computes in `types`, is asked for others."""
-    if dtypes != IN_FLOAT32 or device != "cpu":
-        raise UserError(
-            f"runtime={runtime}: computes in {types} on the processor; leave out device=, "
-            "encoder.dtype= and decoder.dtype="
-        )
-
-
 @contextmanager
-def exported_folder(
-    checkpoint: Checkpoint, exported: Path | None, write: Callable[[Checkpoint, Path], None]
-) -> Iterator[Path]:
-    """`exported`, or where None a folder for the time being that `write` exports to."""
+def _exported_folder(runtime: str, checkpoint: Checkpoint, exported: Path | None) -> Iterator[Path]:
+    """`exported`, or where None a folder for the time being that the model is exported to."""
     if exported is not None:
         yield exported
         return
+    from edge_asr.export.write import write_for  # exporters load slowly
+
     with tempfile.TemporaryDirectory() as made:
-        write(checkpoint, Path(made))
+        write_for(runtime, checkpoint, Path(made))
         yield Path(made)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from edge_asr.models.families.base import Architecture, end_tokens
+from edge_asr.quant.layers import QuantizedLinear
 
 # Two logits so close can swap places by rounding alone.
 NEAR_TIE = 1e-3
@@ -209,6 +210,8 @@ def _logits(head: nn.Linear, states: Tensor) -> Tensor:
 
     The weight comes first: MKL multiplies it by a few rows up to twice as fast as these by it.
     """
+    if isinstance(head, QuantizedLinear):
+        states = head.read(states)
     logits = head.weight @ states.T
     if head.bias is not None:
         logits += head.bias[:, None]

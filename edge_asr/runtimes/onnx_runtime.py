@@ -9,44 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from edge_asr.export.base import ONNX_TARGETS, require_packages
+from edge_asr.export.base import RUNTIME_TARGETS
 from edge_asr.export.onnx_exporter import CACHES, DECODER, ENCODER, FEATURES, TOKEN
-from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
-from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import runtimes
-from edge_asr.runtimes.file_runtime import FileRuntime, exported_folder, refuse_other_types
+from edge_asr.runtimes.file_runtime import FileRuntime
 from edge_asr.runtimes.greedy_search import FoundTokens, greedy_tokens
 
 
 @runtimes.register("onnxruntime")
 class OnnxRuntime(FileRuntime):
-    """A model as the file that its target exports it to, on the processor.
+    """The graphs of encoder and decoder, in float32 but for their integers."""
 
-    Args:
-        checkpoint: The model; which of its targets holds it, its formats tell.
-        dtypes: float32, for it knows no others.
-        exported: Where it was exported to; None: it is exported first.
-    """
+    version = 2
+    name: ClassVar[str] = "onnxruntime"
+    types: ClassVar[str] = "float32"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
+    extra: ClassVar[str] = "onnx"
+    targets: ClassVar[tuple[str, ...] | None] = RUNTIME_TARGETS[name]
 
-    targets: ClassVar[tuple[str, ...] | None] = ONNX_TARGETS
-
-    @classmethod
-    def check(cls, dtypes: StackDtypes, device: str) -> None:
-        require_packages("runtime=onnxruntime", ("onnxruntime", "onnx", "onnxscript"), "onnx")
-        refuse_other_types("onnxruntime", "float32", dtypes, device)
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        dtypes: StackDtypes = IN_FLOAT32,
-        exported: Path | None = None,
-    ) -> None:
-        self.check(dtypes, checkpoint.model.device.type)
-        from edge_asr.export.write import write_onnx
-
-        super().__init__(checkpoint)
-        with exported_folder(checkpoint, exported, write_onnx) as folder:
-            self._encoder, self._decoder = (session(folder / name) for name in (ENCODER, DECODER))
+    def load(self, folder: Path) -> None:
+        self._encoder, self._decoder = (session(folder / name) for name in (ENCODER, DECODER))
 
     def encode(self, features: np.ndarray) -> Any:
         return self._encoder.run(None, {FEATURES: features})

@@ -7,17 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import edge_asr.export.formats
 import edge_asr.runtimes
 from edge_asr.errors import UserError
-from edge_asr.export.exported import CONFIG, Export, differing_field, read_export
+from edge_asr.export.exported import CONFIG, Export, difference, read_export
 from edge_asr.export.write import write_whole
 from edge_asr.models.decoding import IN_FLOAT32, Decoding, Dtype
 from edge_asr.models.files import EMBEDDED, PROCESSING_FILES, CheckpointFiles, find_files
 from edge_asr.models.loading import load_checkpoint
 from edge_asr.registry import import_modules, load_plugins
-from edge_asr.runtimes.base import Runtime, runtimes
+from edge_asr.runtimes.base import runtimes
+from edge_asr.runtimes.file_runtime import FileRuntime
 from edge_asr.settings import build, nearest
 from edge_asr.store.fingerprint import file_sha256
 from edge_asr.timing import faster_whisper
@@ -28,20 +30,16 @@ import_modules("edge_asr.runtimes", edge_asr.runtimes.__path__)
 TORCH = "torch"
 FLOAT = "float"
 TORCH_DTYPES: dict[str, Dtype] = {"torch": "float32", "torch_bf16": "bfloat16"}
-# What computes, by runtime; imported before a measurement begins.
-LIBRARIES = {
-    "onnxruntime": "onnxruntime",
-    "ctranslate2": "ctranslate2",
-    "whisper_cpp": "_pywhispercpp",
-    faster_whisper.NAME: faster_whisper.NAME,
-}
 AGAINST = (FLOAT, *TORCH_DTYPES, faster_whisper.NAME)
 NOTHING = "none"
 
 
-def runtime_named(name: str) -> type[Runtime]:
-    """A registered runtime. Raises UserError for an unknown one."""
-    return runtimes[name]
+def file_runtime(name: str) -> type[FileRuntime]:
+    """What runs files, by its name. Raises UserError for an unknown one."""
+    if name == faster_whisper.NAME:
+        return faster_whisper.FasterWhisper
+    found: Any = runtimes[name]
+    return found
 
 
 def runtime_of(export: Export, folder: Path) -> str:
@@ -147,18 +145,18 @@ def float_checkpoint(
     if not comparison.checkpoints:
         here = export.source in EMBEDDED or Path(export.source).is_dir()
         files = find_files(export.source) if here else None
-        if files is not None and differing_field(export, files) is None:
+        if files is not None and difference(export, files) is None:
             return files
         reason = f"{folder}: its float model {export.source!r} is not here"
         if comparison.names is not None:
             raise UserError(f"{reason}; name it with --checkpoint, or set --against=none")
         comparison.left_out.append(f"{reason}; name it with --checkpoint to compare with it")
         return None
-    differing = [differing_field(export, files) for files in comparison.checkpoints]
+    differing = [difference(export, files) for files in comparison.checkpoints]
     if None not in differing:
         raise UserError(
             f"--checkpoint={comparison.checkpoints[0].reference}: is not what {folder} was made "
-            f"of, {CONFIG} has another {differing[0]}; give the checkpoint of {export.checkpoint}"
+            f"of, {differing[0]}; give the checkpoint of {export.checkpoint}"
         )
     return comparison.checkpoints[differing.index(None)]
 
@@ -213,7 +211,7 @@ def _faster_whisper(
 ) -> Candidate:
     made = working / f"{faster_whisper.NAME}-{files.weights_fingerprint[:12]}"
     if not made.exists():
-        faster_whisper.convert(files.folder, made)
+        faster_whisper.convert(files, made)
     name = f"{export.checkpoint} int8"
     return _candidate(name, faster_whisper.NAME, "int8", folder, made, sorted(made.iterdir()))
 

@@ -6,11 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +19,14 @@ from edge_asr.cli.main import exit_code
 from edge_asr.errors import UserError
 from edge_asr.export.exported import checkpoint_of, read_export
 from edge_asr.memory import peak_memory_bytes, release_freed_memory, reset_peak_memory
-from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
+from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.files import quiet
 from edge_asr.models.loading import ATTENTION, Checkpoint
 from edge_asr.runtimes.base import Runtime
 from edge_asr.runtimes.torch_greedy import TorchRuntime
 from edge_asr.store.files import write_text_atomically
 from edge_asr.store.plain_json import finite, parse
-from edge_asr.timing.candidates import LIBRARIES, TORCH, runtime_named
-from edge_asr.timing.faster_whisper import NAME, FasterWhisper
+from edge_asr.timing.candidates import TORCH, file_runtime
 from edge_asr.timing.results import Candidate, ClipTimes, Job, Measured, folder_of
 
 
@@ -37,11 +34,7 @@ def loaded(candidate: Candidate, checkpoint: Checkpoint) -> Runtime:
     """The candidate, ready to transcribe."""
     if candidate.runtime == TORCH:
         return _torch(candidate, checkpoint)
-    if candidate.runtime == NAME:
-        return FasterWhisper(checkpoint, folder_of(candidate))
-    kind: Any = runtime_named(candidate.runtime)
-    runtime: Runtime = kind(checkpoint, IN_FLOAT32, folder_of(candidate))
-    return runtime
+    return file_runtime(candidate.runtime)(checkpoint, exported=folder_of(candidate))
 
 
 def _torch(candidate: Candidate, checkpoint: Checkpoint) -> Runtime:
@@ -65,8 +58,8 @@ def measure(job: Job) -> Measured:
     checkpoint = checkpoint_of(read_export(folder), folder)
     with np.load(job.clips) as file:
         clips = [file[name] for name in file.files]
-    with suppress(ImportError):
-        import_module(LIBRARIES.get(job.candidate.runtime, "edge_asr"))
+    if job.candidate.runtime != TORCH:  # is imported already
+        import_module(file_runtime(job.candidate.runtime).packages[0])
     release_freed_memory()
     reset_peak_memory()
     before = peak_memory_bytes()

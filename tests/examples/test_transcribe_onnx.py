@@ -74,10 +74,10 @@ def heard(checkpoint: Checkpoint, folder: Path, samples: np.ndarray) -> str:
 
 
 def exported(checkpoint: Checkpoint, folder: Path) -> Path:
-    from edge_asr.export.write import write_onnx
+    from edge_asr.export.write import write_for
 
     folder.mkdir()
-    write_onnx(checkpoint, folder)
+    write_for("onnxruntime", checkpoint, folder)
     return folder
 
 

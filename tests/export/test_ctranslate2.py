@@ -21,7 +21,7 @@ from edge_asr.cli.compose import compose_settings
 from edge_asr.errors import UserError
 from edge_asr.export.ctranslate2_file import CONFIG, LAYERS, MODEL, quantized_in, read_variables
 from edge_asr.export.formats.ctranslate2 import CTranslate2
-from edge_asr.export.write import export, write_ctranslate2
+from edge_asr.export.write import export, write_for
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLinear, quantized_layers
@@ -133,7 +133,7 @@ def test_a_float_model_is_written_in_halves_where_they_hold_it(
             value.copy_(value.half())
     for name, checkpoint in (("float", whisper), ("halves", own)):
         (tmp_path / name).mkdir()
-        write_ctranslate2(checkpoint, tmp_path / name)
+        write_for("ctranslate2", checkpoint, tmp_path / name)
         torch.testing.assert_close(
             encoded(tmp_path / name, checkpoint), simulated(checkpoint), rtol=1e-4, atol=1e-4
         )

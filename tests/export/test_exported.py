@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from export.models import GROUPS, SIGNED, quantized
+from tiny import tiny_moonshine
 
 from edge_asr.cli.compose import compose_settings
+from edge_asr.config import target_named
 from edge_asr.errors import UserError
-from edge_asr.export.exported import EXPORT, checkpoint_of, differing_field, read_export
-from edge_asr.export.write import export
-from edge_asr.models.loading import Checkpoint
+from edge_asr.export.exported import EXPORT, checkpoint_of, difference, read_export
+from edge_asr.export.write import export, export_float
+from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.formats import Grid
 from edge_asr.quant.model_folder import save_model
 
@@ -34,7 +37,18 @@ def test_a_folder_says_what_it_holds(moonshine: Checkpoint, folder: Path) -> Non
     assert found.formats == "W4 g8 sym signed"
     assert set(found.files) == {path.name for path in folder.iterdir()} - {EXPORT}
     assert found.bytes == sum((folder / name).stat().st_size for name in found.files)
-    assert differing_field(found, moonshine.files) is None
+    assert difference(found, moonshine.files) is None
+
+
+def test_another_checkpoint_is_told(moonshine: Checkpoint, tmp_path: Path) -> None:
+    found = read_export(export_float(moonshine, target_named("onnx_nbits"), tmp_path / "out"))
+    other = load_checkpoint(str(tiny_moonshine(tmp_path / "other", seed=1)))
+    assert difference(found, moonshine.files) is None
+    assert difference(found, other.files) == "it has other weights"
+    older = dataclasses.replace(found, weights_sha256=None)
+    assert difference(older, other.files) is None
+    wide = dataclasses.replace(found, config=found.config | {"hidden_size": 7})
+    assert difference(wide, moonshine.files) == "config.json has another hidden_size"
 
 
 def test_its_checkpoint_has_all_but_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:

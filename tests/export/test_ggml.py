@@ -24,7 +24,7 @@ from edge_asr.errors import UserError
 from edge_asr.export.base import exporters
 from edge_asr.export.formats.ggml import MODEL, packed_blocks, read_whole
 from edge_asr.export.ggml_container import FLOAT16, FLOAT32, MAGIC, read_container
-from edge_asr.export.write import export, write_ggml
+from edge_asr.export.write import export, write_for
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.layers import quantized_layers
 from edge_asr.quant.range.minmax import minmax_parameters
@@ -127,7 +127,7 @@ def test_all_else_is_stored_as_whisper_cpp_wants_it(
 
 
 def test_tokens_are_stored_as_their_bytes(wide_whisper: Checkpoint, tmp_path: Path) -> None:
-    write_ggml(wide_whisper, tmp_path)
+    write_for("whisper_cpp", wide_whisper, tmp_path)
     tokenizer = wide_whisper.tokenizer
     tokens = read_whole(tmp_path / MODEL).tokens
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -140,7 +140,7 @@ def test_tokens_are_stored_as_their_bytes(wide_whisper: Checkpoint, tmp_path: Pa
 
 
 def test_a_float_model_is_stored_in_halves(wide_whisper: Checkpoint, tmp_path: Path) -> None:
-    write_ggml(wide_whisper, tmp_path)
+    write_for("whisper_cpp", wide_whisper, tmp_path)
     content = read_whole(tmp_path / MODEL)
     assert content.dimensions.file_type == FLOAT16
     tensors = {one.name: one for one in content.tensors}
@@ -195,12 +195,12 @@ def test_what_a_file_cannot_hold_is_one_line(
 
 def test_another_family_is_refused(moonshine: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tiny: is of the family moonshine.*onnx_nbits"):
-        write_ggml(moonshine, tmp_path)
+        write_for("whisper_cpp", moonshine, tmp_path)
 
 
 def test_other_inner_widths_are_refused(whisper: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encoder_ffn_dim=96.*computes with 192 alone"):
-        write_ggml(whisper, tmp_path)
+        write_for("whisper_cpp", whisper, tmp_path)
 
 
 def test_another_activation_is_refused(wide_whisper: Checkpoint, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_another_activation_is_refused(wide_whisper: Checkpoint, tmp_path: Path)
     model.config = copy.copy(wide_whisper.model.config)
     model.config.activation_function = "relu"
     with pytest.raises(UserError, match=r"activation_function=relu.*computes with gelu alone"):
-        write_ggml(dataclasses.replace(wide_whisper, model=model), tmp_path)
+        write_for("whisper_cpp", dataclasses.replace(wide_whisper, model=model), tmp_path)
 
 
 def test_inputs_that_its_runtime_would_not_quantize_are_refused(
@@ -216,14 +216,14 @@ def test_inputs_that_its_runtime_would_not_quantize_are_refused(
 ) -> None:
     own = quantized(wide_whisper, GGML["ggml_q8_0"])
     with pytest.raises(UserError, match=r"^runtime=whisper_cpp: .*is to read floats"):
-        write_ggml(own, tmp_path)
+        write_for("whisper_cpp", own, tmp_path)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.0001, 0.01, 0.1, 0.3, 0.5, 0.8, 0.97, 0.999999])
 def test_a_file_that_ends_too_early_is_one_line(
     wide_whisper: Checkpoint, tmp_path: Path, part: float
 ) -> None:
-    write_ggml(wide_whisper, tmp_path)
+    write_for("whisper_cpp", wide_whisper, tmp_path)
     path = tmp_path / MODEL
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
@@ -236,7 +236,7 @@ def test_a_file_that_ends_too_early_is_one_line(
 def test_a_file_that_ends_behind_a_tensor_is_damaged(
     wide_whisper: Checkpoint, tmp_path: Path
 ) -> None:
-    write_ggml(wide_whisper, tmp_path)
+    write_for("whisper_cpp", wide_whisper, tmp_path)
     path = tmp_path / MODEL
     content = read_container(path)
     path.write_bytes(dataclasses.replace(content, tensors=content.tensors[:-1]).to_bytes())
@@ -263,7 +263,7 @@ def test_a_wrong_number_is_damage_or_nothing(
 @pytest.fixture(scope="module")
 def small_file(wide_whisper: Checkpoint, tmp_path_factory: Any) -> bytes:
     folder = tmp_path_factory.mktemp("small")
-    write_ggml(wide_whisper, folder)
+    write_for("whisper_cpp", wide_whisper, folder)
     return (folder / MODEL).read_bytes()
 
 

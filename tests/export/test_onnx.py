@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from export.models import SIGNED, WIDTHS, quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tone
+from tiny import tiny_moonshine, tone
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
@@ -27,9 +28,9 @@ from edge_asr.export.formats.onnx_nbits import (
 )
 from edge_asr.export.graphs import DECODER, ENCODER
 from edge_asr.export.onnx_exporter import CACHES, LAYERS, OperatorLinear
-from edge_asr.export.write import export, write_onnx
+from edge_asr.export.write import export, write_for
 from edge_asr.models.decoding import StackDtypes
-from edge_asr.models.loading import Checkpoint
+from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.activation import InputQuantizer
 from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.quant.layers import QuantizedLayer, QuantizedLinear
@@ -194,13 +195,26 @@ def test_runtime_ops_are_in_the_file(moonshine: Checkpoint) -> None:
     assert heard(OnnxRuntime(rotated)) == heard(TorchRuntime(rotated))
 
 
+def test_heads_are_not_padded(tmp_path: Path) -> None:
+    folder = tiny_moonshine(tmp_path / "float")
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_head_dim_to_multiple_of"] = 8  # heads of 10: the decoder would copy all it attends
+    (folder / "config.json").write_text(json.dumps(config))
+    padded = load_checkpoint(str(folder))
+    write_for("onnxruntime", padded, tmp_path)
+    for name in (ENCODER, DECODER):
+        nodes = onnx.load(tmp_path / name).graph.node
+        assert "Pad" not in {node.op_type for node in nodes}
+    assert heard(OnnxRuntime(padded)) == heard(TorchRuntime(padded))
+
+
 def test_what_halves_hold_exactly_is_stored_in_halves(
     moonshine: Checkpoint, tmp_path: Path
 ) -> None:
     with torch.no_grad():
         for value in moonshine.model.parameters():
             value.copy_(value.half())
-    write_onnx(moonshine, tmp_path)
+    write_for("onnxruntime", moonshine, tmp_path)
     content = (tmp_path / ENCODER).read_bytes()
     assert LAYERS.encode() in content
     # Nothing that the exporter knows of this machine.
@@ -245,7 +259,7 @@ def test_other_dtypes_are_refused(moonshine: Checkpoint) -> None:
 
 def test_logits_are_those_of_the_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Step by step, from an empty cache on."""
-    write_onnx(checkpoint, tmp_path)
+    write_for("onnxruntime", checkpoint, tmp_path)
     encoder, decoder = (ort.InferenceSession(tmp_path / name) for name in (ENCODER, DECODER))
     architecture = checkpoint.architecture
     inputs = architecture.model_inputs(checkpoint.feature_extractor, [tone(1.1, 300.0)])

@@ -9,7 +9,7 @@ import pytest
 from export.models import WIDTHS
 
 from edge_asr.cli.compose import compose_settings
-from edge_asr.config import CONF, Settings
+from edge_asr.config import CONF, Settings, target_named
 from edge_asr.errors import UserError
 from edge_asr.experiments.plan import check_settings, make_plan
 from edge_asr.models.tensors import Slot
@@ -51,7 +51,8 @@ def test_a_target_sets_what_nobody_set(name: str, label: str) -> None:
 
 def test_all_targets_are_tested() -> None:
     assert len(NAMES) == 11
-    assert all(compose_settings(f"target={name}").target.name == name for name in NAMES)
+    assert all(compose_settings(f"target={name}").target == target_named(name) for name in NAMES)
+    assert all(target_named(name).name == name for name in NAMES)
 
 
 REFUSED = [

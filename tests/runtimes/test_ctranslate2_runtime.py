@@ -20,8 +20,7 @@ from tiny import tiny_moonshine, tiny_whisper, tone
 
 from edge_asr.audio import SAMPLE_RATE
 from edge_asr.errors import UserError
-from edge_asr.export.ctranslate2_file import MODEL
-from edge_asr.export.write import write_ctranslate2
+from edge_asr.export.write import write_for
 from edge_asr.models.decoding import Decoding, StackDtypes
 from edge_asr.models.files import embedded_folder
 from edge_asr.models.loading import Checkpoint, load_checkpoint
@@ -161,15 +160,11 @@ def test_what_it_cannot_compute_is_refused(whisper: Checkpoint, tmp_path: Path) 
 
 
 def test_an_exported_model_is_run_as_it_is(whisper: Checkpoint, tmp_path: Path) -> None:
-    write_ctranslate2(whisper, tmp_path)
+    write_for("ctranslate2", whisper, tmp_path)
     runtime = CTranslate2Runtime(whisper, exported=tmp_path)
     assert heard(runtime, CLIPS, 8) == heard(TorchRuntime(whisper), CLIPS, 8)
     other = settled(whisper, begin_suppress_tokens=[3])
     refused("exported with other begin_suppress_tokens", other, StackDtypes(), tmp_path)
-    path = tmp_path / MODEL
-    path.write_bytes(b"\0" * 8 + path.read_bytes()[8:])  # which CTranslate2 does not mind
-    refused(r"model\.bin: is missing, damaged", whisper, StackDtypes(), tmp_path)
-    write_ctranslate2(whisper, tmp_path)
     (tmp_path / "vocabulary.json").unlink()
     refused("CTranslate2 cannot load it: ", whisper, StackDtypes(), tmp_path)
 

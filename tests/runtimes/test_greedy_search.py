@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from export.models import quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from library import generated
@@ -25,6 +26,7 @@ from edge_asr.models.decoding import Decoding
 from edge_asr.models.families.base import end_tokens
 from edge_asr.models.files import EMBEDDED, embedded_folder
 from edge_asr.models.loading import Checkpoint, load_checkpoint
+from edge_asr.quant.formats import ActivationGrid, Grid
 from edge_asr.runtimes.base import Transcript
 from edge_asr.runtimes.torch_greedy import TorchRuntime, greedy, token_limit
 
@@ -51,6 +53,20 @@ def tokens_of(transcripts: Sequence[Transcript]) -> list[tuple[int, ...]]:
 
 def test_tokens_are_the_librarys(checkpoint: Checkpoint) -> None:
     assert tokens_of(greedy(checkpoint, CLIPS, LIMITS)) == generated(checkpoint, CLIPS, LIMITS)
+
+
+@pytest.mark.parametrize("inputs", [ActivationGrid(2), ActivationGrid(2, granularity="tensor")])
+def test_a_quantized_head_reads_as_in_the_library(
+    checkpoint: Checkpoint, inputs: ActivationGrid
+) -> None:
+    own = quantized(checkpoint, Grid(8), inputs, others={"embedding": None, "head": inputs})
+    # What all clips pass in a call may share a scale.
+    for clip in CLIPS:
+        found = tokens_of(greedy(own, [clip], [12]))
+        assert found == generated(own, [clip], [12])
+    floats = quantized(checkpoint, Grid(8), inputs, others={"embedding": None, "head": None})
+    several = [12] * len(CLIPS)
+    assert tokens_of(greedy(own, CLIPS, several)) != tokens_of(greedy(floats, CLIPS, several))
 
 
 def test_clips_that_end_early_leave_the_others_as_they_are(checkpoint: Checkpoint) -> None:

@@ -20,7 +20,7 @@ from edge_asr.config import target_named
 from edge_asr.errors import UserError
 from edge_asr.experiments.plan import check_settings, make_plan
 from edge_asr.export.formats.ggml import MODEL, packed_blocks, read_whole
-from edge_asr.export.write import export, write_ggml
+from edge_asr.export.write import export, write_for
 from edge_asr.models.decoding import StackDtypes
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.activation import InputQuantizer
@@ -136,7 +136,7 @@ def test_logits_are_those_of_the_model(
     wide_whisper: Checkpoint, tmp_path: Path, target: str | None
 ) -> None:
     own = wide_whisper if target is None else for_ggml(wide_whisper, target)
-    write_ggml(own, tmp_path)
+    write_for("whisper_cpp", own, tmp_path)
     model = WhisperLibrary(tmp_path / MODEL, 1)
     inputs = own.architecture.model_inputs(own.feature_extractor, [CLIPS[1]])
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_it_says_nothing(wide_whisper: Checkpoint, capfd: pytest.CaptureFixture[
 def test_whisper_cpp_reads_the_same_file(wide_whisper: Checkpoint, tmp_path: Path) -> None:
     """By its own interface: type, sizes and the text of every token."""
     own = for_ggml(wide_whisper, "ggml_q5_0")
-    write_ggml(own, tmp_path)
+    write_for("whisper_cpp", own, tmp_path)
     WhisperLibrary(tmp_path / MODEL, 1)  # which leaves it silent
     parameters = low_level.whisper_context_default_params()
     parameters.use_gpu = False
@@ -187,15 +187,6 @@ def test_whisper_cpp_reads_the_same_file(wide_whisper: Checkpoint, tmp_path: Pat
         text = low_level.whisper_token_to_bytes(context, number)
         assert text == token.split(b"\0")[0]  # a text of C ends there
     low_level.whisper_free(context)
-
-
-@pytest.mark.parametrize("part", [0.2, 0.999])
-def test_a_damaged_file_is_one_line(wide_whisper: Checkpoint, tmp_path: Path, part: float) -> None:
-    write_ggml(wide_whisper, tmp_path)
-    path = tmp_path / MODEL
-    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    with pytest.raises(UserError, match=r"model\.bin: is damaged at its .*export it again"):
-        WhisperCpp(wide_whisper, exported=tmp_path)
 
 
 def test_what_whisper_cpp_cannot_load_is_one_line(tmp_path: Path) -> None:

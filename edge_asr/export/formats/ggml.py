@@ -273,12 +273,6 @@ def coded_weights(
     for name, weight in found.items():
         if weight is None or (weight.grid.bits, weight.grid.group_size) != (block.bits, COLUMNS):
             raise UserError(_one_type(name, weight, block))
-        scale = weight.parameters.scale
-        if not weight.grid.half_scales or not torch.equal(scale.half().to(scale.dtype), scale):
-            raise UserError(
-                f"{name}: has scales that are no float16 numbers, which a block of ggml holds; "
-                "quantize with method/range=minmax or mse"
-            )
         coded[name] = weight
     return coded
 

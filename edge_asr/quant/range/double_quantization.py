@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class DoubleQuantization(Range):
         group_size: Neighbouring output channels whose quantized scales share a scale and zero point
             of their own, and so do their zero points.
     """
+
+    quantizes_scales: ClassVar[bool] = True
 
     scale_bits: Bits = 3
     zero_bits: Bits = 3
