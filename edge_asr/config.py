@@ -245,8 +245,9 @@ class Settings(Checked):
 
     def rules(self) -> Scheme:
         """The scheme of all rules and shorthands. Raises UserError for one that cannot be read."""
-        first = (*self.method.rules, *self.target.rules)
-        return Scheme.build(first, self.scheme.rules, self.shorthands)
+        return Scheme.build(
+            self.method.rules, self.scheme.rules, self.shorthands, self.target.rules
+        )
 
     @property
     def shorthands(self) -> dict[str, dict[str, Any]]:

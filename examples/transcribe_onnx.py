@@ -4,12 +4,14 @@
     python transcribe_onnx.py FOLDER CLIP.wav                        # prints the text
 
 The folder holds all that is needed: `encoder.onnx` and `decoder.onnx`, `decoding.json` (which
-features, tokens and limits), `mel_filters.npy` where features are log-mel, and `tokenizer.json`.
+features, tokens and limits), `mel_filters.npy` where features are log-mel, `tokenizer.json`, and
+`export.json`, by whose hashes damage is found.
 The WAV file must be 16-bit PCM at the model's rate, 16 kHz, mono or stereo, which is averaged.
 Copy this file into your own program; it is meant to be read.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-SETTINGS, TOKENIZER = "decoding.json", "tokenizer.json"
+EXPORT, SETTINGS, TOKENIZER = "export.json", "decoding.json", "tokenizer.json"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 TIME_STAMP = re.compile(r"<\|\d+\.\d+\|>")  # tokens of Whisper that are no text
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -145,11 +147,24 @@ def session(path: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def refuse_damage(folder: Path) -> None:
+    """End where a file is missing or not what was exported: a damaged graph may well run."""
+    try:
+        files = json.loads((folder / EXPORT).read_text(encoding="utf-8"))["files"]
+        hashes = {name: file["sha256"] for name, file in files.items() if not file["copied"]}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        sys.exit(f"{folder}: has no {EXPORT} that can be read; give an exported folder")
+    for name in sorted({SETTINGS, TOKENIZER, ENCODER, DECODER, *hashes}):
+        path = folder / name
+        if name not in hashes or not path.is_file():
+            sys.exit(f"{folder}: has no {name}; give a folder exported for ONNX Runtime")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
+            sys.exit(f"{path}: is not what was exported; export the model again")
+
+
 def transcribe(folder: Path, clip: Path, threads: int) -> str:
     """The text of a WAV file."""
-    for name in (SETTINGS, TOKENIZER, ENCODER, DECODER):
-        if not (folder / name).is_file():
-            sys.exit(f"{folder}: has no {name}; give a folder exported for ONNX Runtime")
+    refuse_damage(folder)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     samples = read_wav(clip, settings["sample_rate"])[: settings["features"].get("window_samples")]
     limit, rate = settings["room"], settings["tokens_per_second"]

@@ -28,7 +28,7 @@ from edge_asr.cli.main import printable
 from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.cli.progress import LoggedProgress, logged_to
 from edge_asr.config import Settings
-from edge_asr.errors import FailedRuns, first_line
+from edge_asr.errors import FailedRuns, UserError, first_line
 from edge_asr.processes import Processes
 
 if TYPE_CHECKING:
@@ -88,23 +88,23 @@ def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, .
     Several experiments are one sweep after the other. Every value is checked with the first ones
     of the others.
 
-    Raises UserError for the first that does not fit, so that no sweep ends half-way for a typo.
+    Raises UserError where one does not fit, so that no sweep ends half-way for a typo.
     """
     given = parse(words)
     own = {one.get_key_element(): one for one in given if not one.is_hydra_override()}
     of_hydra = [one.input_line or "" for one in given if one.is_hydra_override()]
     experiment = own.pop("experiment", None)
     members: list[tuple[str, ...]] = []
-    checked: list[Settings] = []
+    checked: list[tuple[str, Settings]] = []
     for chosen in [[one] for one in values(experiment)] if experiment else [[]]:
         first = {key: next(values(one)) for key, one in own.items()}
         config = composer.config([*chosen, *first.values(), *of_hydra], with_hydra=True)
         params = config.hydra.sweeper.params or {}
         swept = {str(key): _swept(str(key), str(value)) for key, value in params.items()} | own
         first = {key: next(values(one)) for key, one in swept.items()}
-        checked.append(composer.settings([*chosen, *first.values()]))
+        checked.append(("", composer.settings([*chosen, *first.values()])))
         checked += [
-            composer.settings([*chosen, *(first | {key: value}).values()])
+            (value, composer.settings([*chosen, *(first | {key: value}).values()]))
             for key, override in swept.items()
             for value in list(values(override))[1:]
         ]
@@ -114,8 +114,18 @@ def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, .
     # What is chosen is there; whether its settings are in range only the parts know.
     from edge_asr.experiments.plan import check_settings
 
-    for settings in checked:
-        check_settings(settings)
+    problems: dict[str, UserError] = {}
+    for value, settings in checked:
+        try:
+            check_settings(settings)
+        except UserError as error:
+            if not value:
+                raise
+            problems[value] = error
+    if problems:
+        first_problem, *_ = problems.values()
+        others = f"; of the sweep these do not fit: {', '.join(problems)}"
+        raise UserError(f"{first_problem}{others if len(problems) > 1 else ''}")
     return list(dict.fromkeys(members))
 
 

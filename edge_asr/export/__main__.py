@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from edge_asr.cli.main import Parser, exit_code
 from edge_asr.config import target_named
+from edge_asr.errors import UserError
+from edge_asr.quant.target import Target
+
+if TYPE_CHECKING:
+    from edge_asr.models.loading import Checkpoint
 
 
 def _parser() -> Parser:
@@ -40,14 +47,46 @@ def command(arguments: Sequence[str] | None = None) -> None:
     from edge_asr.export.source import float_model, quantized_model
     from edge_asr.export.write import export, export_float
 
-    if options.floats:
-        folder = export_float(float_model(options.model), target, options.out)
-        said = f"the float model of {options.model}"
-    else:
-        folder = export(quantized_model(options.model, options.store), target, options.out)
-        said = f"read back, every weight is that of {options.model}"
+    with _told_of_out(options.out):
+        if options.floats:
+            folder = export_float(float_model(options.model), target, options.out)
+            said = f"the float model of {options.model}"
+        else:
+            checkpoint = quantized_model(options.model, options.store)
+            _refuse_other_target(options.model, checkpoint, target)
+            folder = export(checkpoint, target, options.out)
+            said = f"read back, every weight is that of {options.model}"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     Console().print(f"{folder}: {size / 1e6:.1f} MB; {said}", soft_wrap=True)
+
+
+@contextmanager
+def _told_of_out(out: Path) -> Iterator[None]:
+    """Turns what the system says of the folder that is written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--out={out}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _refuse_other_target(folder: Path, checkpoint: Checkpoint, target: Target) -> None:
+    """Raises UserError where a run was made for a target whose models the given one cannot hold:
+    remedies of the latter would be refused by the former."""
+    from edge_asr.export.source import target_of
+    from edge_asr.export.write import refuse_model
+
+    own = target_of(folder)
+    if own in (None, target.name):
+        return
+    try:
+        refuse_model(checkpoint, target)
+    except UserError as error:
+        raise UserError(
+            f"--target={target.name}: {folder} was made with target={own}, and its layers are none "
+            f"of {target.name}; give --target={own}, or make a run with target={target.name}"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

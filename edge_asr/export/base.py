@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 from edge_asr.models.loading import Checkpoint
 from edge_asr.models.tensors import Slot
 from edge_asr.quant.activation import InputQuantizer
@@ -54,13 +54,17 @@ RUNTIME_TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def require_packages(option: str, packages: Iterable[str], extra: str) -> None:
-    """Raises UserError where one of `packages`, by the names for import, is not installed."""
+    """Raises UserError where one of `packages`, by the names for import, is not installed or
+    cannot be imported."""
     for package in packages:
-        if importlib.util.find_spec(package) is None:
+        try:
+            import_module(package)
+        except ImportError as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name == package
+            said = "is not installed" if absent else f"cannot be imported ({first_line(error)})"
             raise UserError(
-                f"{option}: needs {package}, which is not installed; "
-                f"pip install 'edge_asr[{extra}]'"
-            )
+                f"{option}: needs {package}, which {said}; pip install 'edge_asr[{extra}]'"
+            ) from error
 
 
 def weighted_layers(checkpoint: Checkpoint) -> Iterator[tuple[Slot, Any]]:

@@ -138,9 +138,13 @@ def read_export(folder: Path) -> Export:
             f"{folder}: has no {EXPORT}; give a folder that python -m edge_asr.export wrote"
         )
     export = parse(Export, path.read_bytes(), path, "export the model again")
+    if not any(not one.copied for one in export.files.values()):
+        raise UserError(f"{path}: names no file of a model; export the model again")
     for name, file in export.files.items():
         own = folder / name
-        if not own.is_file():
+        if not own.resolve().is_relative_to(folder.resolve()):
+            problem = "is not in the folder itself"
+        elif not own.is_file():
             problem = "is missing"
         elif own.stat().st_size != file.bytes:
             problem = f"has {own.stat().st_size} bytes, and {file.bytes} were written"
@@ -165,7 +169,7 @@ def checkpoint_of(export: Export, folder: Path) -> Checkpoint:
         with torch.device("meta"):
             unwritten = empty_model(whole)
         model: Any = unwritten.to_empty(device="cpu")
-        feature_extractor, tokenizer = load_processor(export.checkpoint, whole)
+        feature_extractor, tokenizer = load_processor(str(folder), whole)
     architecture = architecture_of(export.family)
     decoding = build(Decoding, export.decode, Decoding.option())
     architecture.settle_generation(model, tokenizer, decoding)

@@ -9,6 +9,7 @@ from edge_asr.errors import UserError
 from edge_asr.models.decoding import Decoding
 from edge_asr.models.loading import Checkpoint, load_checkpoint
 from edge_asr.quant.model_folder import load_model
+from edge_asr.quant.target import ANYTHING
 from edge_asr.settings import build
 from edge_asr.store.artefacts import Store
 from edge_asr.store.record import FLOAT_METHOD, RECORD_NAME, Record, read_record
@@ -26,7 +27,10 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
     Raises:
         UserError: there is none, or the store has given it up.
     """
+    folder = folder.parent if folder.name == RECORD_NAME else folder
     path = folder / RECORD_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; give that of a run, such as runs/MODEL/RUN")
     if not path.is_file():
         return load_model(folder)
     record = read_record(path)
@@ -39,8 +43,9 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
     artefact = Store(place).find_key("quantize", record.keys.get("quantize", ""))
     if artefact is None:
         raise UserError(
-            f"{folder}: its quantized model is not in {place}; make the run again, which keeps it "
-            "there as long as store_cap= allows, or give --store"
+            f"{folder}: its quantized model is not in {place}, or damaged; make the run again with "
+            "rerun=true, which keeps it there as long as store_cap= allows, or give --store of a "
+            "run that was moved"
         )
     decoding = _decoding(record)
     found = load_model(artefact.folder, decoding=decoding)
@@ -56,6 +61,15 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
         files=files,
         tokens_per_second=usual if own is None else own,
     )
+
+
+def target_of(folder: Path) -> str | None:
+    """The target that a run's folder was made for, if it is one and there was any."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    name: str = read_record(path).config.get("target", {}).get("name", ANYTHING.name)
+    return None if name == ANYTHING.name else name
 
 
 def _decoding(record: Record) -> Decoding:

@@ -75,7 +75,7 @@ class Grid:
         if self.zero_point == "minimum" and (self.symmetric or self.signed):
             raise UserError(
                 "zero_point=minimum with symmetric=true: a symmetric grid stores no zero point; "
-                "set symmetric=false"
+                "set symmetric=false, or leave zero_point out"
             )
 
     @property

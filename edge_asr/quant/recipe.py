@@ -159,6 +159,7 @@ class Recipe:
         `columns` gives a layer's, None where they are not known. Raises UserError where a part or
         `target` cannot.
         """
+        target.refuse_family(architecture.family)
         slots = architecture.slots(config)
         asked = scheme.resolve(slots)
         tied = config.tie_word_embeddings and not self.transform.unties
@@ -171,13 +172,15 @@ class Recipe:
     def check(self, scheme: Scheme, target: Target = ANYTHING) -> None:
         """Raises UserError if, in some model, a part could not serve what `scheme` asks for, or
         leaves what `target` cannot hold."""
+        names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
+        target.refuse_parts(names["outliers"] != "none", self.range.quantizes_scales, names)
         served = {
             slot: [self.constrain(format, slot) for format in formats]
             for slot, formats in scheme.role_formats().items()
         }
-        names = {stage: STAGES[stage].name_of(part) for stage, part in self.parts.items()}
         ops = self.transform.without_runtime_ops(one for own in served.values() for one in own)
-        target.refuse_recipe(names["outliers"] != "none", self.range.quantizes_scales, ops, names)
+        if ops is not None:
+            target.refuse_runtime_ops(names["transform"], ops)
         for slot, formats in served.items():
             for format in formats:
                 target.refuse(slot, format)

@@ -110,6 +110,8 @@ class Assigned:
 
 
 # What a rule may say of weights that have codes.
+# The source of rules that a target sets.
+OF_TARGET = "target"
 OF_CODES = ("group_size", "symmetric", "zero_point")
 # The types a rule's values may have, as YAML and the command line give them.
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -208,13 +210,15 @@ class Scheme:
         recipe: Sequence[Mapping[str, Any]],
         named: Sequence[Mapping[str, Any]],
         shorthands: Mapping[str, Mapping[str, Any]],
+        target: Sequence[Mapping[str, Any]] = (),
     ) -> Scheme:
-        """From the recipe's own rules, a named scheme's, and shorthands.
+        """From the recipe's own rules, those of a target, a named scheme's, and shorthands.
 
         `shorthands` holds, for every stack ("" for both), values by name; `default` is not given.
         Raises UserError for a rule that cannot be read.
         """
         rules = [Rule.parse(one, f"method.rules[{index}]") for index, one in enumerate(recipe)]
+        rules += [Rule.parse(one, OF_TARGET) for one in target]
         rules += [Rule.parse(one, f"scheme.rules[{index}]") for index, one in enumerate(named)]
         for stack, values in shorthands.items():
             given = {name: value for name, value in values.items() if value != DEFAULT}
@@ -271,16 +275,22 @@ class Scheme:
                 own = self.assigned(slot, start)
                 if slot.kind == "embedding":
                     table = own
+                elif slot.kind == "head" and own.bits == FLOAT:
+                    # A target says how one is read that is quantized.
+                    own = self._of_users().assigned(slot, start)
                 if own.bits != FLOAT or own.act_bits is not None:
                     assigned[slot.name] = own
         self._check_unused_activation(assigned.values())
         self._check_without_bits(slots, assigned)
         return {name: one.format() for name, one in assigned.items()}
 
+    def _of_users(self) -> Scheme:
+        return Scheme(tuple(rule for rule in self.rules if rule.source != OF_TARGET))
+
     def _check_without_bits(self, slots: Iterable[Slot], assigned: Mapping[str, Assigned]) -> None:
-        """Rules that say how weights are quantized which nothing quantizes."""
+        """Rules of a user that say how weights are quantized which nothing quantizes."""
         coded = {name for name, one in assigned.items() if one.bits != FLOAT}
-        for rule in self.rules:
+        for rule in self._of_users().rules:
             names = [name for name in OF_CODES if name in rule.assign]
             own = [slot.name for slot in slots if rule.matches(slot)]
             if rule.kind != "linear" and names and not coded.intersection(own):

@@ -36,6 +36,7 @@ class Target(Checked):
         whole_groups: Whether groups must divide the columns of a layer.
         inputs: Ways to read activations, each with act_bits, act_symmetric, ..., or none of them
             for floats.
+        layers: Whether Linear layers are quantized, all of them, or may stay floating point.
         embedding: Whether the token embedding, and a head that is the same tensor, is quantized as
             layers are, is so unless a run says otherwise (preferred), stays floating point, or
             either.
@@ -44,6 +45,7 @@ class Target(Checked):
         convolution_inputs: What they read; null: the same as layers.
         runtime_ops: Whether operations that could not be folded into weights can run with it.
         outliers: Whether weights of a layer can stay floating point.
+        families: Those whose models it runs; null: all.
         half_scales: Whether it holds scales in float16, and so none that are quantized themselves.
     """
 
@@ -54,6 +56,7 @@ class Target(Checked):
     group_sizes: tuple[Count | None, ...] | None = None
     whole_groups: bool = False
     inputs: tuple[Mapping[str, Any], ...] | None = None
+    layers: Literal["quantized", "either"] = "either"
     embedding: Kept = "either"
     embedding_bits: tuple[Bits, ...] | None = None
     convolution: Kept = "either"
@@ -61,6 +64,7 @@ class Target(Checked):
     runtime_ops: bool = True
     outliers: bool = True
     half_scales: bool = False
+    families: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,16 +133,22 @@ class Target(Checked):
                 f"{format.inputs.label}; its runtime reads floats there: {remedy}"
             )
 
-    def refuse_recipe(
-        self, outliers: bool, quantized_scales: bool, ops: str | None, names: Mapping[str, str]
+    def refuse_family(self, family: str) -> None:
+        """Raises UserError where the runtime does not run models of `family`."""
+        if self.families is not None and family not in self.families:
+            raise UserError(
+                f"target={self.name}: its runtime runs {_listed(self.families)} alone, and the "
+                f"model is of the family {family}; use target=onnx_nbits, or another model="
+            )
+
+    def refuse_parts(
+        self, outliers: bool, quantized_scales: bool, names: Mapping[str, str]
     ) -> None:
         """Raises UserError where the runtime cannot hold what the parts of a recipe leave.
 
         Args:
             outliers: Whether weights stay floating point.
             quantized_scales: Whether scales are quantized themselves.
-            ops: How to do without the operations that the transform leaves to run with the model;
-                None: it leaves none.
             names: The parts, by stage.
         """
         if outliers and not self.outliers:
@@ -151,10 +161,14 @@ class Target(Checked):
                 f"target={self.name} with method/range={names['range']}: its runtime holds scales "
                 "in float16, and those of this range are quantized themselves; use method/range=mse"
             )
-        if ops is not None and not self.runtime_ops:
+
+    def refuse_runtime_ops(self, transform: str, remedy: str) -> None:
+        """Raises UserError, with how to do without them, where the runtime cannot run what
+        `transform` leaves to run with the model."""
+        if not self.runtime_ops:
             raise UserError(
-                f"target={self.name} with method/transform={names['transform']}: its runtime has "
-                f"no operations between layers that do not belong to the checkpoint; use {ops}"
+                f"target={self.name} with method/transform={transform}: its runtime has no "
+                f"operations between layers that do not belong to the checkpoint; use {remedy}"
             )
 
     def _refuse_inputs(
@@ -185,9 +199,10 @@ class Target(Checked):
         )
 
     def _refuse_kind(self, slot: Slot, format: TensorFormat) -> None:
-        """Of what is no Linear inside a block: whether it is quantized."""
+        """Whether it is quantized."""
         kept = {
-            "embedding": self.embedding, "head": self.embedding, "convolution": self.convolution
+            "linear": self.layers, "embedding": self.embedding, "head": self.embedding,
+            "convolution": self.convolution,
         }.get(slot.kind, "either")  # fmt: skip
         if kept == "float" and format != TensorFormat():
             raise UserError(
@@ -196,9 +211,9 @@ class Target(Checked):
             )
         if kept == "quantized" and format.weights is None:
             raise UserError(
-                f"target={self.name}: {slot.name} stays floating point; its runtime holds it as "
-                f"it does layers: quantize with target={self.name}, and without a rule for kind: "
-                f"{slot.kind} that keeps it"
+                f"target={self.name}: {slot.name} stays floating point; its runtime holds all "
+                f"matrices in one format: quantize with target={self.name}, and leave out what "
+                "keeps it so"
             )
 
     def _refuse_grid(self, slot: Slot, grid: Grid, columns: int | None) -> None:
@@ -248,6 +263,8 @@ class Target(Checked):
             other = f"leave it floating point, {{name: {name}, bits: float, act_bits: null}}"
             if slot.kind != "linear":
                 other = f"leave out the rule for kind: {slot.kind}"
+            if self.layers == "quantized":
+                other = "it cannot hold this model, use target=onnx_nbits"
             if fitting:
                 other = remedy("group_size", max(fitting, key=lambda one: one or 0))
             raise UserError(

@@ -192,8 +192,12 @@ def settings_of(record: Record) -> dict[str, Any]:
     for name, value in record.decoding.items():
         found.pop(f"decode.{name}", None)
         found |= {} if value is None else {f"decode.{name}": value}
-    if record.method.name == FLOAT_METHOD:  # which is not calibrated
-        found = {name: one for name, one in found.items() if not name.startswith("calibration.")}
+    if record.method.name == FLOAT_METHOD:  # which is not calibrated, and the same for any target
+        found = {
+            name: one
+            for name, one in found.items()
+            if not name.startswith(("calibration.", "target."))
+        }
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edge_asr.errors import UserError
-from edge_asr.export.base import require_packages
+from edge_asr.export.base import exporters, require_packages
 from edge_asr.models.decoding import IN_FLOAT32, StackDtypes
 from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import DecodedBatch, Runtime
@@ -35,7 +35,7 @@ class FileRuntime(Runtime):
     Attributes:
         name: Its own.
         types: What it computes in.
-        packages, extra: What has to be installed, see `Exporter`.
+        packages, extra: What has to be installed to run a file, see `Exporter`.
     """
 
     simulates: ClassVar[bool] = False
@@ -45,8 +45,17 @@ class FileRuntime(Runtime):
     extra: ClassVar[str]
 
     @classmethod
-    def check(cls, dtypes: StackDtypes, device: str) -> None:
+    def require(cls) -> None:
+        """Raises UserError where what runs a file is not installed."""
         require_packages(f"runtime={cls.name}", cls.packages, cls.extra)
+
+    @classmethod
+    def check(cls, dtypes: StackDtypes, device: str) -> None:
+        cls.require()
+        import edge_asr.export.formats  # noqa: F401  registers exporters, and loads slowly
+
+        for target in cls.targets or ():
+            require_packages(f"runtime={cls.name}", exporters[target].packages, cls.extra)
         if dtypes != IN_FLOAT32 or device != "cpu":
             raise UserError(
                 f"runtime={cls.name}: computes in {cls.types} on the processor; leave out device=, "
@@ -59,7 +68,8 @@ class FileRuntime(Runtime):
         dtypes: StackDtypes = IN_FLOAT32,
         exported: Path | None = None,
     ) -> None:
-        self.check(dtypes, checkpoint.model.device.type)
+        if exported is None:
+            self.check(dtypes, checkpoint.model.device.type)
         self.checkpoint = checkpoint
         self._tokens = search_tokens(checkpoint.model, checkpoint.architecture)
         with _exported_folder(self.name, checkpoint, exported) as folder:

@@ -130,8 +130,8 @@ def greedy_tokens(
         logits[[token for token in suppressed if 0 <= token < len(logits)]] = -np.inf
         suppressed = list(tokens.suppressed)
         best = int(logits.argmax())
-        others = np.delete(logits, best)
-        found.near_ties += bool(logits[best] - others.max() < NEAR_TIE)
+        most, logits[best] = logits[best], -np.inf
+        found.near_ties += bool(most - logits.max() < NEAR_TIE)
         if best in tokens.ends:
             found.ended = True
             return found

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from edge_asr.errors import UserError, first_line
 from edge_asr.export.base import RUNTIME_TARGETS
 from edge_asr.export.onnx_exporter import CACHES, DECODER, ENCODER, FEATURES, TOKEN
 from edge_asr.runtimes.base import runtimes
@@ -23,7 +24,7 @@ class OnnxRuntime(FileRuntime):
     version = 2
     name: ClassVar[str] = "onnxruntime"
     types: ClassVar[str] = "float32"
-    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     extra: ClassVar[str] = "onnx"
     targets: ClassVar[tuple[str, ...] | None] = RUNTIME_TARGETS[name]
 
@@ -38,13 +39,21 @@ class OnnxRuntime(FileRuntime):
 
 
 def session(path: Path) -> Any:
-    """A session of the file at `path`, with as many threads as torch has."""
+    """A session of the file at `path`, with as many threads as torch has.
+
+    Raises UserError where it cannot be loaded.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base of their own
+        raise UserError(
+            f"{path}: ONNX Runtime cannot load it: {first_line(error)}; export the model again"
+        ) from error
 
 
 class DecoderSession:

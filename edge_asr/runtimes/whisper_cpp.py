@@ -26,7 +26,7 @@ class WhisperCpp(FileRuntime):
 
     name: ClassVar[str] = "whisper_cpp"
     types: ClassVar[str] = "its own types"
-    packages: ClassVar[tuple[str, ...]] = ("_pywhispercpp", "gguf")
+    packages: ClassVar[tuple[str, ...]] = ("_pywhispercpp",)
     extra: ClassVar[str] = "whisper_cpp"
     targets: ClassVar[tuple[str, ...] | None] = RUNTIME_TARGETS[name]
     families: ClassVar[tuple[str, ...] | None] = FAMILIES

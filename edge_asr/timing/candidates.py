@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -14,7 +13,7 @@ import edge_asr.runtimes
 from edge_asr.errors import UserError
 from edge_asr.export.exported import CONFIG, Export, difference, read_export
 from edge_asr.export.write import write_whole
-from edge_asr.models.decoding import IN_FLOAT32, Decoding, Dtype
+from edge_asr.models.decoding import Decoding, Dtype
 from edge_asr.models.files import EMBEDDED, PROCESSING_FILES, CheckpointFiles, find_files
 from edge_asr.models.loading import load_checkpoint
 from edge_asr.registry import import_modules, load_plugins
@@ -50,7 +49,7 @@ def runtime_of(export: Export, folder: Path) -> str:
     load_plugins()
     for name in runtimes:
         if export.target in (runtimes[name].targets or ()):
-            runtimes[name].check(IN_FLOAT32, "cpu")
+            file_runtime(name).require()
             return name
     known = sorted({one for name in runtimes for one in runtimes[name].targets or ()})
     raise UserError(
@@ -179,14 +178,14 @@ def against(
     if comparison.has(faster_whisper.NAME):
         if export.family not in faster_whisper.FAMILIES:
             said = f"{faster_whisper.NAME}: knows Whisper only, not {export.checkpoint}"
-        elif importlib.util.find_spec(faster_whisper.NAME) is None:
-            said = (
-                f"{faster_whisper.NAME}: is not installed; pip install 'edge_asr[faster_whisper]'"
-            )
+            comparison.left_out.append(said)
+            return
+        try:
+            faster_whisper.require_faster_whisper()
+        except UserError as error:
+            comparison.left_out.append(str(error))
         else:
             yield _faster_whisper(export, folder, files, comparison.working)
-            return
-        comparison.left_out.append(said)
 
 
 def _float(export: Export, runtime: str, files: CheckpointFiles, working: Path) -> Candidate:

@@ -19,6 +19,7 @@ from edge_asr.cli.overrides import parse, prepare, values
 from edge_asr.cli.sweep import sweep_members
 from edge_asr.cli.watch import Watch
 from edge_asr.config import CONF
+from edge_asr.errors import UserError
 from edge_asr.experiments.sweeps import SweepRun, sweep_runs
 from edge_asr.run import main
 from edge_asr.store.artefacts import Store
@@ -37,6 +38,14 @@ def test_several_experiments_are_one_sweep_after_the_other() -> None:
     assert len(found) == 2 * 2 + 3 * 2, "what is typed stands for the experiment's own values"
     assert found[0] == ("experiment=demo", "model=whisper_micro", "method=rtn", "bits=4")
     assert found[-1] == ("experiment=smoke", "model=whisper_micro", "method=gptq", "bits=2")
+
+
+def test_all_values_that_do_not_fit_are_told() -> None:
+    words = ("target=ggml_q8_0", "method=rtn,awq,hqq,spqr")
+    with pytest.raises(UserError, match=r"these do not fit: method=awq, method=hqq, method=spqr$"):
+        members(*words)
+    with pytest.raises(UserError, match=r"use method/transform=\w+$|use method=\w+$"):
+        members("target=ggml_q8_0", "method=awq,rtn", "batch_size=1,2")
 
 
 def test_experiments_that_ship_compose(monkeypatch: pytest.MonkeyPatch) -> None:

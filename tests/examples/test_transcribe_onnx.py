@@ -19,6 +19,7 @@ from tiny import tiny_moonshine, tiny_whisper, tone
 from transformers import WhisperFeatureExtractor
 
 from edge_asr.audio import SAMPLE_RATE
+from edge_asr.config import target_named
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.files import EMBEDDED
 from edge_asr.models.loading import Checkpoint, load_checkpoint
@@ -74,11 +75,9 @@ def heard(checkpoint: Checkpoint, folder: Path, samples: np.ndarray) -> str:
 
 
 def exported(checkpoint: Checkpoint, folder: Path) -> Path:
-    from edge_asr.export.write import write_for
+    from edge_asr.export.write import export_float
 
-    folder.mkdir()
-    write_for("onnxruntime", checkpoint, folder)
-    return folder
+    return export_float(checkpoint, target_named("onnx_nbits"), folder)
 
 
 @pytest.mark.parametrize("build", [tiny_whisper, tiny_moonshine])
@@ -172,5 +171,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     told("is 8000 Hz, 1 channels, 16 bits; convert it to 16000 Hz")
     soundfile.write(clip, tone(0.2), SAMPLE_RATE, subtype="PCM_24")
     told("24 bits")
-    (folder / "tokenizer.json").unlink()
-    told("has no tokenizer.json; give a folder exported for ONNX Runtime")
+    write_wav(clip, tone(0.2))
+    graph = folder / "decoder.onnx"
+    graph.write_bytes(graph.read_bytes().replace(b"token", b"tokem", 1))
+    told("decoder.onnx: is not what was exported; export the model again")
+    graph.unlink()
+    told("has no decoder.onnx; give a folder exported for ONNX Runtime")
+    (folder / "export.json").write_text("[]")
+    told("has no export.json that can be read; give an exported folder")

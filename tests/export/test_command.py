@@ -51,6 +51,7 @@ def test_a_run_is_exported_by_its_folder(
         ("float", "compressed_tensors", "is a run of the float model"),
         ("rtn", "compressed_tensor", "did you mean compressed_tensors?"),
         ("rtn", "none", "known are compressed_tensors"),
+        ("rtn", "onnx_dynamic", "give --target=compressed_tensors, or make a run with target=onnx"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
@@ -62,6 +63,39 @@ def test_what_cannot_be_exported_is_one_line(
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("{file}/inside", "--out={file}/inside: cannot be written (Not a directory)"),
+        ("{folder}/" + 300 * "x", "cannot be written (File name too long); choose another folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, message: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    out = place.format(file=file, folder=tmp_path)
+    assert main([str(of(runs, "rtn")), "--target", "compressed_tensors", "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert message.format(file=file) in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_not_there_is_told(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--target", "compressed_tensors", "--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "nothing"), *out]) == 2
+    assert "nothing: is no folder; give that of a run" in capsys.readouterr().err
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    assert main([str(of(runs, "rtn")), *out, "--store", str(lost)]) == 2
+    assert "make the run again with rerun=true" in capsys.readouterr().err
+    # The record itself is as good as its folder.
+    assert main([str(of(runs, "rtn") / "record.json"), *out]) == 0
 
 
 def test_the_float_model_of_a_run_is_exported_beside_it(

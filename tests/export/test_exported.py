@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,14 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
     refused(rf"has {len(content) - 1} bytes, and {len(content)} were written")
     weights.unlink()
     refused(r"model\.safetensors: is missing")
+    plain = json.loads((made / EXPORT).read_text())
+    other = plain["files"]["model.safetensors"]
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for outside in ("../model.safetensors", str(tmp_path / "model.safetensors")):
+        (made / EXPORT).write_text(json.dumps(plain | {"files": {outside: other}}))
+        refused(r"model\.safetensors: is not in the folder itself")
+    (made / EXPORT).write_text(json.dumps(plain | {"files": {}}))
+    refused(r"export\.json: names no file of a model; export the model again")
     (made / EXPORT).write_text("{")
     refused(r"export\.json: .*; export the model again")
     (made / EXPORT).unlink()

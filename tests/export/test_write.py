@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edge_asr.cli.compose import compose_settings
 from edge_asr.errors import UserError
+from edge_asr.export.base import require_packages
 from edge_asr.export.formats.compressed_tensors import CompressedTensors
 from edge_asr.export.write import export
 from edge_asr.models.loading import Checkpoint
@@ -68,13 +69,16 @@ def test_a_target_without_an_exporter_says_which_have_one(
 def test_a_missing_package_is_named_with_what_installs_it(
     moonshine: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec",
-        lambda name, *_: None if name == "compressed_tensors" else find(name),
-    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     message = r"compressed_tensors, which is not installed; pip install 'edge_asr\[compressed"
     refused(quantized(moonshine, GRID), tmp_path, message)
+
+
+def test_a_broken_package_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package.py").write_text("raise ImportError('libgomp.so.1: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be imported \(libgomp.so.1: not found\); pip"):
+        require_packages("--target=x", ("broken_package",), "x")
 
 
 def test_other_values_in_the_file_export_nothing(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from export.models import WIDTHS
+from tiny import tiny_whisper
 
 from edge_asr.cli.compose import compose_settings
 from edge_asr.config import CONF, Settings, target_named
@@ -100,8 +102,12 @@ def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["symmetric=true"], "zero_point=minimum with symmetric=true: .*; set symmetric=false"),
-        (["method/range=mse_double_quant"], "zero_point=minimum: .*; set method/range=minmax"),
+        (
+            ["symmetric=true"],
+            "zero_point=minimum with symmetric=true: .*set symmetric=false, or leave zero_point",
+        ),
+        (["method/range=mse_double_quant"], "scales in float16.*; use method/range=mse"),
+        (["method=spqr"], "no weights of a layer apart; use method=gptq"),
         (
             ["scheme.rules=[{zero_point: integer}]"],
             "has whole zero points; its runtime holds minima.*leave zero_point out of rules",
@@ -120,7 +126,7 @@ def test_hqq_moves_the_minimum() -> None:
     assert found.label == "W5 g32 minimum A8 g32 sym half"
 
 
-@pytest.mark.parametrize("name", ["ggml_q4_0", "onnx_nbits_a8", "onnx_dynamic"])
+@pytest.mark.parametrize("name", ["ctranslate2_int8", "onnx_nbits_a8", "onnx_dynamic"])
 def test_what_stays_float_reads_floats(name: str) -> None:
     words = ["method=gptq", f"target={name}", "decoder.bits=float"]
     with pytest.raises(UserError, match=r"decoder\.\w+ keeps its weights in floating point"):
@@ -168,13 +174,58 @@ def test_a_width_without_any_group_is_left_float_or_refused() -> None:
     grid = Grid(
         4, symmetric=True, signed=True, signed_scale=True, granularity="group", group_size=32
     )
-    with pytest.raises(UserError, match=r"divide the 144 columns.*bits: float, act_bits: null"):
+    with pytest.raises(UserError, match=r"divide the 144 columns.*use target=onnx_nbits"):
         target.refuse(LAYER, TensorFormat(grid, Q8), 144)
-    target.refuse(LAYER, TensorFormat(None, None), 144)
+    with pytest.raises(UserError, match="holds all matrices in one format"):
+        target.refuse(LAYER, TensorFormat(None, None), 144)
+    any_layers = replace(target, layers="either")
+    with pytest.raises(UserError, match=r"divide the 144 columns.*bits: float, act_bits: null"):
+        any_layers.refuse(LAYER, TensorFormat(grid, Q8), 144)
+    any_layers.refuse(LAYER, TensorFormat(None, None), 144)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "convolution"])
+def test_what_a_target_prefers_can_be_turned_off(kind: str, tmp_path: Path) -> None:
+    rule = f"scheme.rules=[{{kind: {kind}, bits: float}}]"
+    settings = compose_settings(
+        "model=whisper_micro", "method=rtn", "target=ctranslate2_int8", rule
+    )
+    plan = make_plan(settings, Store(tmp_path))
+    label = {"embedding": "embedding", "convolution": "conv"}[kind]
+    assert f"{label} W8" not in plan.label
+    other = {"embedding": "conv", "convolution": "embedding"}[kind]
+    assert f"{other} W8" in plan.label
+
+
+def test_what_must_be_quantized_cannot_be_turned_off(tmp_path: Path) -> None:
+    model = tiny_whisper(tmp_path, width=96, inner=384)
+    words = ("model=custom", f"model.path={model}", "target=ggml_q4_0")
+    check_and_plan(*words)
+    for rule in ("{kind: embedding, bits: float}", "{role: fc2, bits: float, act_bits: null}"):
+        with pytest.raises(UserError, match="holds all matrices in one format"):
+            check_and_plan(*words, f"scheme.rules=[{rule}]")
+
+
+def check_and_plan(*words: str) -> None:
+    settings = compose_settings("method=rtn", *words)
+    check_settings(settings)
+    make_plan(settings, Store(Path("unused")))
+
+
+def test_a_family_that_a_runtime_does_not_run_is_refused() -> None:
+    for name in ("ggml_q4_0", "ctranslate2_int8"):
+        with pytest.raises(UserError, match=r"runs whisper alone.*use target=onnx_nbits"):
+            check_and_plan("model=moonshine_micro", f"target={name}")
+
+
+def test_scales_that_are_no_halves_are_refused() -> None:
+    for name in ("ggml_q8_0", "ctranslate2_int8"):
+        with pytest.raises(UserError, match=r"scales in float16.*use method/range=mse"):
+            check_and_plan(f"target={name}", "method/range=minmax_double_quant")
 
 
 def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    settings = compose_settings("model=moonshine_micro", "method=gptq", "target=ggml_q4_0")
+    settings = compose_settings("model=whisper_micro", "method=gptq", "target=ggml_q4_0")
     with pytest.raises(UserError, match="groups of 32 do not divide the 144 columns"):
         make_plan(settings, Store(tmp_path))
     dynamic = compose_settings("model=moonshine_micro", "method=gptq", "target=onnx_dynamic")

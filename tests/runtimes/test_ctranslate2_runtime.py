@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -170,7 +170,7 @@ def test_an_exported_model_is_run_as_it_is(whisper: Checkpoint, tmp_path: Path) 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(UserError, match=r"pip install 'edge_asr\[ctranslate2\]'"):
         CTranslate2Runtime.check(StackDtypes(), "cpu")
 
