@@ -31,7 +31,6 @@ from edge_asr.export.ggml_container import (
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.whisper import Whisper
 from edge_asr.models.loading import Checkpoint
-from edge_asr.quant.formats import TensorFormat
 from edge_asr.quant.grid import minimum_of
 from edge_asr.quant.weight import QuantizedWeight
 from edge_asr.store.files import write_bytes_atomically
@@ -67,7 +66,7 @@ class GgmlExporter(Exporter):
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
         refuse_computation(checkpoint)
         names = tensor_names(*checkpoint.architecture.depth(checkpoint.model.config))
-        coded = coded_weights(checkpoint, names, self.block)
+        coded = coded_weights(checkpoint, names)
         content = Container(
             dimensions(checkpoint, VERSION + self.block.file_type if coded else FLOAT16),
             np.asarray(checkpoint.feature_extractor.mel_filters, np.float32).T,
@@ -247,12 +246,10 @@ def _layer_names(
         yield from zip(map(str, paths), names, strict=True)
 
 
-def coded_weights(
-    checkpoint: Checkpoint, names: Mapping[str, str], block: BlockType
-) -> dict[str, QuantizedWeight]:
+def coded_weights(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, QuantizedWeight]:
     """The codes of every matrix, by its parameter; none of a float model.
 
-    Raises UserError where a file has no place for a parameter, or matrices are of several types.
+    Raises UserError where a file has no place for a parameter.
     """
     model: Any = checkpoint.model
     parameters = dict(model.named_parameters())
@@ -271,19 +268,9 @@ def coded_weights(
         return {}
     coded = {}
     for name, weight in found.items():
-        if weight is None or (weight.grid.bits, weight.grid.group_size) != (block.bits, COLUMNS):
-            raise UserError(_one_type(name, weight, block))
+        assert weight is not None, f"{name} is no matrix of the target"
         coded[name] = weight
     return coded
-
-
-def _one_type(name: str, weight: QuantizedWeight | None, block: BlockType) -> str:
-    """What to say of a matrix that is not of the file's type."""
-    own = "floating point" if weight is None else TensorFormat(weight.grid).label
-    return (
-        f"{name}: is {own}, and a file of whisper.cpp has one type for all matrices, here "
-        f"{block.bits} bits in groups of {COLUMNS}; leave out the rule of scheme= that keeps it so"
-    )
 
 
 def stored_tensors(
