@@ -39,12 +39,15 @@ def quantized(
     inputs: ActivationGrid | None = None,
     *,
     others: Mapping[str, ActivationGrid | None] | None = None,
+    layers: bool = True,
     **parts: Any,
 ) -> Checkpoint:
     """A quantized copy, by rounding to nearest but for `parts`; `others` are kinds outside of
-    blocks that are quantized too, with how they read their inputs."""
+    blocks that are quantized too, with how they read their inputs. Without `layers` only those."""
     model = copy.deepcopy(checkpoint.model)
     formats = formats_of(checkpoint, grid, inputs)
+    if not layers:
+        formats = dict.fromkeys(formats, TensorFormat())
     for slot in checkpoint.architecture.slots(model.config):
         if slot.kind in (others or {}):
             formats[slot.name] = TensorFormat(grid, (others or {})[slot.kind])

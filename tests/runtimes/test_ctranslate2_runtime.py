@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from export.models import SIGNED, quantized
 from shared import shared
 from tiny import tiny_moonshine, tiny_whisper, tone
@@ -167,6 +168,25 @@ def test_an_exported_model_is_run_as_it_is(whisper: Checkpoint, tmp_path: Path) 
     refused("exported with other begin_suppress_tokens", other, StackDtypes(), tmp_path)
     (tmp_path / "vocabulary.json").unlink()
     refused("CTranslate2 cannot load it: ", whisper, StackDtypes(), tmp_path)
+
+
+def test_a_head_reads_the_integers_that_are_simulated(whisper: Checkpoint) -> None:
+    own = quantized(whisper, GRID, None, others={"embedding": None, "head": INPUTS}, layers=False)
+    runtime = CTranslate2Runtime(own)
+    memory = runtime.encode(runtime.prepare(CLIPS[:1])[0])
+    result = runtime.search(memory, 8)
+    found = torch.from_numpy(np.stack([np.asarray(one) for one in result.logits[0]]))
+    prompt = own.architecture.prompt(own.model)
+    tokens = torch.tensor([[*prompt, *result.sequences_ids[0]]])
+    model: Any = own.model
+    states = model.get_decoder()(
+        input_ids=tokens, encoder_hidden_states=torch.from_numpy(np.array(memory))
+    ).last_hidden_state[0, len(prompt) - 1 :][: len(found)]
+    head = model.get_output_embeddings()
+    simulated, floats = head(states), states @ head.weight.T
+    known = found > -1e4  # the others are suppressed
+    assert float((found - simulated)[known].abs().max()) < 1e-3
+    assert float((found - floats)[known].abs().max()) > 1e-2
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
