@@ -245,6 +245,7 @@ def test_a_series_goes_on_where_it_was(
     out = tmp_path / "new" / "folder" / "times.json"
     words = [str(work / "moonshine-4bit"), "--threads", "1", "--seconds", "0.5"]
     words += ["--against", "float", "--out", str(out)]
+    same = [str(work / ".." / work.name / "moonshine-4bit"), *words[1:]]
     assert main([*words, "--repeats", "1"]) == 0
     first = parse(Times, out.read_bytes(), out)
     # As if it had been stopped before the last one.
@@ -252,7 +253,7 @@ def test_a_series_goes_on_where_it_was(
     del plain["measurements"][-1]
     out.write_text(json.dumps(plain))
     capsys.readouterr()
-    assert main([*words, "--repeats", "2"]) == 0
+    assert main([*same, "--repeats", "2"]) == 0
     shown = capsys.readouterr()
     assert "1 are measured already; remove it to measure anew" in shown.err
     assert "1 of 3: moonshine float, threads 1, repeat 1" in shown.err
@@ -264,7 +265,8 @@ def test_a_series_goes_on_where_it_was(
     ]  # fmt: skip
     assert times.measurements[0] == first.measurements[0]
     other = [str(work / "whisper-4bit"), *words[1:]]
-    assert f"--out={out}: holds measurements of another candidates" in told(capsys, *other)
+    said = told(capsys, *other)
+    assert f"--out={out}: holds measurements with another candidates.moonshine float; give" in said
     assert parse(Times, out.read_bytes(), out) == times
     assert f"--out={tmp_path}: is no file" in told(capsys, *words[:-1], tmp_path)
     assert f"--out={out / 'x'}: is no file" in told(capsys, *words[:-1], out / "x")

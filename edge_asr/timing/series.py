@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from edge_asr.errors import UserError
 from edge_asr.models.files import find_files
@@ -108,18 +109,19 @@ def went_on(times: Times, out: Path) -> Times:
         return times
     before = parse(Times, out.read_bytes(), out, REMEDY)
 
-    def compared(one: Times) -> dict[str, object]:
+    def compared(one: Times) -> dict[str, Any]:
+        # What a candidate is its hashes say, wherever it lies.
+        candidates = {own.name: replace(own, exported="", weights=None) for own in one.candidates}
         return {
-            "machine": replace(one.machine, load=None),
-            "environment": replace(one.environment, threads=0),
+            "schema_version": one.schema_version,
+            "machine": asdict(replace(one.machine, load=None)),
+            "environment": asdict(replace(one.environment, threads=0)),
             "audio": one.audio,
-            "candidates": one.candidates,
+            "candidates": {name: asdict(own) for name, own in candidates.items()},
         }
 
-    own = compared(times)
-    for name, value in compared(before).items():
-        if value != own[name]:
-            raise UserError(f"--out={out}: holds measurements of another {name}; {REMEDY}")
+    if field := first_difference(compared(before), compared(times)):
+        raise UserError(f"--out={out}: holds measurements with another {field}; {REMEDY}")
     threads = max(before.environment.threads, times.environment.threads)
     return replace(
         before,
@@ -127,6 +129,22 @@ def went_on(times: Times, out: Path) -> Times:
         environment=replace(before.environment, threads=threads),
         left_out=times.left_out,
     )
+
+
+def first_difference(one: Any, other: Any, place: str = "") -> str | None:
+    """The path of a value in which two nested dictionaries differ, `a.b.c`; None: they are equal.
+
+    What only one of them has differs too.
+    """
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return place if one != other else None
+    for name in sorted(one.keys() | other.keys()):
+        own = f"{place}.{name}" if place else name
+        if name not in one or name not in other:
+            return own
+        if found := first_difference(one[name], other[name], own):
+            return found
+    return None
 
 
 def lasting(candidate: Candidate, working: Path) -> Candidate:
