@@ -64,7 +64,7 @@ def heard_through(
 ) -> tuple[Hypothesis, ...]:
     """What is heard of the clips through the file that `tool` makes of a float one."""
     with TemporaryDirectory() as made:
-        shutil.copytree(folder, made, dirs_exist_ok=True)
+        shutil.copytree(folder, made, ignore=shutil.ignore_patterns(MODEL), dirs_exist_ok=True)
         quantized_by(tool, kind, folder / MODEL, Path(made) / MODEL)
         read_whole(Path(made) / MODEL)
         runtime = WhisperCpp(checkpoint_of(export, folder), exported=Path(made))

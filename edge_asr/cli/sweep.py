@@ -124,8 +124,10 @@ def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, .
             problems[value] = error
     if problems:
         first_problem, *_ = problems.values()
-        others = f"; of the sweep these do not fit: {', '.join(problems)}"
-        raise UserError(f"{first_problem}{others if len(problems) > 1 else ''}")
+        raise UserError(
+            f"{first_problem}; with the first values of the others these do not fit: "
+            + ", ".join(problems)
+        )
     return list(dict.fromkeys(members))
 
 

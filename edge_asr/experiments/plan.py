@@ -225,7 +225,7 @@ def make_plan(settings: Settings, store: Store, clips: Clips | None = None) -> P
         drawn = clips.drawn(settings)
         calibrate = calibrate_step(settings, files, architecture, drawn)
     if recipe.quantizes:
-        quantize = quantize_step(settings, files, architecture, recipe, formats, calibrate)
+        quantize = quantize_step(settings, files, architecture, recipe, formats, served, calibrate)
     data_sets = []
     for corpus in corpora:
         audio = fingerprint(corpus.audio_digests(store.digests))

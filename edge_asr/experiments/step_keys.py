@@ -30,8 +30,9 @@ def _family(architecture: Architecture) -> list[Any]:
 
 def tokens_per_second_of(settings: Settings, architecture: Architecture) -> float | None:
     """The cap on generated tokens a second of audio, or None."""
-    own = settings.model.tokens_per_second
-    return architecture.usual_tokens_per_second(settings.decode.language) if own is None else own
+    return architecture.tokens_per_second(
+        settings.model.tokens_per_second, settings.decode.language
+    )
 
 
 def dtypes_of(settings: Settings, files: CheckpointFiles) -> StackDtypes:
@@ -75,9 +76,10 @@ def quantize_step(
     architecture: Architecture,
     recipe: Recipe,
     formats: dict[str, TensorFormat],
+    served: dict[str, TensorFormat],
     calibrate: Step | None,
 ) -> Step:
-    """Quantizing the model."""
+    """Quantizing the model; `served` is what the recipe makes of `formats`."""
     return Step(
         "quantize",
         {
@@ -90,6 +92,7 @@ def quantize_step(
             "recipe": recipe.identity,
             "formats": {name: dataclasses.asdict(one) for name, one in formats.items()},
             **_half_scales(formats),
+            **_one_sided_ranges(served),
             # The folder that is written holds the processor's files too.
             "processing": files.processing_fingerprint,
             "layer_errors": settings.layer_errors is not False and calibrate is not None,
@@ -101,6 +104,13 @@ def _half_scales(formats: Mapping[str, TensorFormat]) -> dict[str, int]:
     """A version of its own of how inputs with float16 scales are rounded."""
     used = any(one.inputs is not None and one.inputs.half_scales for one in formats.values())
     return {"half_scales": 2} if used else {}
+
+
+def _one_sided_ranges(served: Mapping[str, TensorFormat]) -> dict[str, int]:
+    """A version of its own of how ranges shrink that need not hold zero."""
+    grids = [one.weights for one in served.values() if one.weights is not None]
+    used = any(not one.symmetric and not one.include_zero for one in grids)
+    return {"one_sided_ranges": 2} if used else {}
 
 
 def _padding(settings: Settings, architecture: Architecture) -> list[Any] | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,9 @@ from rich.console import Console
 
 from edge_asr.cli.main import Parser, exit_code
 from edge_asr.config import target_named
-from edge_asr.errors import UserError
+from edge_asr.errors import UserError, first_line
 from edge_asr.quant.target import Target
+from edge_asr.store.record import RECORD_NAME
 
 if TYPE_CHECKING:
     from edge_asr.models.loading import Checkpoint
@@ -47,28 +47,23 @@ def command(arguments: Sequence[str] | None = None) -> None:
     from edge_asr.export.source import float_model, quantized_model
     from edge_asr.export.write import export, export_float
 
-    with _told_of_out(options.out):
-        if options.floats:
-            folder = export_float(float_model(options.model), target, options.out)
-            said = f"the float model of {options.model}"
-        else:
-            checkpoint = quantized_model(options.model, options.store)
-            _refuse_other_target(options.model, checkpoint, target)
-            folder = export(checkpoint, target, options.out)
-            said = f"read back, every weight is that of {options.model}"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    Console().print(f"{folder}: {size / 1e6:.1f} MB; {said}", soft_wrap=True)
-
-
-@contextmanager
-def _told_of_out(out: Path) -> Iterator[None]:
-    """Turns what the system says of the folder that is written into a UserError."""
+    model = options.model.parent if options.model.name == RECORD_NAME else options.model
+    if options.floats:
+        checkpoint, write = float_model(model), export_float
+        said = f"the float model of {model}"
+    else:
+        checkpoint, write = quantized_model(model, options.store), export
+        _refuse_other_target(model, checkpoint, target)
+        said = f"read back, every weight is that of {model}"
     try:
-        yield
+        folder = write(checkpoint, target, options.out)
     except OSError as error:
         raise UserError(
-            f"--out={out}: cannot be written ({error.strerror}); choose another folder"
+            f"--out={options.out}: cannot be written ({error.strerror or first_line(error)}); "
+            "choose another folder"
         ) from error
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    Console().print(f"{folder}: {size / 1e6:.1f} MB; {said}", soft_wrap=True)
 
 
 def _refuse_other_target(folder: Path, checkpoint: Checkpoint, target: Target) -> None:

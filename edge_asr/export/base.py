@@ -59,7 +59,7 @@ def require_packages(option: str, packages: Iterable[str], extra: str) -> None:
     for package in packages:
         try:
             import_module(package)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the latter of libraries that are not there
             absent = isinstance(error, ModuleNotFoundError) and error.name == package
             said = "is not installed" if absent else f"cannot be imported ({first_line(error)})"
             raise UserError(

@@ -142,7 +142,7 @@ def read_export(folder: Path) -> Export:
         raise UserError(f"{path}: names no file of a model; export the model again")
     for name, file in export.files.items():
         own = folder / name
-        if not own.resolve().is_relative_to(folder.resolve()):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             problem = "is not in the folder itself"
         elif not own.is_file():
             problem = "is missing"

@@ -27,7 +27,6 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
     Raises:
         UserError: there is none, or the store has given it up.
     """
-    folder = folder.parent if folder.name == RECORD_NAME else folder
     path = folder / RECORD_NAME
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; give that of a run, such as runs/MODEL/RUN")
@@ -47,19 +46,17 @@ def quantized_model(folder: Path, store: Path | None = None) -> Checkpoint:
             "rerun=true, which keeps it there as long as store_cap= allows, or give --store of a "
             "run that was moved"
         )
-    decoding = _decoding(record)
-    found = load_model(artefact.folder, decoding=decoding)
+    found = load_model(artefact.folder, decoding=_decoding(record))
     # What was quantized serves runs of other names, which decode in other ways.
-    usual = found.architecture.usual_tokens_per_second(decoding.language)
-    files = replace(
-        found.files, reference=record.model.source, float_weights=record.model.weights_sha256
-    )
-    own = _tokens_per_second(record)
     return replace(
         found,
         name=record.model.name,
-        files=files,
-        tokens_per_second=usual if own is None else own,
+        files=replace(
+            found.files, reference=record.model.source, float_weights=record.model.weights_sha256
+        ),
+        tokens_per_second=found.architecture.tokens_per_second(
+            _tokens_per_second(record), found.decoding.language
+        ),
     )
 
 

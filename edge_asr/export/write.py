@@ -126,8 +126,8 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
             )
         if weight is not None and target.half_scales and not _in_halves(weight.parameters.scale):
             raise UserError(
-                f"target={target.name}: {name} has scales that are no float16 numbers, which its "
-                "runtime holds; quantize with method/range=minmax or mse"
+                f"target={target.name}: {name} has scales that are no float16 numbers, which are "
+                "exported alone; quantize with method/range=minmax or mse"
             )
         if weight is not None and weight.outliers is not None and not target.outliers:
             raise UserError(

@@ -139,8 +139,6 @@ def load_checkpoint(
             f"model.path={reference!r}: the tokenizer {problem}; restore the tokenizer.json "
             "published with the checkpoint"
         )
-    if tokens_per_second is None:
-        tokens_per_second = architecture.usual_tokens_per_second(decoding.language)
     return Checkpoint(
         name=name or Path(reference).name,
         files=files,
@@ -148,7 +146,7 @@ def load_checkpoint(
         feature_extractor=feature_extractor,
         tokenizer=tokenizer,
         architecture=architecture,
-        tokens_per_second=tokens_per_second,
+        tokens_per_second=architecture.tokens_per_second(tokens_per_second, decoding.language),
         float_bits=files.float_bits,
         warnings=tuple(warnings),
         decoding=decoding,

@@ -2,7 +2,8 @@
 
 A rule selects tensors (by stack, role, name pattern and kind) and sets what it names (bits,
 group_size, ...); what it does not name stays as the rules before left it. The rules of a run are,
-in this order: the recipe's own, the named scheme's, and the shorthands of the command line.
+in this order: the recipe's own, the target's, the named scheme's, and the shorthands of the
+command line.
 Nothing here imports torch.
 """
 
@@ -109,9 +110,9 @@ class Assigned:
         return TensorFormat(weights, inputs)
 
 
-# What a rule may say of weights that have codes.
 # The source of rules that a target sets.
 OF_TARGET = "target"
+# What a rule may say of weights that have codes.
 OF_CODES = ("group_size", "symmetric", "zero_point")
 # The types a rule's values may have, as YAML and the command line give them.
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -302,7 +303,7 @@ class Scheme:
     def _check_unused_activation(self, assigned: Iterable[Assigned]) -> None:
         if any(one.act_bits is not None for one in assigned):
             return
-        for rule in self.rules:
+        for rule in self._of_users().rules:
             for name, value in rule.assign.items():
                 if name.startswith("act_") and name != "act_bits":
                     raise UserError(

@@ -46,7 +46,8 @@ class Target(Checked):
         runtime_ops: Whether operations that could not be folded into weights can run with it.
         outliers: Whether weights of a layer can stay floating point.
         families: Those whose models it runs; null: all.
-        half_scales: Whether it holds scales in float16, and so none that are quantized themselves.
+        half_scales: Whether scales are exported in float16, and so none that are quantized
+            themselves.
     """
 
     name: str = "none"
@@ -138,7 +139,8 @@ class Target(Checked):
         if self.families is not None and family not in self.families:
             raise UserError(
                 f"target={self.name}: its runtime runs {_listed(self.families)} alone, and the "
-                f"model is of the family {family}; use target=onnx_nbits, or another model="
+                f"model is of the family {family}; use target=onnx_nbits without runtime=, or "
+                "another model="
             )
 
     def refuse_parts(
@@ -154,11 +156,11 @@ class Target(Checked):
         if outliers and not self.outliers:
             raise UserError(
                 f"target={self.name} with method/outliers={names['outliers']}: its runtime holds "
-                "no weights of a layer apart; use method=gptq"
+                "no weights of a layer apart; use method=gptq and method/outliers=none"
             )
         if quantized_scales and self.half_scales:
             raise UserError(
-                f"target={self.name} with method/range={names['range']}: its runtime holds scales "
+                f"target={self.name} with method/range={names['range']}: its scales are exported "
                 "in float16, and those of this range are quantized themselves; use method/range=mse"
             )
 
@@ -264,7 +266,7 @@ class Target(Checked):
             if slot.kind != "linear":
                 other = f"leave out the rule for kind: {slot.kind}"
             if self.layers == "quantized":
-                other = "it cannot hold this model, use target=onnx_nbits"
+                other = "it cannot hold this model, use target=onnx_nbits without runtime="
             if fitting:
                 other = remedy("group_size", max(fitting, key=lambda one: one or 0))
             raise UserError(

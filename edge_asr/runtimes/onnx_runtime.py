@@ -21,6 +21,7 @@ from edge_asr.runtimes.greedy_search import FoundTokens, greedy_tokens
 class OnnxRuntime(FileRuntime):
     """The graphs of encoder and decoder, in float32 but for their integers."""
 
+    # 2: graphs that pad no heads.
     version = 2
     name: ClassVar[str] = "onnxruntime"
     types: ClassVar[str] = "float32"

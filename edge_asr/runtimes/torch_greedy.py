@@ -26,7 +26,7 @@ Features = Mapping[str, torch.Tensor]
 class TorchRuntime(Runtime):
     """A float or simulated quantized model in PyTorch, on any device."""
 
-    # 2: a search of our own in place of the library's.
+    # 2: a search of our own in place of the library's; 3: a head's inputs are quantized too.
     version = 3
 
     def __init__(self, checkpoint: Checkpoint, dtypes: StackDtypes = IN_FLOAT32) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import edge_asr.export.formats
 import edge_asr.runtimes
@@ -37,7 +36,9 @@ def file_runtime(name: str) -> type[FileRuntime]:
     """What runs files, by its name. Raises UserError for an unknown one."""
     if name == faster_whisper.NAME:
         return faster_whisper.FasterWhisper
-    found: Any = runtimes[name]
+    found = runtimes[name]
+    if not issubclass(found, FileRuntime):
+        raise UserError(f"runtime={name}: runs no files that were exported; times are of files")
     return found
 
 

@@ -42,7 +42,9 @@ def test_several_experiments_are_one_sweep_after_the_other() -> None:
 
 def test_all_values_that_do_not_fit_are_told() -> None:
     words = ("target=ggml_q8_0", "method=rtn,awq,hqq,spqr")
-    with pytest.raises(UserError, match=r"these do not fit: method=awq, method=hqq, method=spqr$"):
+    with pytest.raises(
+        UserError, match=r"others these do not fit: method=awq, method=hqq, method=spqr$"
+    ):
         members(*words)
     with pytest.raises(UserError, match=r"use \S+=\S+$"):
         members("target=ggml_q8_0", "method=awq,rtn", "batch_size=1,2")

@@ -76,6 +76,11 @@ def test_damage_is_one_line(folder: Path, tmp_path: Path) -> None:
             read_export(made)
         assert "\n" not in str(told.value)
 
+    linked = tmp_path / "blob"
+    shutil.move(weights, linked)
+    weights.symlink_to(linked)  # as a hub's snapshot has them
+    read_export(made)
+    weights.unlink()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused(r"model\.safetensors: holds other bytes than were written; export the model again")
     weights.write_bytes(content[:-1])

@@ -96,7 +96,7 @@ def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
         kept = [one for one in kept if not one.startswith(("act_bits=", "scheme="))]
         word = word.removesuffix(" and leave out scheme= and other act_ settings")
     kept = [one for one in kept if not (one == "encoder.bits=6" and word.startswith("bits="))]
-    check_settings(compose_settings("method=gptq", *kept, word))
+    check_settings(compose_settings("method=gptq", *kept, *word.split(" and ")))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_what_it_cannot_hold_is_refused_with_a_remedy_that_helps(
             ["symmetric=true"],
             "zero_point=minimum with symmetric=true: .*set symmetric=false, or leave zero_point",
         ),
-        (["method/range=mse_double_quant"], "scales in float16.*; use method/range=mse"),
-        (["method=spqr"], "no weights of a layer apart; use method=gptq"),
+        (["method/range=mse_double_quant"], "in float16.*; use method/range=mse"),
+        (["method=spqr"], "no weights of a layer apart; use method=gptq and method/outliers=none"),
         (
             ["scheme.rules=[{zero_point: integer}]"],
             "has whole zero points; its runtime holds minima.*leave zero_point out of rules",
@@ -197,6 +197,22 @@ def test_what_a_target_prefers_can_be_turned_off(kind: str, tmp_path: Path) -> N
     assert f"{other} W8" in plan.label
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("target=onnx_nbits_a8", "scheme.rules=[{kind: embedding, bits: 8, group_size: 16}]"),
+        (
+            "target=onnx_dynamic",
+            "scheme.rules=[{kind: embedding, bits: 8, symmetric: signed}]",
+            "batch_size=1",
+        ),
+        ("target=ctranslate2_int8", "scheme.rules=[{kind: embedding, bits: float}]"),
+    ],
+)
+def test_one_kind_alone_can_be_quantized(words: tuple[str, ...]) -> None:
+    check_and_plan("model=whisper_micro", "bits=float", "act_bits=null", *words)
+
+
 def test_what_must_be_quantized_cannot_be_turned_off(tmp_path: Path) -> None:
     model = tiny_whisper(tmp_path, width=96, inner=384)
     words = ("model=custom", f"model.path={model}", "target=ggml_q4_0")
@@ -220,7 +236,7 @@ def test_a_family_that_a_runtime_does_not_run_is_refused() -> None:
 
 def test_scales_that_are_no_halves_are_refused() -> None:
     for name in ("ggml_q8_0", "ctranslate2_int8"):
-        with pytest.raises(UserError, match=r"scales in float16.*use method/range=mse"):
+        with pytest.raises(UserError, match=r"in float16.*use method/range=mse"):
             check_and_plan(f"target={name}", "method/range=minmax_double_quant")
 
 

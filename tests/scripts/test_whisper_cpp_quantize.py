@@ -57,6 +57,9 @@ def test_a_tool_that_fails_or_is_not_there_is_told(
     fails = tool(tmp_path / "fails", "echo unknown ftype >&2; exit 1")
     with pytest.raises(UserError, match=r"--type=q9: .*fails failed: unknown ftype"):
         heard_through(read_export(floats), floats, fails, "q9", corpus)
+    silent = tool(tmp_path / "silent", "exit 0")
+    with pytest.raises(UserError, match=r"--type=q4_0: .*silent failed"):
+        heard_through(read_export(floats), floats, silent, "q4_0", corpus)
     with pytest.raises(UserError, match=r"--tool=.*none: cannot be started"):
         heard_through(read_export(floats), floats, tmp_path / "none", "q4_0", corpus)
 

@@ -152,6 +152,10 @@ class Architecture(ABC):
         """What is done with it, once generation is settled."""
         return getattr(model.generation_config, "task", None) or "transcribe"
 
+    def tokens_per_second(self, own: float | None, language: str | None) -> float | None:
+        """The cap on generated tokens a second that was set, or else the usual one."""
+        return self.usual_tokens_per_second(language) if own is None else own
+
     def usual_tokens_per_second(self, language: str | None) -> float | None:
         """The published cap on generated tokens a second of speech in a language, or None."""
         del language

@@ -18,6 +18,7 @@ from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.context import ModelContext
 from edge_asr.quant.correction.tune import Distillation, TunedModel
 from edge_asr.quant.formats import ActivationGrid, Grid
+from edge_asr.quant.grid import minimum_of
 from edge_asr.quant.layers import install_layers
 from edge_asr.quant.model_training import NOT_ASKED, next_tokens
 from edge_asr.quant.transform.hadamard import rotate_model
@@ -88,6 +89,20 @@ def test_codes_and_zero_points_stay_as_they_were(checkpoint: Checkpoint, grid: G
         for name in vectors
     ]
     assert sum(moved) > len(moved) // 2
+
+
+def test_a_stored_minimum_stays_as_it_was(moonshine: Checkpoint) -> None:
+    grid = Grid(2, granularity="group", group_size=8, zero_point="minimum", include_zero=False)
+    _, plain = quantized_with(moonshine, stages(), grid)
+    _, weights = tuned(moonshine, grid)
+    changed = 0
+    for name, layer in weights.layers.items():
+        before, after = (one.weight.parameters for one in (plain.layers[name], layer))
+        changed += int(not torch.equal(before.scale, after.scale))
+        assert torch.equal(
+            minimum_of(after.zero, after.scale, grid), minimum_of(before.zero, before.scale, grid)
+        )
+    assert changed > len(weights.layers) // 2
 
 
 @pytest.mark.parametrize("rotated", [False, True])

@@ -106,6 +106,19 @@ def test_outliers_are_cut_where_that_helps() -> None:
     assert after < 0.8 * before
 
 
+@pytest.mark.parametrize("far", [5.0, -5.0])
+def test_outliers_are_cut_on_one_side_of_zero_too(far: float) -> None:
+    grid = Grid(3, zero_point="minimum", include_zero=False, half_scales=False)
+    # Outliers away from zero: its near end stays.
+    weight = 0.01 * torch.rand(8, 128, generator=torch.Generator().manual_seed(0))
+    weight[:, ::50] += 0.03
+    weight = far + weight if far > 0 else far - weight
+    widest = minmax_parameters(weight, grid)
+    fitted = Mse().fit(weight, grid, None, None)  # type: ignore[arg-type]
+    before, after = (summed_error(weight, grid, part, 2.4).sum() for part in (widest, fitted))
+    assert after < 0.8 * before
+
+
 def test_ties_keep_the_widest_range() -> None:
     # Zeros lie on every grid, so all candidates err alike: by nothing.
     grid = Grid(4)

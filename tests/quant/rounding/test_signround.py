@@ -43,6 +43,22 @@ def test_training_starts_at_zero_points_that_hqq_moved() -> None:
     )
 
 
+@pytest.mark.parametrize("far", [5.0, -5.0])
+def test_a_step_moves_a_range_on_one_side_of_zero_by_a_step(far: float) -> None:
+    grid = Grid(4, zero_point="minimum", include_zero=False, half_scales=False)
+    weight = far + 0.1 * torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    parameters = minmax_parameters(weight, grid)
+    trainable = SignedOffsets({"layer": LayerStart(weight, parameters, grid)}, None)
+    with torch.no_grad():
+        for factors in (trainable.low, trainable.high):
+            factors["0"].sub_(1 / 200)
+    nearest = round_nearest(weight, parameters, grid).dequantize()
+    moved = trainable.quantized("layer").dequantize()
+    assert not torch.equal(moved, nearest)
+    errors = [float((one - weight).square().mean()) for one in (moved, nearest)]
+    assert errors[0] < 1.1 * errors[1]
+
+
 def test_sign_sgd_steps_fall_linearly() -> None:
     value = torch.nn.Parameter(torch.zeros(2))
     optimizer = SignSGD([value], 1.0, iterations=4)
