@@ -195,6 +195,11 @@ def test_missing_packages_and_checkpoints_are_told(
     assert [one.name for one in candidates([moved], comparison)] == ["moved"]
     assert "name it with --checkpoint" in comparison.left_out[0]
     assert "name it with --checkpoint" in told(capsys, moved, "--against", "torch")
+    # It is there, and another one.
+    other = str(work / "moonshine")
+    (moved / EXPORT).write_text(json.dumps(plain | {"source": other}))
+    said = told(capsys, moved, "--against", "torch")
+    assert f"{other!r} is not what it was made of, config.json has another" in said
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "needs onnxruntime, which is not installed" in told(capsys, folder)
 

@@ -119,7 +119,7 @@ def sweep_members(composer: Composer, words: Sequence[str]) -> list[tuple[str, .
         try:
             check_settings(settings)
         except UserError as error:
-            if not value:
+            if not value:  # the first values of all: others may fail for them alone
                 raise
             problems[value] = error
     if problems:

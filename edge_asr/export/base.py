@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError, first_line
@@ -82,6 +83,13 @@ def stored_weight(checkpoint: Checkpoint, slot: Slot) -> QuantizedWeight | None:
         name = architecture.embedding
     layer = model.get_submodule(name)
     return layer.quantized if isinstance(layer, QuantizedLayer) else None
+
+
+def narrowest(values: Tensor) -> Tensor:
+    """In float16 where that holds them exactly."""
+    values = values.detach().cpu()
+    half = values.half()
+    return half if torch.equal(half.to(values.dtype), values) else values
 
 
 def format_of(layer: nn.Module, weight: QuantizedWeight | None) -> TensorFormat:

@@ -138,7 +138,7 @@ def read_export(folder: Path) -> Export:
             f"{folder}: has no {EXPORT}; give a folder that python -m edge_asr.export wrote"
         )
     export = parse(Export, path.read_bytes(), path, "export the model again")
-    if not any(not one.copied for one in export.files.values()):
+    if all(one.copied for one in export.files.values()):
         raise UserError(f"{path}: names no file of a model; export the model again")
     for name, file in export.files.items():
         own = folder / name

@@ -19,6 +19,7 @@ from edge_asr.export.base import (
     RUNTIME_TARGETS,
     exporters,
     format_of,
+    narrowest,
     require_packages,
     stored_weight,
     weighted_layers,
@@ -124,7 +125,8 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
                 f"target={target.name}: groups of {name} run over its columns in an order of their "
                 "own, which no format holds; quantize with method.rounding.ordered_groups=false"
             )
-        if weight is not None and target.half_scales and not _in_halves(weight.parameters.scale):
+        halves = weight is None or narrowest(weight.parameters.scale).dtype == torch.float16
+        if target.half_scales and not halves:
             raise UserError(
                 f"target={target.name}: {name} has scales that are no float16 numbers, which are "
                 "exported alone; quantize with method/range=minmax or mse"
@@ -140,10 +142,6 @@ def refuse_layers(checkpoint: Checkpoint, target: Target) -> None:
             f"target={target.name}: {next(iter(ops))} runs with the model, and its runtime has no "
             "operations that do not belong to the checkpoint; quantize with method/transform=none"
         )
-
-
-def _in_halves(scale: Tensor) -> bool:
-    return torch.equal(scale.half().to(scale.dtype), scale)
 
 
 def compare(checkpoint: Checkpoint, found: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +12,9 @@ from edge_asr.errors import UserError, first_line
 from edge_asr.export.base import RUNTIME_TARGETS
 from edge_asr.export.ctranslate2_file import begin_suppressed, quantized_in
 from edge_asr.export.formats.ctranslate2 import FAMILY
-from edge_asr.models.loading import Checkpoint
 from edge_asr.runtimes.base import runtimes
 from edge_asr.runtimes.file_runtime import FileRuntime
-from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens
+from edge_asr.runtimes.greedy_search import NEAR_TIE, FoundTokens, known_tokens
 
 
 @runtimes.register("ctranslate2")
@@ -50,7 +48,7 @@ class CTranslate2Runtime(FileRuntime):
                 f"its first and last one, {tokens.prompt[0]} and {tokens.prompt[-1]}, where "
                 "CTranslate2 looks for it; use runtime=torch"
             )
-        if begin_suppressed(folder) != known(tokens.suppressed_first, self.checkpoint):
+        if begin_suppressed(folder) != known_tokens(tokens.suppressed_first, self.vocabulary):
             raise UserError(
                 f"{folder}: was exported with other begin_suppress_tokens or another "
                 "decode.suppression; export the model again"
@@ -67,19 +65,13 @@ class CTranslate2Runtime(FileRuntime):
             memory, [list(tokens.prompt)], beam_size=1,
             max_length=longest(limit, len(tokens.prompt)),
             suppress_blank=bool(tokens.suppressed_first),  # those in config.json
-            suppress_tokens=known(tokens.suppressed, self.checkpoint),
+            suppress_tokens=known_tokens(tokens.suppressed, self.vocabulary),
             return_logits_vocab=True,
         )  # fmt: skip
         return result
 
     def found(self, result: Any, limit: int) -> FoundTokens:
         return found_tokens(result, limit)
-
-
-def known(tokens: Sequence[int], checkpoint: Checkpoint) -> list[int]:
-    """Those that are in the vocabulary."""
-    vocabulary = int(checkpoint.model.config.vocab_size)
-    return [token for token in tokens if 0 <= token < vocabulary]
 
 
 def longest(limit: int, prompt: int) -> int:

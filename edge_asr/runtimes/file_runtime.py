@@ -75,6 +75,11 @@ class FileRuntime(Runtime):
         with _exported_folder(self.name, checkpoint, exported) as folder:
             self.load(folder)
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.checkpoint.model.config.vocab_size)
+
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Load what was exported to `folder`, which may be gone afterwards.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,11 @@ def greedy_search(
     return found
 
 
+def known_tokens(tokens: Iterable[int], vocabulary: int) -> list[int]:
+    """Those that a vocabulary of this size has: configurations name others too, such as -1."""
+    return [token for token in tokens if 0 <= token < vocabulary]
+
+
 def greedy_tokens(
     step: Callable[[int], np.ndarray], tokens: SearchTokens, limit: int
 ) -> FoundTokens:
@@ -127,7 +132,7 @@ def greedy_tokens(
         logits = step(int(token))
     suppressed = [*tokens.suppressed, *tokens.suppressed_first]
     while True:
-        logits[[token for token in suppressed if 0 <= token < len(logits)]] = -np.inf
+        logits[known_tokens(suppressed, len(logits))] = -np.inf
         suppressed = list(tokens.suppressed)
         best = int(logits.argmax())
         most, logits[best] = logits[best], -np.inf
@@ -219,5 +224,4 @@ def _logits(head: nn.Linear, states: Tensor) -> Tensor:
 
 
 def _known(tokens: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:
-    known = [token for token in tokens if 0 <= token < vocabulary]
-    return torch.tensor(known, dtype=torch.long, device=device)
+    return torch.tensor(known_tokens(tokens, vocabulary), dtype=torch.long, device=device)

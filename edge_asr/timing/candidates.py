@@ -145,9 +145,12 @@ def float_checkpoint(
     if not comparison.checkpoints:
         here = export.source in EMBEDDED or Path(export.source).is_dir()
         files = find_files(export.source) if here else None
-        if files is not None and difference(export, files) is None:
-            return files
         reason = f"{folder}: its float model {export.source!r} is not here"
+        if files is not None:
+            problem = difference(export, files)
+            if problem is None:
+                return files
+            reason = f"{folder}: {export.source!r} is not what it was made of, {problem}"
         if comparison.names is not None:
             raise UserError(f"{reason}; name it with --checkpoint, or set --against=none")
         comparison.left_out.append(f"{reason}; name it with --checkpoint to compare with it")

@@ -11,9 +11,9 @@ import torch
 from edge_asr.export.base import require_packages
 from edge_asr.models.files import CheckpointFiles, quiet
 from edge_asr.models.loading import load_processor
-from edge_asr.runtimes.ctranslate2_runtime import known, longest
+from edge_asr.runtimes.ctranslate2_runtime import longest
 from edge_asr.runtimes.file_runtime import FileRuntime
-from edge_asr.runtimes.greedy_search import FoundTokens
+from edge_asr.runtimes.greedy_search import FoundTokens, known_tokens
 
 NAME = "faster_whisper"
 FAMILIES = ("whisper",)  # all that it knows
@@ -66,7 +66,7 @@ class FasterWhisper(FileRuntime):
             beam_size=1,
             max_length=longest(limit, len(tokens.prompt)),
             suppress_blank=bool(tokens.suppressed_first),
-            suppress_tokens=known(tokens.suppressed, self.checkpoint),
+            suppress_tokens=known_tokens(tokens.suppressed, self.vocabulary),
         )
         written = list(result.sequences_ids[0])[:limit]
         return FoundTokens(written, ended=len(written) < limit)

@@ -197,37 +197,37 @@ def test_what_a_target_prefers_can_be_turned_off(kind: str, tmp_path: Path) -> N
     assert f"{other} W8" in plan.label
 
 
-def test_one_kind_alone_can_be_quantized() -> None:
+def test_one_kind_alone_can_be_quantized(tmp_path: Path) -> None:
     words = ("model=whisper_micro", "bits=float", "act_bits=null", "target=ctranslate2_int8")
-    check_and_plan(*words, "scheme.rules=[{kind: embedding, bits: float}]")
-    check_and_plan(*words, "scheme.rules=[{kind: convolution, bits: float}]")
+    check_and_plan(tmp_path, *words, "scheme.rules=[{kind: embedding, bits: float}]")
+    check_and_plan(tmp_path, *words, "scheme.rules=[{kind: convolution, bits: float}]")
 
 
 def test_what_must_be_quantized_cannot_be_turned_off(tmp_path: Path) -> None:
-    model = tiny_whisper(tmp_path, width=96, inner=384)
+    model = tiny_whisper(tmp_path / "model", width=96, inner=384)
     words = ("model=custom", f"model.path={model}", "target=ggml_q4_0")
-    check_and_plan(*words)
+    check_and_plan(tmp_path, *words)
     for rule in ("{kind: embedding, bits: float}", "{role: fc2, bits: float, act_bits: null}"):
         with pytest.raises(UserError, match="holds all matrices in one format"):
-            check_and_plan(*words, f"scheme.rules=[{rule}]")
+            check_and_plan(tmp_path, *words, f"scheme.rules=[{rule}]")
 
 
-def check_and_plan(*words: str) -> None:
+def check_and_plan(folder: Path, *words: str) -> None:
     settings = compose_settings("method=rtn", *words)
     check_settings(settings)
-    make_plan(settings, Store(Path("unused")))
+    make_plan(settings, Store(folder / "store"))
 
 
-def test_a_family_that_a_runtime_does_not_run_is_refused() -> None:
+def test_a_family_that_a_runtime_does_not_run_is_refused(tmp_path: Path) -> None:
     for name in ("ggml_q4_0", "ctranslate2_int8"):
         with pytest.raises(UserError, match=r"runs whisper alone.*use target=onnx_nbits"):
-            check_and_plan("model=moonshine_micro", f"target={name}")
+            check_and_plan(tmp_path, "model=moonshine_micro", f"target={name}")
 
 
-def test_scales_that_are_no_halves_are_refused() -> None:
+def test_scales_that_are_no_halves_are_refused(tmp_path: Path) -> None:
     for name in ("ggml_q8_0", "ctranslate2_int8"):
         with pytest.raises(UserError, match=r"in float16.*use method/range=mse"):
-            check_and_plan(f"target={name}", "method/range=minmax_double_quant")
+            check_and_plan(tmp_path, f"target={name}", "method/range=minmax_double_quant")
 
 
 def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edge_asr.export.base import Exporter, exporters, format_of
+from edge_asr.export.base import Exporter, exporters, format_of, narrowest
 from edge_asr.models.files import ARCHITECTURE_FILES, PROCESSING_FILES, WEIGHTS
 from edge_asr.models.loading import Checkpoint
 from edge_asr.quant.formats import ActivationGrid, Grid, TensorFormat
@@ -83,19 +83,13 @@ def packed_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
     codes = (weight.codes.to(torch.int32) - shift).to(torch.int8)
     tensors = {
         "weight_packed": pack_to_int32(codes, grid.bits),
-        "weight_scale": _narrowest(parameters.scale),
+        "weight_scale": narrowest(parameters.scale),
         "weight_shape": torch.tensor(codes.shape),
     }
     if not grid.symmetric:
         zero = (parameters.zero - shift).to(torch.int8)
         tensors["weight_zero_point"] = pack_to_int32(zero, grid.bits, packed_dim=0)
     return tensors
-
-
-def _narrowest(values: Tensor) -> Tensor:
-    """In float16 where that holds them exactly."""
-    half = values.half()
-    return half if torch.equal(half.to(values.dtype), values) else values
 
 
 def unpacked(tensors: Mapping[str, Tensor], weights: Mapping[str, Any]) -> Tensor:

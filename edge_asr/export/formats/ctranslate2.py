@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_asr.errors import UserError
-from edge_asr.export.base import Exporter, exporters
+from edge_asr.export.base import Exporter, exporters, narrowest
 from edge_asr.export.ctranslate2_file import LAYERS, MODEL, damaged, quantized_in, read_variables
 from edge_asr.models.families.base import Architecture
 from edge_asr.models.families.sites import Block
 from edge_asr.models.files import PROCESSING_FILES
 from edge_asr.models.loading import Checkpoint
+from edge_asr.runtimes.greedy_search import known_tokens
 
 FAMILY = "whisper"  # the only one of ours that version 4.8 knows
 ACTIVATION = "gelu"
@@ -213,13 +214,6 @@ def fill(spec: Any, layers: Mapping[str, Any]) -> None:
         )
 
 
-def narrowest(values: Tensor) -> Tensor:
-    """In float16 where that holds them exactly; loading them makes float32 of it again."""
-    values = values.detach().cpu()
-    half = values.half()
-    return half if torch.equal(half.float(), values) else values
-
-
 def keep_float(spec: Any, scope: str) -> None:
     """Have a validated float matrix loaded as it is, see above."""
     # A spec takes no attributes that its class does not know.
@@ -238,7 +232,7 @@ def describe(config: Any, model: Any, layers: Mapping[str, Sequence[str]]) -> No
     generation = model.generation_config
     size = int(model.config.vocab_size)
     config.suppress_ids, config.suppress_ids_begin = (
-        [token for token in getattr(generation, name, None) or () if 0 <= token < size]
+        known_tokens(getattr(generation, name, None) or (), size)
         for name in ("suppress_tokens", "begin_suppress_tokens")
     )
     config.lang_ids = sorted((getattr(generation, "lang_to_id", None) or {}).values())
